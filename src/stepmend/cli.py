@@ -1,0 +1,189 @@
+"""The verbs: parse, call, print. What a user can put right is one line on standard error and exit code 2."""
+
+import errno
+import json
+import os
+import sys
+import warnings
+from functools import partialmethod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepmend import __version__
+from stepmend.records import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
+DEMO = Path("runs/demo")
+
+
+def main() -> None:
+    """The entry point: runs a verb, and turns what a user can put right into one line and exit code 2."""
+    warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
+    warnings.showwarning = lambda message, *rest: print(f"stepmend: {message}", file=sys.stderr)
+    warnings.filterwarnings("always", module="stepmend")
+    try:
+        app()
+    except InputError as error:
+        _stop(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets", "peft"}:
+            raise
+        _stop(EXTRA.format(module=error.name))
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
+            raise
+        _stop(f"{error.filename or 'a file'}: {error.strerror}; nothing was left half-written: make room and run the same command again")
+    except KeyboardInterrupt:
+        print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stop(message: str) -> None:
+    print("stepmend: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Find the step at which a quantized model starts to reason wrongly, and mend the model there.
+
+    [bold]stepmend run[/] takes a model through quantize → measure → locate → curate → restore → report.
+    """
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="How to quantize; may be given again ('stepmend schemes' lists them).")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Where problems come from: story.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
+) -> None:
+    """Take a model through the whole loop, and show it on one page.
+
+    Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/]
+    """
+    from stepmend import recipe as recipes
+
+    values = recipes.QUICK if quick else {}
+    values = recipes.merge(values, recipes.Recipe.from_yaml(recipe)) if recipe else values
+    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark}
+    values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
+    made = recipes.Recipe.make(recipes.override(values, assignments or []))
+    if quick and out == DEMO:
+        out = Path("runs/quick")
+    _silence()
+    from rich.console import Console
+
+    from stepmend.loop import Loop
+    from stepmend.progress import Stages
+    from stepmend.report import page, summary
+
+    console = Console(stderr=True)
+    with Loop(made, out, Stages(console)) as loop:
+        loop.run()
+    found = summary.read(out)
+    page.write(found, out / "report.html")
+    console.print(summary.table(found))
+    for line in summary.notices(found):
+        console.print(line, highlight=False)
+    console.print(f"\nThe page: {out / 'report.html'}\nNext: stepmend report {out} --json", highlight=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Print a run's figures and write its page anew. Needs no model."""
+    from rich.console import Console
+
+    from stepmend.report import page, summary
+
+    found = summary.read(folder)
+    if as_json:
+        print(json.dumps(summary.figures(found), indent=2))
+        return
+    page.write(found, folder / "report.html")
+    console = Console()
+    console.print(summary.table(found))
+    for line in summary.notices(found):
+        console.print(line, highlight=False)
+    console.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
+
+
+@app.command()
+def schemes() -> None:
+    """List the schemes: name, bits, group, what calibrates it, where it loads."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stepmend.quantize import schemes as table
+
+    shown = Table(
+        "scheme", "weights", "activations", "group", "KV cache", "calibrated on", "loads in", title="stepmend quantize MODEL SCHEME OUT"
+    )
+    for s in table.listing():
+        zero = "" if s.symmetric else ", zero points"
+        shown.add_row(
+            s.name,
+            f"int{s.weight_bits}{zero}",
+            "int8, dynamic" if s.activation_bits == 8 else "as the model",
+            str(s.group or "a row"),
+            "fp8" if s.kv_bits else "as the model",
+            "the parent's own traces" if s.calibrated else "nothing",
+            s.loads,
+        )
+    console = Console()
+    console.print(shown)
+    for name, text in table.METHODS.items():
+        console.print(f"{name}: {text}", highlight=False)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
+    scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
+    samples: Annotated[int, typer.Option(min=8, help="Calibration problems, solved by the model itself.")] = 64,
+) -> None:
+    """Quantize a model with llm-compressor, calibrated on its own traces of calibration problems.
+
+    Example: [bold]stepmend quantize builtin:qwen2 gptq-w3a16-g128 out/w3[/]
+    """
+    from stepmend.quantize import schemes as table
+
+    parsed = table.parse(scheme)
+    if out.exists():
+        raise InputError(f"out: {out} exists already; choose another folder")
+    _silence()
+    from stepmend import loop
+
+    loop.quantize_alone(model, parsed, out, samples)
+    print(f"{out}: {scheme}\nNext: stepmend run --model {model} --scheme {scheme} --out runs/{scheme}")
+
+
+def _silence() -> None:
+    """The libraries' own progress bars and advice, which would break ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tqdm
+
+    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)
+
+
+if __name__ == "__main__":
+    main()

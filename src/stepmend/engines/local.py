@@ -1,0 +1,74 @@
+"""Greedy generation in this process, with transformers: batches of prompts of like length, padded on the left."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from stepmend.models import chat
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote behind one text: the new text, its token ids, and whether it ended by itself or was cut off."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """One loaded model. Equal batches give equal completions, so callers keep their batches fixed when they resume."""
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int
+
+    def complete(self, texts: Sequence[str], *, allowance: Sequence[int] | None = None) -> list[Completion]:
+        """Complete rendered texts as one batch. ``allowance`` is the new tokens each may have (default: ``max_new_tokens``)."""
+        longest = max(allowance) if allowance else self.max_new_tokens
+        inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
+        with torch.inference_mode():
+            out = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
+        rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+        limits = allowance or [self.max_new_tokens] * len(rows)
+        return [self._completion(row, limit) for row, limit in zip(rows, limits, strict=True)]
+
+    def _completion(self, row: list[int], limit: int) -> Completion:
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
+        length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+        finish: Literal["stop", "length"] = "stop" if length is not None and length <= limit else "length"
+        tokens = tuple(row[: min(length or limit, limit)])
+        return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, finish)
+
+
+def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Indices of ``texts`` in batches of like length, longest first, so that a batch that does not fit memory fails at once."""
+    order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+    for begin in range(0, len(order), size):
+        yield order[begin : begin + size]
+
+
+def complete_all(
+    engine: LocalEngine,
+    texts: Sequence[str],
+    size: int,
+    *,
+    allowance: Sequence[int] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[Completion]:
+    """Complete many texts, batch by batch, and give the completions in the order of the texts."""
+    found: dict[int, Completion] = {}
+    for batch in batches(texts, size):
+        limits = [allowance[i] for i in batch] if allowance else None
+        found |= dict(zip(batch, engine.complete([texts[i] for i in batch], allowance=limits), strict=True))
+        tick(len(batch))
+    return [found[i] for i in range(len(texts))]
+
+
+def prompt_text(engine: LocalEngine, prompt: str, question: str) -> str:
+    """The rendered prompt of a question, for this engine's tokenizer."""
+    return chat.render(engine.tokenizer, prompt, question)

@@ -1,0 +1,1 @@
+"""What quantization cost: paired outcomes, their statistics, and margins."""

@@ -1,0 +1,1 @@
+"""Checkpoints: loading them, what they are asked, and the built-in ones."""

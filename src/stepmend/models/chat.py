@@ -1,0 +1,33 @@
+"""What a model is asked, and in which form: versioned prompts, and the model's own chat template."""
+
+from typing import Any
+
+PROMPTS: dict[str, str] = {
+    "plain-1": "{question}",
+    "steps-1": (
+        "{question}\n\nSolve the problem step by step. Write one step a line, as in 'Step 1: 3 * 4 = 12'. "
+        "Put the final answer in \\boxed{{}} on the last line."
+    ),
+}
+"""``plain-1`` for models that write steps by themselves (the built-in reasoners, aligned parents); ``steps-1`` for all others."""
+
+
+def render(tokenizer: Any, prompt: str, question: str) -> str:
+    """The text up to where the model's answer begins, by the tokenizer's own chat template."""
+    content = PROMPTS[prompt].format(question=question)
+    return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a rendered text; the template has written the special tokens already."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tuple[int, int]]:
+    """The half-open span that each token takes in the text of all of them; special tokens take none."""
+    spans, begin = [], 0
+    for count in range(1, len(tokens) + 1):
+        end = len(tokenizer.decode(tokens[:count], skip_special_tokens=True))
+        spans.append((begin, max(begin, end)))
+        begin = max(begin, end)
+    return spans

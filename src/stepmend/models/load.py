@@ -1,0 +1,133 @@
+"""Load a full-precision or a quantized checkpoint, and say plainly what is wrong with one that does not load."""
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from stepmend.records import InputError, digest
+
+BUILTIN = "builtin:"
+
+
+def locate(model: str) -> str:
+    """The folder of a checkpoint, or the hub name that it is. Raises InputError where it is neither, or is damaged."""
+    from stepmend.models.reasoner import CHECKPOINTS, FAMILIES
+
+    if model.startswith(BUILTIN):
+        family = model.removeprefix(BUILTIN)
+        if family not in FAMILIES:
+            raise InputError(f"model: no built-in {family!r}; allowed: {', '.join(BUILTIN + f for f in FAMILIES)}")
+        return str(CHECKPOINTS / family)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        check(folder)
+        return str(folder)
+    if folder.exists():
+        raise InputError(f"model: {model} is a file; a checkpoint's folder is needed")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        raise InputError(f"model: {model} does not exist; give a folder, a hub name such as Qwen/Qwen2.5-0.5B-Instruct, or builtin:qwen2")
+    return _download(model)
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(f"model: {name} is no folder here and could not be had from the hub ({type(error).__name__}: {reason})") from None
+
+
+def check(folder: Path) -> None:
+    """Whether a folder holds a whole checkpoint with tokenizer. Raises InputError that names the file and what is the matter."""
+    if not (folder / "config.json").exists():
+        raise InputError(f"model: {folder} holds no model (there is no config.json)")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise InputError(f"model: {folder / 'config.json'} is not valid JSON; the checkpoint is damaged") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"model: {folder} holds no weights (there is no .safetensors file)")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        missing = {*json.loads(index.read_text())["weight_map"].values()} - {file.name for file in weights}
+        if missing:
+            raise InputError(f"model: {folder} lacks {', '.join(sorted(missing))}, which its index names")
+    for file in weights:
+        _check_safetensors(file)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")):
+        raise InputError(f"model: {folder} holds no tokenizer (no tokenizer.json)")
+
+
+def _check_safetensors(file: Path) -> None:
+    """A safetensors file is an 8-byte length, a JSON header of that length, and the tensors it lists (huggingface.co/docs/safetensors)."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length)) if length < size else None
+        end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)  # pyright: ignore
+        whole = size == 8 + length + end
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"model: {file} is truncated or damaged; copy the checkpoint again")
+
+
+def checkpoint_digest(folder: str | Path) -> str:
+    """What names a checkpoint's content: every file that loading reads, whole."""
+    parts = []
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.name != "README.md":
+            with file.open("rb") as stream:
+                parts.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+    return digest(parts)
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The checkpoint's tokenizer, padding on the left. Raises InputError where it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if not tokenizer.chat_template:
+        raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: str) -> Any:
+    """The checkpoint, ready to generate: on a GPU in its own dtype, on a CPU in float32 (which is what CPUs are fast in).
+
+    A quantized checkpoint is decompressed at once; where its activations are not quantized, the wrapper that compressed-tensors lays
+    around each layer's forward, which then does nothing, is taken off.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "auto" if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    if getattr(model.config, "quantization_config", None) is not None:
+        _decompress(model)
+    if (Path(folder) / "adapter").is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(Path(folder) / "adapter")).eval()
+    return model
+
+
+def _decompress(model: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if isinstance(module, torch.nn.Linear) and scheme is not None and scheme.input_activations is None:
+            module.__dict__.pop("forward", None)

@@ -1,0 +1,1 @@
+"""From a full-precision parent to a low-bit checkpoint."""

@@ -1,0 +1,143 @@
+"""Quantize a checkpoint with llm-compressor, calibrated on the parent's own traces, into a folder that vLLM loads."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepmend.quantize import schemes
+from stepmend.records import InputError
+from stepmend.rundir import make_folder, write_text
+
+BATCH = 16
+"""Calibration rows that go through the model at once."""
+
+
+def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of every linear layer a scheme applies to, read from the configuration alone (no weights are loaded)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    found = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return {name: widths for name, widths in found.items() if not name.endswith("lm_head")}
+
+
+def preflight(folder: str, scheme: schemes.Scheme) -> None:
+    """What can be known before work starts. Raises InputError where the scheme does not suit the checkpoint."""
+    from transformers import AutoConfig
+
+    if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None:
+        raise InputError(f"model: {folder} is quantized already; give its full-precision parent")
+    schemes.check_widths(scheme, linear_widths(folder))
+
+
+def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> None:
+    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all.
+
+    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, or
+    needs texts and there are none.
+    """
+    preflight(folder, scheme)
+    if scheme.calibrated and not texts:
+        raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
+    model, tokenizer = compress(folder, scheme, texts)
+    save(model, tokenizer, out)
+
+
+def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
+    """The quantized model as llm-compressor leaves it, with its floats in the values that are saved; and the tokenizer."""
+    with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
+        model, tokenizer = _oneshot(folder, scheme, texts)
+    _round_to_storage(model, folder)
+    return model, tokenizer
+
+
+def save(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write what ``compress`` made, in the compressed-tensors format and the parent's dtype. The model in memory is compressed too."""
+    dtype = model.config.dtype
+
+    def fill(part: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
+            model.save_pretrained(part.resolve(), save_compressed=True)
+        for file in part.glob("*.safetensors"):
+            _store(file, dtype)
+        config = json.loads((part / "config.json").read_text())
+        write_text(part / "config.json", json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+        tokenizer.save_pretrained(part)
+        (part / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's own; ours says more
+
+    make_folder(out, fill)
+
+
+def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM
+
+    from stepmend.models.load import load_tokenizer
+
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
+    tokenizer = load_tokenizer(folder)
+    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
+    if scheme.calibrated:
+        # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
+        rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
+        data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
+        # Shuffled samples give other codes for the same seed.
+        arguments |= {"dataset": data, "num_calibration_samples": len(texts), "shuffle_calibration_samples": False}
+        arguments |= {"max_seq_length": len(rows[-1]), "batch_size": min(BATCH, len(rows)), "data_collator": "truncation"}
+    else:
+        arguments |= {"pipeline": "datafree"}
+    oneshot(**arguments)
+    return model, tokenizer
+
+
+def _round_to_storage(model: Any, folder: str) -> None:
+    """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
+
+    The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
+    """
+    from transformers import AutoConfig
+
+    dtype = getattr(AutoConfig.from_pretrained(folder), "dtype", None) or torch.float32
+    quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype.is_floating_point and name not in quantized:
+            tensor.copy_(tensor.to(dtype))
+    model.config.dtype = dtype
+
+
+def _store(file: Path, dtype: torch.dtype) -> None:
+    """Rewrite the floats of a safetensors file in ``dtype``, which by now holds them exactly."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@contextmanager
+def _quiet(scratch: Path) -> Iterator[None]:
+    """llm-compressor logs to the screen and into the working directory, and pins memory where there is no accelerator to pin it for."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from loguru import logger
+
+    logger.remove()
+    pin, here = IntermediatesCache._pin_intermediate, Path.cwd()
+    if not torch.cuda.is_available():
+        IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)  # pyright: ignore
+    os.chdir(scratch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.chdir(here)
+        IntermediatesCache._pin_intermediate = pin

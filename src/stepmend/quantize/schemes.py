@@ -1,0 +1,128 @@
+"""The table of schemes: what a name such as ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
+
+A name reads ``<method>-w<bits>a<bits>[-g<group>][-kv8]``; without ``-g`` there is one scale a row. This module needs no torch.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from stepmend.records import InputError
+
+METHODS: dict[str, str] = {
+    "rtn": "rounding to the nearest, uncalibrated: the control",
+    "gptq": "error-compensating rounding (Frantar et al., 2210.17323)",
+    "awq": "activation-aware scaling, then rounding (Lin et al., 2306.00978)",
+    "smoothquant": "difficulty moved from activations to weights (Xiao et al., 2211.10438), then GPTQ",
+}
+WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
+    "rtn": ((3, 16), (4, 16), (8, 8)),
+    "gptq": ((3, 16), (4, 16), (8, 8)),
+    "awq": ((3, 16), (4, 16)),
+    "smoothquant": ((8, 8),),
+}
+"""Method -> (weight bits, activation bits) that it is offered in."""
+
+GROUPS = (32, 64, 128)
+NAME = re.compile(r"(?P<method>[a-z]+)-w(?P<weights>\d+)a(?P<activations>\d+)(-g(?P<group>\d+))?(?P<kv>-kv8)?")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale a row."""
+
+    name: str
+    method: str
+    weight_bits: int
+    activation_bits: int
+    group: int | None
+    kv_bits: int | None
+
+    @property
+    def symmetric(self) -> bool:
+        """AWQ keeps integer zero points, as its authors do; the others have none."""
+        return self.method != "awq"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether anything is estimated from calibration traces: all but weight-only rounding."""
+        return self.method != "rtn" or self.kv_bits is not None
+
+    @property
+    def loads(self) -> str:
+        """Where the checkpoint loads: tried, see docs/architecture.md."""
+        if self.weight_bits == 3:
+            return "transformers"
+        return "transformers, vLLM"
+
+
+def parse(name: str) -> Scheme:
+    """The scheme of a name. Raises InputError that lists what is allowed."""
+    match = NAME.fullmatch(name)
+    allowed = "; ".join(f"{m}-{{{','.join(f'w{w}a{a}' for w, a in widths)}}}" for m, widths in WIDTHS.items())
+    if match is None or match["method"] not in METHODS:
+        raise InputError(
+            f"scheme: unknown {name!r}; allowed: {allowed}; then -g32, -g64 or -g128 for a16, and -kv8 for all ('stepmend schemes')"
+        )
+    widths = (int(match["weights"]), int(match["activations"]))
+    group = int(match["group"]) if match["group"] else None
+    if widths not in WIDTHS[match["method"]]:
+        offered = ", ".join(f"w{w}a{a}" for w, a in WIDTHS[match["method"]])
+        raise InputError(f"scheme: {name!r}: {match['method']} is offered as {offered}")
+    if group is not None and (group not in GROUPS or widths[1] != 16):
+        raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16; a8 has one scale a row")
+    return Scheme(name, match["method"], *widths, group, 8 if match["kv"] else None)
+
+
+def listing() -> list[Scheme]:
+    """The schemes that ``stepmend schemes`` prints: every method, width and group, and one example with a quantized KV cache."""
+    names = []
+    for method, widths in WIDTHS.items():
+        for weights, activations in widths:
+            stem = f"{method}-w{weights}a{activations}"
+            names += [f"{stem}-g{group}" for group in GROUPS] if activations == 16 else [stem]
+    return [parse(name) for name in [*names, "gptq-w4a16-g128-kv8", "smoothquant-w8a8-kv8"]]
+
+
+def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
+    """Before work starts: whether the group divides the columns of every linear layer.
+
+    ``linears`` maps a layer's name to (rows, columns). Raises InputError that names a layer and the groups that would do.
+    """
+    if scheme.group is None:
+        return
+    for name, (_, columns) in linears.items():
+        if columns % scheme.group:
+            fit = [g for g in GROUPS if all(c % g == 0 for _, c in linears.values())]
+            instead = f"groups of {', '.join(map(str, fit))} do" if fit else "no offered group does: leave out -g for one scale a row"
+            raise InputError(f"scheme: {scheme.name}: groups of {scheme.group} do not divide the {columns} columns of {name}; {instead}")
+
+
+def recipe_of(scheme: Scheme) -> list[Any]:
+    """The llm-compressor modifiers of a scheme. A KV-cache scheme sits on the same modifier as the weights."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
+    weights = QuantizationArgs(num_bits=scheme.weight_bits, type="int", symmetric=scheme.symmetric, **shape)  # pyright: ignore
+    inputs = None
+    if scheme.activation_bits == 8:
+        inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
+    common: dict[str, Any] = {
+        "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)},
+        "ignore": ["lm_head"],
+    }
+    if scheme.kv_bits:
+        common["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)  # pyright: ignore
+    match scheme.method:
+        case "rtn":
+            return [QuantizationModifier(**common)]
+        case "gptq":
+            return [GPTQModifier(**common)]
+        case "awq":
+            return [AWQModifier(), QuantizationModifier(**common)]
+        case _:
+            return [SmoothQuantModifier(smoothing_strength=0.5), GPTQModifier(**common)]

@@ -1,0 +1,163 @@
+"""Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stepmend.records import InputError
+
+
+class Part(BaseModel):
+    """Base of a recipe's parts: immutable, strict about keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Measure(Part):
+    """What every arm solves."""
+
+    problems: int = Field(300, ge=1, description="test problems a level")
+    max_new_tokens: int = Field(180, ge=8, description="tokens after which a solution is cut off")
+    batch_size: int = Field(150, ge=1, description="solutions generated at once")
+
+
+class Quantize(Part):
+    """How schemes are calibrated."""
+
+    calibration: int = Field(64, ge=8, description="calibration problems, solved by the parent itself")
+
+
+class Locate(Part):
+    """Which locators vote."""
+
+    locators: tuple[Literal["equations", "rescue", "margins"], ...] = Field(("equations", "rescue", "margins"), min_length=1)
+
+
+class Curate(Part):
+    """Where bullets come from."""
+
+    bullets: int = Field(332, ge=1, description="bullets a scheme, at the most (the paper's number)")
+    problems: int = Field(4500, ge=1, description="curate problems searched for regressions, at the most")
+    round: int = Field(900, ge=1, description="curate problems solved before looking whether there are enough")
+
+
+class Restore(Part):
+    """What is tuned, towards what, and on which part of a bullet."""
+
+    tune: Literal["scales", "lora"] = "scales"
+    objective: Literal["sft", "dpo", "distill"] = "distill"
+    span: Literal["step", "prefix", "tail", "whole"] | None = Field(
+        None, description="the part of a bullet that the loss is on; default: step for dpo, whole for the others"
+    )
+    steps: int = Field(200, ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, description="bullets a step")
+    learning_rate: float | None = Field(None, gt=0, description="peak rate; default by what is tuned")
+    beta: float = Field(0.1, gt=0, description="DPO: strength of the reference")
+    keep_chosen: float = Field(0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
+    lora_rank: int = Field(8, ge=1)
+
+
+class Recipe(Part):
+    """One run. Two runs with equal recipes on equal checkpoints give equal records."""
+
+    model: str = Field("builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
+    schemes: tuple[str, ...] = Field(("rtn-w4a16-g128", "rtn-w3a16-g128"), min_length=1)
+    benchmark: Literal["story"] = "story"
+    seed: int = Field(0, ge=0)
+    quick: bool = Field(False, description="few problems: the same stages, and figures that prove nothing")
+    measure: Measure = Measure()  # pyright: ignore[reportCallIssue]
+    quantize: Quantize = Quantize()  # pyright: ignore[reportCallIssue]
+    locate: Locate = Locate()  # pyright: ignore[reportCallIssue]
+    curate: Curate = Curate()  # pyright: ignore[reportCallIssue]
+    restore: Restore = Restore()  # pyright: ignore[reportCallIssue]
+
+    @classmethod
+    def make(cls, values: dict[str, Any]) -> Self:
+        """A recipe from plain values. Raises InputError that names the key, the value and what is allowed."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(_explain(item) for item in error.errors())) from None
+
+    @classmethod
+    def from_yaml(cls, file: Path) -> dict[str, Any]:
+        """The plain values of a YAML file. Raises InputError where it cannot be read."""
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe: cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise InputError(f"recipe: {file}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        if not isinstance(values or {}, dict):
+            raise InputError(f"recipe: {file}: a mapping of keys to values is needed, as in 'seed: 0'")
+        return values or {}
+
+    @classmethod
+    def from_json(cls, file: Path) -> Self:
+        """The recipe a run keeps. Raises InputError where the file is damaged."""
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError):
+            raise InputError(f"out: {file} is not a recipe of this version; choose another --out") from None
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Dotted names of the keys whose values differ."""
+        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        return [key for key in mine if mine[key] != theirs.get(key)]
+
+
+QUICK: dict[str, Any] = {
+    "quick": True,
+    "measure": {"problems": 40},
+    "curate": {"problems": 600, "round": 300, "bullets": 64},
+    "restore": {"steps": 40},
+}
+"""What ``--quick`` sets."""
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is no assignment."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment}: key=value is needed, as in --set restore.steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {assignment}: the value is not valid YAML") from None
+        *path, last = key.split(".")
+        part: dict[str, Any] = {last: value}
+        for name in reversed(path):
+            part = {name: part}
+        values = merge(values, part)
+    return values
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``below`` with ``above`` laid over it, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        mapped = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if mapped else value
+    return merged
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        part = Recipe
+        for name in item["loc"][:-1]:
+            part = part.model_fields[str(name)].annotation
+        return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"  # pyright: ignore[reportOptionalMemberAccess]
+    return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,128 @@
+"""What the stages hand each other: frozen, typed, versioned, one JSON object a line.
+
+Indices are 0-based; spans are half-open character offsets into the trace's own text; probabilities are in [0, 1]; logits and
+log-probabilities are natural-log float32. An unknown field is an error. This module imports neither torch nor transformers.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+ErrorClass = Literal[
+    "conceptual_misunderstanding",
+    "contextual_oversight",
+    "procedural",
+    "formula_rule",
+    "computational",
+    "symbolic_manipulation",
+    "logical_reasoning",
+    "degenerate",
+]
+"""Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is no step error: loops, truncation, no answer."""
+
+Outcome = Literal["correct", "wrong", "unscored"]
+
+
+class InputError(ValueError):
+    """Something a user can put right: one line that says what, where, and what is allowed. The command line exits with code 2."""
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and strict about fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+
+
+class Problem(Record):
+    """A question with a known answer, of one benchmark and one split; ``program`` is known for generated problems only."""
+
+    id: str
+    benchmark: str
+    split: str
+    level: str
+    question: str
+    answer: str
+    program: str | None = None
+
+
+class Made(Record):
+    """A record of one arm's work on one problem; ``made_by`` is the digest of all that decided it."""
+
+    problem: str
+    arm: str
+    made_by: str
+
+
+class Trace(Made):
+    """One model's written solution: its text, the ids of its tokens (the end token included), and how it finished."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+class Grade(Made):
+    """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``)."""
+
+    outcome: Outcome
+    extracted: str | None = None
+    reason: str | None = None
+
+
+class Vote(Record):
+    """One locator's word on one trace: the first faulty step, or None where it abstains; and why."""
+
+    locator: str
+    step: int | None
+    evidence: str
+
+
+class Fault(Made):
+    """The first faulty step of a trace.
+
+    ``step`` is None where the locators do not agree; ``span`` is the step's place in the text. ``frontier`` is the index, among the
+    trace's tokens, of the first token of that step where the reference token's margin is positive in full precision and not in the
+    quantized model; ``reference`` is that reference token's text. ``margins`` are, per token of the trace, the quantized model's
+    margin of the full-precision model's token (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen``
+    is full precision's own step at that place and ``continuation`` the rest of its solution, kept only where it arrives at the right
+    answer.
+    """
+
+    step: int | None
+    steps: int
+    span: tuple[int, int] | None
+    error_class: ErrorClass | None
+    votes: tuple[Vote, ...]
+    frontier: int | None = None
+    reference: str | None = None
+    margins: tuple[float, ...] = ()
+    token_ends: tuple[int, ...] = ()
+    chosen: str | None = None
+    continuation: str | None = None
+
+
+class Bullet(Made):
+    """A Silver Bullet: prompt, shared correct prefix, and at the fault the chosen step and the rejected one.
+
+    ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed the
+    rejected one; the texts join without separators.
+    """
+
+    prompt: str
+    prefix: str
+    chosen: str
+    rejected: str
+    continuation: str
+    rejected_rest: str
+    step: int
+    error_class: ErrorClass | None
+
+
+def digest(*parts: Any) -> str:
+    """Sixteen hexadecimal digits that name these parts (anything JSON can hold)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""The one JSON blob that the page is drawn from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from stepmend.locate import steps
+from stepmend.measure import statistics
+from stepmend.records import Bullet, Fault
+from stepmend.report import summary
+from stepmend.report.summary import RESTORED, Found
+
+PLACES = 10
+"""Steps that the histogram of first faults tells apart; later ones are counted with the last."""
+
+
+def blob(found: Found) -> dict[str, Any]:
+    """Everything the page shows, as plain values."""
+    return {
+        "title": f"{found.recipe.model} on {found.recipe.benchmark}",
+        "quick": found.recipe.quick,
+        "n": len(found.test),
+        "levels": list(dict.fromkeys(p.level for p in found.test)),
+        "arms": [_arm(found, arm) for arm in found.arms],
+        "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
+        "figures": summary.figures(found),
+        "card": _card(found),
+    }
+
+
+def _interval(interval: statistics.Interval) -> dict[str, Any]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "reason": interval.reason}
+
+
+def _arm(found: Found, arm: str) -> dict[str, Any]:
+    outcomes, full = found.outcomes(arm), found.outcomes("full")
+    levels = list(dict.fromkeys(p.level for p in found.test))
+    counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
+    return {
+        "name": arm,
+        "accuracy": _interval(statistics.accuracy(outcomes)),
+        "levels": {level: _interval(statistics.accuracy(found.outcomes(arm, level))) for level in levels},
+        "difference": _interval(statistics.difference(outcomes, full)),
+        "p": statistics.paired(full, outcomes).p,
+        "unscored": counts["unscored"],
+        "classes": dict(summary.classes(found, arm)),
+        "places": _places(found, arm),
+    }
+
+
+def _places(found: Found, arm: str) -> list[int]:
+    """Located first faults on the held-out problems, by step."""
+    counts = [0] * PLACES
+    test = {p.id for p in found.test}
+    for fault in found.faults.get(arm, {}).values():
+        if fault.problem in test and fault.step is not None:
+            counts[min(fault.step, PLACES - 1)] += 1
+    return counts
+
+
+def _scheme(found: Found, scheme: str) -> dict[str, Any]:
+    restored = scheme + RESTORED if scheme + RESTORED in found.arms else None
+    pairs = [("full", scheme), *([(scheme, restored), ("full", restored)] if restored else [])]
+    bullets = found.bullets.get(scheme, [])
+    return {
+        "name": scheme,
+        "restored": restored,
+        "recovery": _interval(summary.recovery(found, scheme)),
+        "moves": [{"first": a, "second": b, **summary.moves(found, a, b)} for a, b in pairs],
+        "examples": _examples(found, scheme, restored),
+        "bullets": {
+            "count": len(bullets),
+            "classes": dict(Counter(b.error_class or "not classified" for b in bullets)),
+            "examples": _bullets(bullets),
+        },
+        "agreement": summary.figures(found)["schemes"][scheme]["oracle_agreement"],
+        "seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
+        "losses": found.notes.get(f"restore-{scheme}", {}).get("losses", []),
+    }
+
+
+def _bullets(bullets: Sequence[Bullet]) -> list[dict[str, Any]]:
+    """The first bullet of each error class."""
+    first: dict[str, Bullet] = {}
+    for bullet in bullets:
+        first.setdefault(bullet.error_class or "not classified", bullet)
+    return [
+        {"class": name, "prompt": b.prompt, "prefix": b.prefix, "chosen": b.chosen, "rejected": b.rejected, "continuation": b.continuation}
+        for name, b in first.items()
+    ]
+
+
+def _examples(found: Found, scheme: str, restored: str | None) -> list[dict[str, Any]]:
+    """One held-out problem of each error class: one that was mended where there is one, else one that was not."""
+    test = {p.id for p in found.test}
+    faults = [f for f in found.faults.get(scheme, {}).values() if f.problem in test]
+    mended = {f.problem for f in faults if restored and found.grades[restored][f.problem].outcome == "correct"}
+    chosen: dict[str, Fault] = {}
+    for fault in sorted(faults, key=lambda f: f.problem not in mended):
+        chosen.setdefault(fault.error_class or "not classified", fault)
+    return [_example(found, name, fault, scheme, restored) for name, fault in sorted(chosen.items())]
+
+
+def _example(found: Found, name: str, fault: Fault, scheme: str, restored: str | None) -> dict[str, Any]:
+    problem = found.problems[fault.problem]
+    arms = ["full", scheme, *([restored] if restored else [])]
+    return {
+        "class": name,
+        "question": problem.question,
+        "answer": problem.answer,
+        "level": problem.level,
+        "votes": [{"locator": v.locator, "step": None if v.step is None else v.step + 1, "evidence": v.evidence} for v in fault.votes],
+        "chosen": fault.chosen,
+        "reference": fault.reference,
+        "columns": [_column(found, arm, fault) for arm in arms],
+    }
+
+
+def _column(found: Found, arm: str, fault: Fault) -> dict[str, Any]:
+    """One arm's solution of the example: its steps; in the arm that failed, tokens with their margins and the fault marked."""
+    trace, grade = found.traces[arm][fault.problem], found.grades[arm][fault.problem]
+    faulty = fault if arm == fault.arm else found.faults.get(arm, {}).get(fault.problem)
+    rows = []
+    for index, (begin, end) in enumerate(steps.split(trace.text)):
+        row: dict[str, Any] = {"text": trace.text[begin:end], "faulty": faulty is not None and faulty.step == index, "tokens": []}
+        if faulty is not None and faulty.token_ends:
+            row["tokens"] = _tokens(trace.text, faulty, begin, end)
+        rows.append(row)
+    return {"arm": arm, "outcome": grade.outcome, "reason": grade.reason, "extracted": grade.extracted, "steps": rows}
+
+
+def _tokens(text: str, fault: Fault, begin: int, end: int) -> list[dict[str, Any]]:
+    found, last = [], 0
+    for index, stop in enumerate(fault.token_ends):
+        if begin <= last < stop <= end:
+            found.append({"text": text[last:stop], "margin": fault.margins[index], "frontier": index == fault.frontier})
+        last = stop
+    return found
+
+
+def _card(found: Found) -> dict[str, Any]:
+    card = dict(found.notes.get("card", {}))
+    seconds = {name: round(note["seconds"], 1) for name, note in found.notes.items() if "seconds" in note}
+    checkpoints = {name: note["checkpoint"] for name, note in found.notes.items() if "checkpoint" in note}
+    return {**card, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}

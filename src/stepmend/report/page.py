@@ -1,0 +1,28 @@
+"""The page: one self-contained HTML file, drawn from one JSON blob by templates; it opens offline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stepmend.report import data, summary
+from stepmend.report.summary import Found
+from stepmend.rundir import write_text
+
+
+def write(found: Found, file: Path) -> None:
+    """Write the page of a run, whole or not at all."""
+    write_text(file, render(data.blob(found)))
+
+
+def render(blob: dict[str, Any]) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("stepmend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": summary.percent, "points": summary.points, "words": lambda name: name.replace("_", " ")}
+    # '<' is escaped so that no text of a trace can end the script element.
+    inlined = Markup(json.dumps(blob, ensure_ascii=False).replace("<", "\\u003c"))
+    return environment.get_template("page.html.j2").render(blob=inlined, **blob)

@@ -1,0 +1,190 @@
+"""The figures of a run, computed from its records."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+from rich.table import Table
+
+from stepmend.benchmarks import oracle, story
+from stepmend.measure import statistics
+from stepmend.recipe import Recipe
+from stepmend.records import Bullet, Fault, Grade, InputError, Made, Problem, Trace
+
+RESTORED = "+restored"
+T = TypeVar("T", bound=Made)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a run kept; records of an arm by problem id, ``test`` the ids of the held-out problems."""
+
+    recipe: Recipe
+    notes: dict[str, dict[str, Any]]
+    problems: dict[str, Problem]
+    traces: dict[str, dict[str, Trace]]
+    grades: dict[str, dict[str, Grade]]
+    faults: dict[str, dict[str, Fault]]
+    bullets: dict[str, list[Bullet]]
+
+    @property
+    def test(self) -> list[Problem]:
+        return [problem for problem in self.problems.values() if problem.split == "test"]
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twin."""
+        order = ["full", *(arm for s in self.recipe.schemes for arm in (s, s + RESTORED))]
+        return [arm for arm in order if self.test and all(p.id in self.grades.get(arm, {}) for p in self.test)]
+
+    def outcomes(self, arm: str, level: str | None = None) -> statistics.Outcomes:
+        """Right or not on the held-out problems, of one level or of all."""
+        grades = self.grades[arm]
+        return np.array([grades[p.id].outcome == "correct" for p in self.test if level in (None, p.level)], dtype=bool)
+
+
+def read(folder: Path) -> Found:
+    """Read a run's folder. Raises InputError where it holds no run, or none that has measured anything yet."""
+    if not (folder / "recipe.json").exists():
+        raise InputError(f"report: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    notes = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "notes").glob("*.json"))}
+    problems = folder / "problems.jsonl"
+    found = Found(
+        Recipe.from_json(folder / "recipe.json"),
+        notes,
+        {p.id: p for p in map(Problem.model_validate_json, problems.read_text().splitlines())} if problems.exists() else {},
+        _by_arm(folder / "traces.jsonl", Trace),
+        _by_arm(folder / "grades.jsonl", Grade),
+        _by_arm(folder / "faults.jsonl", Fault),
+        {arm: list(of.values()) for arm, of in _by_arm(folder / "bullets.jsonl", Bullet).items()},
+    )
+    if not found.arms:
+        raise InputError(f"report: {folder} has not measured anything yet; 'stepmend run --out {folder}' continues it")
+    return found
+
+
+def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
+    """Records by arm and problem; the last one counts, and a line that a crash cut does not."""
+    found: dict[str, dict[str, T]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = kind.model_validate_json(line)
+        except ValidationError:
+            continue
+        found.setdefault(record.arm, {})[record.problem] = record
+    return found
+
+
+def figures(found: Found) -> dict[str, Any]:
+    """What ``stepmend report --json`` prints."""
+    return {
+        "arms": {arm: _arm(found, arm) for arm in found.arms},
+        "schemes": {scheme: _scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms},
+    }
+
+
+def _arm(found: Found, arm: str) -> dict[str, Any]:
+    counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
+    return {
+        "n": len(found.test),
+        "correct": counts["correct"],
+        "wrong": counts["wrong"],
+        "unscored": counts["unscored"],
+        "accuracy": counts["correct"] / len(found.test),
+    }
+
+
+def _scheme(found: Found, scheme: str) -> dict[str, Any]:
+    full, quantized = found.outcomes("full"), found.outcomes(scheme)
+    recovered = recovery(found, scheme)
+    faults = list(found.faults.get(scheme, {}).values())
+    return {
+        "recovery": {"value": recovered.value, "low": recovered.low, "high": recovered.high, "reason": recovered.reason},
+        "mcnemar_p": statistics.paired(full, quantized).p,
+        "bullets": len(found.bullets.get(scheme, [])),
+        "restore_seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
+        "regressions_located": sum(fault.step is not None for fault in faults),
+        "oracle_agreement": oracle_agreement(found, faults),
+    }
+
+
+def recovery(found: Found, scheme: str) -> statistics.Interval:
+    """Recovery of a scheme with its interval; None with a reason where the loss is within noise or nothing was restored."""
+    full, quantized = found.outcomes("full"), found.outcomes(scheme)
+    restored = scheme + RESTORED in found.arms
+    interval = statistics.recovery(full, quantized, found.outcomes(scheme + RESTORED) if restored else quantized)
+    if interval.value is not None and not restored:
+        return statistics.Interval(None, None, None, "not restored yet")
+    return interval
+
+
+def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
+    """Share of regressions whose located step is exactly the oracle's; an abstention does not agree. None without an oracle."""
+    judged = [
+        fault.step == oracle.judge(story.parse(problem.program), found.traces[fault.arm][fault.problem].text).step
+        for fault in faults
+        if (problem := found.problems[fault.problem]).program
+    ]
+    return sum(judged) / len(judged) if judged else None
+
+
+def table(found: Found) -> Table:
+    """The closing table: accuracy a level, the paired loss, and recovery."""
+    levels = list(dict.fromkeys(p.level for p in found.test))
+    shown = Table("arm", *levels, "all", "95 %", "against full", "McNemar p", "recovery", title=f"{len(found.test)} held-out problems")
+    full = found.outcomes("full")
+    for arm in found.arms:
+        outcomes = found.outcomes(arm)
+        interval, pair = statistics.accuracy(outcomes), statistics.paired(full, outcomes)
+        change = statistics.difference(outcomes, full)
+        back = recovery(found, arm.removesuffix(RESTORED)) if arm.endswith(RESTORED) else None
+        shown.add_row(
+            arm,
+            *(percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels),
+            percent(interval.value),
+            f"{percent(interval.low)} to {percent(interval.high)}",
+            "" if arm == "full" else f"{points(change.value)} ({points(change.low)} to {points(change.high)})",
+            "" if arm == "full" else f"{pair.p:.2g}",
+            recovery_text(back) if back else "",
+        )
+    return shown
+
+
+def notices(found: Found) -> list[str]:
+    """What a reader of the table must be told."""
+    lines = [f"{s}: {r.reason}" for s in found.recipe.schemes if s in found.arms and (r := recovery(found, s)).reason]
+    if found.recipe.quick:
+        lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
+    return lines
+
+
+def recovery_text(interval: statistics.Interval) -> str:
+    """Recovery in words: a share with its interval, or that it is undefined."""
+    if interval.value is None:
+        return "undefined"
+    return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def moves(found: Found, first: str, second: str) -> dict[str, int]:
+    """How problems moved between right and wrong from one arm to another."""
+    pair = statistics.paired(found.outcomes(first), found.outcomes(second))
+    return {"right_right": pair.both_right, "right_wrong": pair.only_first, "wrong_right": pair.only_second, "wrong_wrong": pair.both_wrong}
+
+
+def classes(found: Found, arm: str) -> Mapping[str, int]:
+    """Error classes of an arm's located failures on the held-out problems; ``not located`` where no locator tells."""
+    test = {p.id for p in found.test}
+    return Counter(fault.error_class or "not located" for fault in found.faults.get(arm, {}).values() if fault.problem in test)

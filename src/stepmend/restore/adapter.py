@@ -1,0 +1,42 @@
+"""What is tuned, as in the paper: a LoRA adapter (2106.09685) over the frozen quantized weights.
+
+It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. The checkpoint it belongs to is exported with it.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepmend.recipe import Restore
+from stepmend.rundir import make_folder
+
+FOLDER = "adapter"
+"""Where the adapter lies in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
+
+
+def attach(folder: str, recipe: Restore) -> Any:
+    """The checkpoint, dequantized in memory (its values are those that are served), with a fresh adapter on every quantized layer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = CompressedTensorsConfig(dequantize=True)
+    dtype = "auto" if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config).to(device)
+    targets = [
+        n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and getattr(m, "quantization_scheme", None) is not None
+    ]
+    lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
+    return get_peft_model(model, lora)
+
+
+def export(model: Any, folder: Path, out: Path) -> None:
+    """Copy the quantized checkpoint and lay the adapter beside it, in ``adapter/``."""
+
+    def fill(part: Path) -> None:
+        shutil.copytree(folder, part, dirs_exist_ok=True)
+        model.save_pretrained(part / FOLDER)
+
+    make_folder(out, fill)

@@ -1,0 +1,155 @@
+"""A run's folder: one append-only JSONL file per kind of record, the recipe it belongs to, and what makes a killed run continue.
+
+Records are written in whole lines and flushed to disk; a line that a crash cut is said, dropped, and made again. Folders and single
+files appear complete or not at all.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from stepmend.recipe import Recipe
+from stepmend.records import InputError, Made, Problem
+
+T = TypeVar("T", bound=Made)
+
+
+class RunDir:
+    """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        """Raises InputError where the folder belongs to another recipe, is not a run's, or is in use by another process."""
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise InputError(f"out: {path} is a file; a folder is needed")
+        kept = path / "recipe.json"
+        if path.exists() and any(path.iterdir()) and not kept.exists() and not (path / ".lock").exists():
+            raise InputError(f"out: {path} holds something that is no run; choose another folder or empty this one")
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise InputError(f"out: {path} is in use by another stepmend process") from None
+        try:
+            self._claim(kept, recipe)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, kept: Path, recipe: Recipe) -> None:
+        if kept.exists():
+            before = Recipe.from_json(kept)
+            if before != recipe:
+                changed = ", ".join(recipe.differences(before))
+                raise InputError(
+                    f"out: {path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start anew"
+                )
+        else:
+            write_text(kept, recipe.model_dump_json(indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+    def load(self, kind: type[T], made_by: str | None = None) -> list[T]:
+        """All records of one kind, or those with one digest; a damaged line is said, dropped from the file, and so made again."""
+        file = self._file(kind)
+        if not file.exists():
+            return []
+        good, bad = [], 0
+        for line in file.read_bytes().splitlines(keepends=True):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("cut")
+                good.append((line, kind.model_validate_json(line)))
+            except (ValueError, ValidationError):
+                bad += 1
+        if bad:
+            warnings.warn(f"{file}: {bad} damaged line(s) dropped; what they held is made again", stacklevel=2)
+            replace(file, lambda part: part.write_bytes(b"".join(line for line, _ in good)))
+        return [record for _, record in good if made_by is None or record.made_by == made_by]
+
+    def append(self, records: Iterable[Made]) -> None:
+        """Write records of one kind behind the others, whole, and flush them to disk."""
+        records = list(records)
+        if not records:
+            return
+        data = "".join(record.model_dump_json(exclude_defaults=False) + "\n" for record in records).encode()
+        file = self._file(type(records[0]))
+        with file.open("ab") as stream:
+            begin = stream.tell()
+            try:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError:
+                # A full disk: take the half-written lines back, so that nothing is half-written.
+                with suppress(OSError):
+                    os.ftruncate(stream.fileno(), begin)
+                raise
+
+    def keep_problems(self, problems: Iterable[Problem]) -> None:
+        """Keep the problems of this run, so that a report needs nothing but the folder."""
+        file = self.path / "problems.jsonl"
+        if not file.exists():
+            write_text(file, "".join(problem.model_dump_json() + "\n" for problem in problems))
+
+    def note(self, name: str, **values: Any) -> None:
+        """Keep facts about a finished stage (seconds, counts) that are no records: ``notes/NAME.json``."""
+        folder = self.path / "notes"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{name}.json", json.dumps(values, indent=2) + "\n")
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """All notes, by name."""
+        return {file.stem: json.loads(file.read_text()) for file in sorted((self.path / "notes").glob("*.json"))}
+
+    def _file(self, kind: type[Made]) -> Path:
+        return self.path / f"{kind.__name__.lower()}s.jsonl"
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file that is either there whole or not at all."""
+    replace(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        fill(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def replace(file: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was."""
+    part = file.with_name(file.name + ".part")
+    try:
+        write(part)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    os.replace(part, file)

@@ -1,0 +1,96 @@
+"""Shared by all tests: tiny random checkpoints of the real architectures, and the built-in reasoners."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+# Importing these libraries warns of their own affairs (deprecations in what they import): let it happen once, outside any test.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import llmcompressor  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+
+from stepmend.models import reasoner
+
+torch.set_num_threads(2)
+
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def tiny_config(family: str, vocabulary: int):
+    """Two layers in the real configuration of a family: what its released checkpoints set, at a fraction of the widths."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    size = {
+        "vocab_size": vocabulary,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    if family == "qwen2.5":
+        return Qwen2Config(**size, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=32768)
+    if family == "qwen3":
+        rope = {"rope_type": "default", "rope_theta": 1e6}
+        return Qwen3Config(**size, tie_word_embeddings=True, head_dim=64, rope_parameters=rope, max_position_embeddings=40960)
+    return LlamaConfig(**size, tie_word_embeddings=True, rope_parameters=ROPE_LLAMA3, max_position_embeddings=131072)
+
+
+def make_tiny(family: str, folder: Path) -> str:
+    """Save a tiny random checkpoint, bf16 as the released ones are, with the reasoners' tokenizer and chat template."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = reasoner.make_tokenizer()
+    model = AutoModelForCausalLM.from_config(tiny_config(family, 512), dtype=torch.float32)
+    for parameter in model.parameters():  # the initial 0.02 makes logits so small that any two models agree
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session", params=["qwen2.5", "qwen3", "llama3.2"])
+def tiny(request, tmp_path_factory) -> str:
+    """A tiny random checkpoint of each real family."""
+    return make_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> str:
+    """The tiny Llama checkpoint alone, for what needs just one model."""
+    return make_tiny("llama3.2", tmp_path_factory.mktemp("tiny-llama") / "llama")
+
+
+@pytest.fixture(params=reasoner.FAMILIES)
+def family(request) -> str:
+    """Each built-in reasoner's name."""
+    return request.param
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data that is not part of the project; a test that needs it skips where it is not."""
+    folder = Path(os.environ.get("STEPMEND_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data: set STEPMEND_DATA to its folder")
+    return folder

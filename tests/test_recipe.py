@@ -1,0 +1,50 @@
+"""Recipes: defaults, overrides, and one clear line for what is wrong."""
+
+import pytest
+
+from stepmend import InputError, Recipe
+from stepmend.recipe import merge, override
+
+
+def test_overrides_are_laid_over_yaml(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 3\nrestore:\n  steps: 9\n")
+    recipe = Recipe.make(override(Recipe.from_yaml(file), ["restore.steps=11", "schemes=[rtn-w4a16-g64]"]))
+    assert (recipe.seed, recipe.restore.steps, recipe.schemes) == (3, 11, ("rtn-w4a16-g64",))
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"sead": 1}, "unknown key sead; allowed: model, schemes"),
+        ({"restore": {"stepps": 1}}, "unknown key restore.stepps; allowed: tune, objective"),
+        ({"restore": {"steps": 0}}, "restore.steps = 0: input should be greater than or equal to 1"),
+        ({"restore": {"objective": "ppo"}}, "restore.objective = 'ppo': input should be 'sft', 'dpo' or 'distill'"),
+        ({"schemes": []}, "schemes"),
+        ({"restore": 3}, "restore = 3"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(values, line):
+    with pytest.raises(InputError) as caught:
+        Recipe.make(values)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "line"), [("a: [1", "line 1: not valid YAML"), ("- 1\n- 2", "a mapping"), ("a:\n\t- b", "line 2")])
+def test_malformed_yaml_names_its_line(tmp_path, text, line):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=line):
+        Recipe.from_yaml(file)
+
+
+def test_a_missing_recipe_and_a_bad_assignment_are_said(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        Recipe.from_yaml(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="key=value is needed"):
+        override({}, ["restore.steps"])
+
+
+def test_merge_keeps_what_is_not_named():
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}

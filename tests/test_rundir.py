@@ -1,0 +1,90 @@
+"""A run's folder: what is whole, what is dropped, what is refused."""
+
+import errno
+
+import pytest
+
+from stepmend import Grade, InputError, Recipe
+from stepmend.rundir import RunDir, make_folder, write_text
+
+RECIPE = Recipe.make({})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with RunDir(tmp_path / "run", RECIPE) as opened:
+        yield opened
+
+
+def grade(problem: str, made_by: str = "a") -> Grade:
+    return Grade(problem=problem, arm="full", made_by=made_by, outcome="correct")
+
+
+def test_records_come_back_by_digest(folder):
+    folder.append([grade("p1"), grade("p2")])
+    folder.append([grade("p1", "b")])
+    assert [r.problem for r in folder.load(Grade)] == ["p1", "p2", "p1"]
+    assert folder.load(Grade, "b") == [grade("p1", "b")]
+
+
+@pytest.mark.parametrize("damage", ["cut", "middle"])
+def test_a_cut_line_is_said_and_dropped(folder, tmp_path, damage):
+    folder.append([grade("p1"), grade("p2"), grade("p3")])
+    file = tmp_path / "run" / "grades.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], lines[1], lines[2][:20]] if damage == "cut" else [lines[0], lines[1][:30] + b"\n", lines[2]]))
+    with pytest.warns(UserWarning, match="1 damaged line"):
+        kept = [record.problem for record in folder.load(Grade)]
+    assert kept == (["p1", "p2"] if damage == "cut" else ["p1", "p3"])
+    folder.append([grade("p4")])
+    assert [record.problem for record in folder.load(Grade)] == [*kept, "p4"]
+
+
+def test_an_unknown_field_is_no_record(folder, tmp_path):
+    (tmp_path / "run" / "grades.jsonl").write_text(grade("p1").model_dump_json()[:-1] + ',"mood":"good"}\n')
+    with pytest.warns(UserWarning, match="damaged"):
+        assert folder.load(Grade) == []
+
+
+def test_another_recipe_is_refused_and_names_the_difference(tmp_path):
+    RunDir(tmp_path / "run", RECIPE).close()
+    with pytest.raises(InputError, match=r"belongs to another recipe \(restore.steps differ\)"):
+        RunDir(tmp_path / "run", Recipe.make({"restore": {"steps": 7}}))
+
+
+def test_a_folder_in_use_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="in use by another"):
+        RunDir(tmp_path / "run", RECIPE)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="no run"):
+        RunDir(tmp_path, RECIPE)
+    with pytest.raises(InputError, match="is a file"):
+        RunDir(tmp_path / "notes.txt", RECIPE)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(folder, tmp_path, monkeypatch):
+    folder.append([grade("p1")])
+    before = (tmp_path / "run" / "grades.jsonl").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stepmend.rundir.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.append([grade("p2")])
+    assert (tmp_path / "run" / "grades.jsonl").read_bytes() == before
+
+
+def test_folders_and_files_appear_whole_or_not_at_all(tmp_path):
+    def fill(part):
+        (part / "weights").write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        make_folder(tmp_path / "checkpoint", fill)
+    write_text(tmp_path / "page.html", "whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
