@@ -47,7 +47,9 @@ def tiny_config(family: str, vocabulary: int):
         "pad_token_id": 0,
     }
     if family == "qwen2.5":
-        return Qwen2Config(**size, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=32768)
+        return Qwen2Config(
+            **size, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=32768
+        )
     if family == "qwen3":
         rope = {"rope_type": "default", "rope_theta": 1e6}
         return Qwen3Config(**size, tie_word_embeddings=True, head_dim=64, rope_parameters=rope, max_position_embeddings=40960)

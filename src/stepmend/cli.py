@@ -34,7 +34,7 @@ def main() -> None:
             raise
         _stop(EXTRA.format(module=error.name))
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}:
             raise
         _stop(f"{error.filename or 'a file'}: {error.strerror}; nothing was left half-written: make room and run the same command again")
     except KeyboardInterrupt:
@@ -182,7 +182,7 @@ def _silence() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tqdm
 
-    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)
+    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":

@@ -18,29 +18,29 @@ class Part(BaseModel):
 class Measure(Part):
     """What every arm solves."""
 
-    problems: int = Field(300, ge=1, description="test problems a level")
-    max_new_tokens: int = Field(180, ge=8, description="tokens after which a solution is cut off")
-    batch_size: int = Field(150, ge=1, description="solutions generated at once")
+    problems: int = Field(default=300, ge=1, description="test problems a level")
+    max_new_tokens: int = Field(default=180, ge=8, description="tokens after which a solution is cut off")
+    batch_size: int = Field(default=150, ge=1, description="solutions generated at once")
 
 
 class Quantize(Part):
     """How schemes are calibrated."""
 
-    calibration: int = Field(64, ge=8, description="calibration problems, solved by the parent itself")
+    calibration: int = Field(default=64, ge=8, description="calibration problems, solved by the parent itself")
 
 
 class Locate(Part):
     """Which locators vote."""
 
-    locators: tuple[Literal["equations", "rescue", "margins"], ...] = Field(("equations", "rescue", "margins"), min_length=1)
+    locators: tuple[Literal["equations", "rescue", "margins"], ...] = Field(default=("equations", "rescue", "margins"), min_length=1)
 
 
 class Curate(Part):
     """Where bullets come from."""
 
-    bullets: int = Field(332, ge=1, description="bullets a scheme, at the most (the paper's number)")
-    problems: int = Field(4500, ge=1, description="curate problems searched for regressions, at the most")
-    round: int = Field(900, ge=1, description="curate problems solved before looking whether there are enough")
+    bullets: int = Field(default=332, ge=1, description="bullets a scheme, at the most (the paper's number)")
+    problems: int = Field(default=4500, ge=1, description="curate problems searched for regressions, at the most")
+    round: int = Field(default=900, ge=1, description="curate problems solved before looking whether there are enough")
 
 
 class Restore(Part):
@@ -49,29 +49,29 @@ class Restore(Part):
     tune: Literal["scales", "lora"] = "scales"
     objective: Literal["sft", "dpo", "distill"] = "distill"
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
-        None, description="the part of a bullet that the loss is on; default: step for dpo, whole for the others"
+        default=None, description="the part of a bullet that the loss is on; default: step for dpo, whole for the others"
     )
-    steps: int = Field(200, ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, description="bullets a step")
-    learning_rate: float | None = Field(None, gt=0, description="peak rate; default by what is tuned")
-    beta: float = Field(0.1, gt=0, description="DPO: strength of the reference")
-    keep_chosen: float = Field(0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
-    lora_rank: int = Field(8, ge=1)
+    steps: int = Field(default=200, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=16, ge=1, description="bullets a step")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default by what is tuned")
+    beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
+    keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
+    lora_rank: int = Field(default=8, ge=1)
 
 
 class Recipe(Part):
     """One run. Two runs with equal recipes on equal checkpoints give equal records."""
 
-    model: str = Field("builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
-    schemes: tuple[str, ...] = Field(("rtn-w4a16-g128", "rtn-w3a16-g128"), min_length=1)
+    model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
+    schemes: tuple[str, ...] = Field(default=("rtn-w4a16-g128", "rtn-w3a16-g128"), min_length=1)
     benchmark: Literal["story"] = "story"
-    seed: int = Field(0, ge=0)
-    quick: bool = Field(False, description="few problems: the same stages, and figures that prove nothing")
-    measure: Measure = Measure()  # pyright: ignore[reportCallIssue]
-    quantize: Quantize = Quantize()  # pyright: ignore[reportCallIssue]
-    locate: Locate = Locate()  # pyright: ignore[reportCallIssue]
-    curate: Curate = Curate()  # pyright: ignore[reportCallIssue]
-    restore: Restore = Restore()  # pyright: ignore[reportCallIssue]
+    seed: int = Field(default=0, ge=0)
+    quick: bool = Field(default=False, description="few problems: the same stages, and figures that prove nothing")
+    measure: Measure = Measure()
+    quantize: Quantize = Quantize()
+    locate: Locate = Locate()
+    curate: Curate = Curate()
+    restore: Restore = Restore()
 
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:
@@ -156,8 +156,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _explain(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        part = Recipe
+        part: Any = Recipe
         for name in item["loc"][:-1]:
             part = part.model_fields[str(name)].annotation
-        return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"  # pyright: ignore[reportOptionalMemberAccess]
+        return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
     return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -52,7 +52,7 @@ class RunDir:
             if before != recipe:
                 changed = ", ".join(recipe.differences(before))
                 raise InputError(
-                    f"out: {path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start anew"
+                    f"out: {self.path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start anew"
                 )
         else:
             write_text(kept, recipe.model_dump_json(indent=2) + "\n")

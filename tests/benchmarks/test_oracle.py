@@ -20,7 +20,7 @@ def judged(*lines: str) -> tuple[int | None, str | None]:
 def test_reference_solutions_have_no_fault():
     for level in story.LEVELS:
         for problem in itertools.islice(story.problems("test", level, seed=0), 200):
-            program = story.parse(problem.program)
+            program = story.program_of(problem)
             assert oracle.judge(program, program.solution()) == oracle.Truth(None, None)
 
 
@@ -62,7 +62,7 @@ def test_an_early_answer_and_no_answer():
 def test_a_single_changed_result_is_found_where_it_was_changed():
     rng = random.Random(0)
     for problem in itertools.islice(story.problems("test", "hard", seed=0), 200):
-        program = story.parse(problem.program)
+        program = story.program_of(problem)
         lines = program.solution().splitlines()
         place = rng.randrange(len(lines) - 1)
         head, _, result = lines[place].rpartition(" = ")

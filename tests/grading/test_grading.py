@@ -14,7 +14,13 @@ def graded(text: str, finish: str = "stop"):
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("\\boxed{12}", "12"), ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("\\boxed{7} \\boxed{8", "7"), ("none", None), ("\\boxed{", None)],
+    [
+        ("\\boxed{12}", "12"),
+        ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{7} \\boxed{8", "7"),
+        ("none", None),
+        ("\\boxed{", None),
+    ],
 )
 def test_the_last_complete_box_counts(text, answer):
     assert grading.extract(text) == answer

@@ -17,14 +17,19 @@ def test_marked_steps_and_the_answer():
 
 
 def test_a_marked_step_may_take_several_lines():
-    assert joined("So:\nStep 1: we add\n2 + 2 = 4\nStep 2: done \\boxed{4}") == ["So:\nStep 1: we add\n2 + 2 = 4\n", "Step 2: done \\boxed{4}"]
+    assert joined("So:\nStep 1: we add\n2 + 2 = 4\nStep 2: done \\boxed{4}") == [
+        "So:\nStep 1: we add\n2 + 2 = 4\n",
+        "Step 2: done \\boxed{4}",
+    ]
 
 
 def test_lines_without_markers_are_steps():
     assert joined("a = 1\n\nb = 2\n") == ["a = 1\n\n", "b = 2\n"]
 
 
-@given(st.lists(st.sampled_from(["Step 1: a\n", "Step 22: 1 + 1 = 2", "\n", " ", "\\boxed{3}", "x\n", "**Step 3:** y\n", "\u2028", "é\r\n"])))
+@given(
+    st.lists(st.sampled_from(["Step 1: a\n", "Step 22: 1 + 1 = 2", "\n", " ", "\\boxed{3}", "x\n", "**Step 3:** y\n", "\u2028", "é\r\n"]))
+)
 def test_spans_cover_the_text(parts):
     text = "".join(parts)
     assert "".join(joined(text)) == text

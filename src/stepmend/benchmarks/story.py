@@ -249,6 +249,12 @@ def dump(program: Program) -> str:
     return "; ".join([" ".join(map(str, program.quantities)), *(f"{n.op} {n.left} {n.right}" for n in program.nodes)])
 
 
+def program_of(problem: Problem) -> Program:
+    """The program of a ``story`` problem."""
+    assert problem.program is not None, f"{problem.id} has no program"
+    return parse(problem.program)
+
+
 def parse(text: str) -> Program:
     """The inverse of ``dump``."""
     quantities, *nodes = text.split("; ")

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from stepmend.records import Grade, Problem, Trace
 
@@ -31,7 +32,7 @@ def equal(answer: str, gold: str) -> bool:
 def grade(trace: Trace, problem: Problem, made_by: str) -> Grade:
     """The grade of a trace. A trace without an answer is unscored (``truncated`` where it was cut off), never silently wrong."""
     answer = extract(trace.text)
-    common = {"problem": trace.problem, "arm": trace.arm, "made_by": made_by}
+    common: dict[str, Any] = {"problem": trace.problem, "arm": trace.arm, "made_by": made_by}
     if answer is None:
         return Grade(**common, outcome="unscored", reason="truncated" if trace.finish == "length" else "no_answer")
     return Grade(**common, outcome="correct" if equal(answer, problem.answer) else "wrong", extracted=answer)

@@ -112,7 +112,8 @@ def load_model(folder: str) -> Any:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "auto" if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = model.to(device).eval()
     if getattr(model.config, "quantization_config", None) is not None:
         _decompress(model)
     if (Path(folder) / "adapter").is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmend.benchmarks import story
+from stepmend.records import InputError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 FAMILIES = ("qwen2", "llama")
@@ -39,7 +40,7 @@ def make_tokenizer() -> Any:
         vocab_size=1024, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     texts = (
-        f"{problem.question}\n{story.parse(problem.program or '').solution()}"
+        f"{problem.question}\n{story.program_of(problem).solution()}"
         for level in story.LEVELS
         for problem in itertools.islice(story.problems("train", level, seed=0), 4000)
     )
@@ -63,7 +64,7 @@ def make_config(family: str, vocab_size: int) -> Any:
 
     kinds = {"qwen2": Qwen2Config, "llama": LlamaConfig}
     if family not in kinds:
-        raise ValueError(f"reasoner: no family {family!r}; allowed: {', '.join(FAMILIES)}")
+        raise InputError(f"reasoner: no family {family!r}; allowed: {', '.join(FAMILIES)}")
     return kinds[family](
         vocab_size=-(-vocab_size // 128) * 128,
         hidden_size=256,

@@ -123,6 +123,7 @@ class Muon(torch.optim.Optimizer):
             for shape, params in shapes.items():
                 updates = []
                 for param in params:
+                    assert param.grad is not None
                     buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
                     buffer.lerp_(param.grad, 1 - group["momentum"])
                     updates.append(param.grad.lerp(buffer, group["momentum"]))
@@ -155,10 +156,10 @@ def fast_bf16(device: str) -> bool:
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(1024, 256, dtype=dtype)
         b = torch.ones(256, 512, dtype=dtype)
-        a @ b
+        _ = a @ b
         begin = time.perf_counter()
         for _ in range(10):
-            a @ b
+            _ = a @ b
         seconds[dtype] = time.perf_counter() - begin
     return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
 
@@ -251,7 +252,7 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("family", choices=reasoner.FAMILIES)
     parser.add_argument("--out", type=Path, default=None, help="where state and checkpoint lie (default: runs/reasoner-FAMILY)")
     parser.add_argument("--steps", type=int, default=40_000, help="optimizer steps")

@@ -78,7 +78,7 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
     from datasets import Dataset
-    from llmcompressor import oneshot
+    from llmcompressor import oneshot  # pyright: ignore[reportPrivateImportUsage]
     from transformers import AutoModelForCausalLM
 
     from stepmend.models.load import load_tokenizer

@@ -24,12 +24,12 @@ def attach(folder: str, recipe: Restore) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = CompressedTensorsConfig(dequantize=True)
     dtype = "auto" if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
     targets = [
         n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and getattr(m, "quantization_scheme", None) is not None
     ]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    return get_peft_model(model.to(device), lora)
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

@@ -46,7 +46,7 @@ def straight_through() -> Iterator[None]:
     def passing(module: nn.Module, value: torch.Tensor, base_name: str, args: Any) -> torch.Tensor:
         return straight(value, original(module, value, base_name, args))
 
-    places = (attention, kvcache, forward)
+    places: tuple[Any, ...] = (attention, kvcache, forward)
     for place in places:
         place.forward_quantize = passing
     try:
@@ -73,7 +73,9 @@ class ScaleLinear(nn.Module):
         centred_MN = codes_MN.float()
         if zeros_MG is not None:
             centred_MN = (centred_MN.unflatten(1, (self.groups, -1)) - zeros_MG.float()[:, :, None]).flatten(1)
+        self.centred_MN: torch.Tensor
         self.register_buffer("centred_MN", centred_MN.to(scale_MG.dtype), persistent=False)
+        self.start_MG: torch.Tensor
         self.register_buffer("start_MG", scale_MG.detach().clone(), persistent=False)
         self.change = nn.Parameter(torch.zeros_like(scale_MG, dtype=torch.float32))
         self.bias = linear.bias
@@ -87,7 +89,7 @@ class ScaleLinear(nn.Module):
 
     def weight(self) -> torch.Tensor:
         """The dequantized weight, [M, N]."""
-        grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))  # pyright: ignore
+        grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
         return (grouped_MGS * self.scale().to(grouped_MGS.dtype)[:, :, None]).flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -119,9 +121,9 @@ def attach(folder: str, recipe: Restore) -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; nothing else asks for gradients."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    storage = AutoConfig.from_pretrained(folder).dtype
+    storage: Any = AutoConfig.from_pretrained(folder).dtype
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:

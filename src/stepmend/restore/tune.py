@@ -77,11 +77,11 @@ class _Loss:
 
     def _preference(self, batch: list[int]) -> torch.Tensor:
         chosen_B, rejected_B = self._likelihoods(batch)
-        reference = [torch.cat([self.reference[i][side] for i in batch]) for side in (0, 1)]
+        before_chosen_B, before_rejected_B = (torch.cat([self.reference[i][side] for i in batch]) for side in (0, 1))
         targets = sum(sum(self.chosen[i].targets) for i in batch)
         # DPO alone lowers the chosen text's likelihood as well; the second term keeps it (TRL calls its weight rpo_alpha).
         kept = -chosen_B.sum() / targets
-        return objectives.dpo(chosen_B, rejected_B, *reference, self.recipe.beta) + self.recipe.keep_chosen * kept
+        return objectives.dpo(chosen_B, rejected_B, before_chosen_B, before_rejected_B, self.recipe.beta) + self.recipe.keep_chosen * kept
 
 
 def restore(

@@ -1,0 +1,87 @@
+"""Both built-in reasoners under every method and width: loss, recovery, oracle agreement, time. Writes docs/results/schemes.md.
+
+python benchmarks/schemes.py            # everything; the runs lie in runs/schemes, and a stopped one continues
+python benchmarks/schemes.py --quick    # few problems, to see that it works; written beside the runs, not to docs
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from stepmend.measure import statistics
+from stepmend.quantize import schemes
+from stepmend.report import summary
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = ("qwen2", "llama")
+SCHEMES = (
+    "rtn-w4a16-g128", "gptq-w4a16-g128", "awq-w4a16-g128", "gptq-w4a16-g128-kv8", "rtn-w3a16-g128", "gptq-w3a16-g128", "awq-w3a16-g128",
+    "rtn-w3a16-g64", "rtn-w8a8", "smoothquant-w8a8", "smoothquant-w8a8-kv8",
+)  # fmt: skip
+
+HEAD = """# Every scheme on both built-in reasoners
+
+`python benchmarks/schemes.py` wrote this page. {n} held-out `story` problems, greedy; differences and intervals are paired (95 %
+bootstrap), p is the exact McNemar test against full precision. Where the loss is within noise nothing is restored. "Oracle" is the
+share of all regressions whose voted step is exactly the first faulty one. Seconds are of one machine and only good for comparison.
+"""
+
+
+def run(family: str, out: Path, quick: bool) -> None:
+    """One run of all schemes on one family."""
+    arguments = ["run", "--model", f"builtin:{family}", "--out", str(out), *(["--quick"] if quick else [])]
+    for scheme in SCHEMES:
+        schemes.parse(scheme)
+        arguments += ["--scheme", scheme]
+    subprocess.run([sys.executable, "-m", "stepmend.cli", *arguments], check=True)
+
+
+def rows(found: summary.Found) -> list[str]:
+    """One Markdown row a scheme."""
+    figures: dict[str, Any] = summary.figures(found)["schemes"]
+    full, lines = found.outcomes("full"), []
+    for scheme in found.recipe.schemes:
+        arm, of = found.outcomes(scheme), figures[scheme]
+        change, restored = statistics.difference(arm, full), scheme + summary.RESTORED
+        loss = f"{summary.points(change.value)} ({summary.points(change.low)} to {summary.points(change.high)})"
+        back = found.outcomes(restored).mean() if restored in found.arms else None
+        agreement, seconds = of["oracle_agreement"], of["restore_seconds"]
+        quantizing = found.notes[f"quantize-{scheme}"]["seconds"]
+        cells = [
+            scheme, summary.percent(arm.mean()), loss,
+            f"{of['mcnemar_p']:.2g}", summary.percent(back), summary.recovery_text(summary.recovery(found, scheme)), str(of["bullets"]),
+            summary.percent(agreement), f"{quantizing:.0f}", "–" if seconds is None else f"{seconds:.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few problems")
+    parser.add_argument("--family", choices=FAMILIES, action="append", help="only this reasoner (may be given again)")
+    args = parser.parse_args()
+    parts: list[str] = []
+    total = 0
+    for family in args.family or FAMILIES:
+        out = ROOT / "runs" / ("schemes-quick" if args.quick else "schemes") / family
+        run(family, out, args.quick)
+        found = summary.read(out)
+        total = len(found.test)
+        full = statistics.accuracy(found.outcomes("full"))
+        accuracy = f"{summary.percent(full.value)} ({summary.percent(full.low)} to {summary.percent(full.high)})"
+        parts += [
+            f"\n## {family}\n", f"Full precision: {accuracy}.\n",
+            "| scheme | accuracy | against full | p | restored | recovery | bullets | oracle | quantize s | restore s |",
+            "|---|---|---|---|---|---|---|---|---|---|", *rows(found),
+        ]  # fmt: skip
+    page = ROOT / ("runs/schemes-quick" if args.quick else "docs/results") / "schemes.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(HEAD.format(n=total) + "\n".join(parts) + "\n")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Loading: what is wrong with a checkpoint is said before anything is loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from stepmend import InputError
+from stepmend.models import load
+from stepmend.models.reasoner import CHECKPOINTS
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("config.json", None, "holds no model"),
+        ("config.json", b"{", "config.json is not valid JSON"),
+        ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", b"", "truncated or damaged"),
+        ("model.safetensors", b"\xff" * 64, "truncated or damaged"),
+        ("tokenizer.json", None, "holds no tokenizer"),
+    ],
+)
+def test_a_damaged_checkpoint_is_said(copy, name, content, line):
+    (copy / "tokenizer_config.json").unlink()
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=line):
+        load.locate(str(copy))
+
+
+def test_a_missing_shard_is_named(copy):
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(InputError, match=r"lacks model-2\.safetensors"):
+        load.locate(str(copy))
+
+
+def test_what_is_neither_folder_nor_hub_name(copy):
+    with pytest.raises(InputError, match="does not exist"):
+        load.locate("/no/such/folder")
+    with pytest.raises(InputError, match="is a file"):
+        load.locate(str(copy / "config.json"))
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_line():
+    with pytest.raises(InputError, match="could not be had from the hub") as caught:
+        load.locate("stepmend/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_chat_template_is_said(copy):
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        load.load_tokenizer(str(copy))
+
+
+def test_digest_follows_content(copy):
+    before = load.checkpoint_digest(copy)
+    assert before == load.checkpoint_digest(CHECKPOINTS / "qwen2")
+    config = copy / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert load.checkpoint_digest(copy) != before
+
+
+def test_cpu_models_compute_in_float32():
+    assert load.load_model(str(CHECKPOINTS / "llama")).dtype == torch.float32

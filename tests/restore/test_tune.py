@@ -1,0 +1,151 @@
+"""Tuning for real: what is frozen stays, what is exported is what was trained, and a stopped tuning continues."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepmend import Bullet, InputError
+from stepmend.models import chat, load
+from stepmend.models.reasoner import CHECKPOINTS
+from stepmend.quantize import run, schemes
+from stepmend.recipe import Restore
+from stepmend.restore import objectives, scales, tune
+from tests.texts import calibration_texts
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
+
+
+def bullets(count: int = 8) -> list[Bullet]:
+    """Bullets of one sum: the rejected step is off by one."""
+    made = []
+    for i in range(count):
+        a, b = 10 + 3 * i, 20 + i
+        made.append(
+            Bullet(
+                problem=f"p{i}", arm="q", made_by="t", prompt=f"<|user|>Tom has {a} eggs. Tom buys {b} eggs.<|assistant|>", prefix="",
+                chosen=f"Step 1: {a} + {b} = {a + b}\n", rejected=f"Step 1: {a} + {b} = {a + b + 1}\n", continuation=f"\\boxed{{{a + b}}}",
+                rejected_rest=f"\\boxed{{{a + b + 1}}}", step=0, error_class="computational",
+            )
+        )  # fmt: skip
+    return made
+
+
+def quantized(parent: str, scheme: str, out) -> None:
+    texts = calibration_texts(load.load_tokenizer(parent), 8)
+    run.quantize(parent, schemes.parse(scheme), texts, out)
+
+
+@pytest.fixture(scope="module")
+def low_bit(tiny_llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("low") / "w3"
+    quantized(tiny_llama, "rtn-w3a16-g64", out)
+    return out
+
+
+@pytest.mark.parametrize("what", ["scales", "lora"])
+@pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
+def test_every_objective_lowers_its_loss_and_exports_what_it_trained(tiny_llama, low_bit, tmp_path, what, objective):
+    recipe = Restore.model_validate({"tune": what, "objective": objective, "steps": 12, "batch_size": 4})
+    tuned = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "restored", seed=0)
+    assert tuned.losses[-1] < tuned.losses[0]
+    assert tuned.export_error < 1e-3
+    assert not list(tmp_path.glob("*.state"))
+
+
+def test_restored_differs_in_scales_and_in_nothing_else(tiny_llama, low_bit, tmp_path):
+    out = tmp_path / "restored"
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6), out, seed=0)
+    before, after = load_file(low_bit / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert (tensor.dtype, tensor.shape) == (after[name].dtype, after[name].shape)
+        assert torch.equal(tensor, after[name]) != name.endswith("weight_scale"), name
+    names = sorted(file.name for file in low_bit.iterdir())
+    assert names == sorted(file.name for file in out.iterdir())
+    for name in names:
+        one, other = (low_bit / name).read_bytes(), (out / name).read_bytes()
+        assert len(one) == len(other)
+        assert name == "model.safetensors" or one == other
+    # The file itself: its header and every byte outside scale tensors.
+    one, other = (low_bit / "model.safetensors").read_bytes(), (out / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(one[:8], "little")
+    places = {n: t["data_offsets"] for n, t in json.loads(one[8:header]).items() if n.endswith("weight_scale")}
+    scale_bytes = {header + i for begin, end in places.values() for i in range(begin, end)}
+    assert all(i in scale_bytes for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
+@pytest.mark.parametrize("scheme", ["awq-w3a16-g64", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
+def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
+    quantized(tiny, scheme, tmp_path / "low")
+    tuned = tune.restore(tiny, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
+    # Rounding of activations turns a last-bit difference into a whole grid step, so those formats agree less closely.
+    assert tuned.export_error < (0.3 if "a8" in scheme or "kv8" in scheme else 1e-3)
+    if "a8" not in scheme:  # eight bits lose next to nothing, so there is no loss to lower
+        assert tuned.losses[-1] < tuned.losses[0]
+
+
+def test_the_untuned_layer_is_the_exporters_own_dequantization(low_bit):
+    attached, served = scales.attach(str(low_bit), Restore()), load.load_model(str(low_bit))
+    layers = scales.scales(attached)
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight(), served.get_submodule(name).weight)
+
+
+def test_gradients_reach_every_scale_through_rounded_activations(tiny_llama, tmp_path):
+    quantized(tiny_llama, "smoothquant-w8a8-kv8", tmp_path / "low")
+    model = scales.attach(str(tmp_path / "low"), Restore())
+    ids_BT = torch.tensor([chat.encode(load.load_tokenizer(tiny_llama), bullets()[0].prompt)])
+    with scales.straight_through():
+        objectives.logits_of(model, ids_BT).logsumexp(-1).sum().backward()
+    assert all(layer.change.grad.abs().sum() > 0 for layer in scales.scales(model).values())
+
+
+def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SAVE_EVERY", 3)
+    recipe = Restore(steps=10, batch_size=4)
+    whole = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "whole", seed=0)
+
+    def stop(done: int, count: list[int] = [0]) -> None:  # noqa: B006
+        count[0] += done
+        if count[0] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0, tick=stop)
+    resumed = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0)
+    assert resumed.losses == whole.losses
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "stopped/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("span", "text"), [
+    ("step", "Step 1: 10 + 20 = 30\n"), ("prefix", "So:\nStep 1: 10 + 20 = 30\n"), ("tail", "Step 1: 10 + 20 = 30\n\\boxed{30}"),
+    ("whole", "So:\nStep 1: 10 + 20 = 30\n\\boxed{30}"),
+])  # fmt: skip
+def test_a_span_targets_its_own_tokens(tiny_llama, span, text):
+    tokenizer = load.load_tokenizer(tiny_llama)
+    bullet = bullets(1)[0].model_copy(update={"prefix": "So:\n"})
+    row = objectives.chosen_row(tokenizer, bullet, span)
+    targets = [token for token, wanted in zip(row.ids, row.targets, strict=True) if wanted]
+    assert tokenizer.decode(targets, skip_special_tokens=True) == text
+
+
+def test_dpo_is_its_closed_form():
+    chosen, rejected = torch.tensor([-1.0]), torch.tensor([-3.0])
+    start = torch.tensor([-2.0])
+    expected = -torch.nn.functional.logsigmoid(torch.tensor(0.5 * ((-1 + 2) - (-3 + 2))))
+    assert objectives.dpo(chosen, rejected, start, start, 0.5) == pytest.approx(expected.item())
+
+
+def test_no_bullets_is_said(tiny_llama, low_bit, tmp_path):
+    with pytest.raises(InputError, match="no bullets"):
+        tune.restore(tiny_llama, low_bit, [], Restore(steps=4), tmp_path / "restored", seed=0)
+
+
+def test_the_reasoners_restore_too(family, tmp_path):
+    parent = str(CHECKPOINTS / family)
+    quantized(parent, "gptq-w3a16-g128", tmp_path / "low")
+    tuned = tune.restore(parent, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
+    assert tuned.export_error < 1e-2

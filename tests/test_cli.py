@@ -1,0 +1,110 @@
+"""The command line: light to start, one clear line and exit code 2 for what a user can put right."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stepmend.models.reasoner import CHECKPOINTS
+
+HEAVY = ("torch", "transformers", "llmcompressor", "datasets", "peft")
+
+
+def stepmend(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "stepmend.cli", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+def refused(*arguments: str, **options) -> str:
+    """The one line with which a command refuses."""
+    done = stepmend(*arguments, **options)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def without_heavy(code: str) -> subprocess.CompletedProcess:
+    """Run code in a Python where the heavy libraries cannot be imported."""
+    block = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
+    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, check=False)
+
+
+def test_the_core_needs_no_heavy_library(tmp_path):
+    done = without_heavy("import stepmend, sys\nfrom stepmend.cli import main\nsys.argv = ['stepmend', '--help']\nmain()")
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+
+
+def test_what_needs_an_extra_says_which(tmp_path):
+    done = without_heavy(
+        f"import sys\nfrom stepmend.cli import main\nsys.argv = ['stepmend', 'run', '--out', {str(tmp_path / 'x')!r}]\nmain()"
+    )
+    assert done.returncode == 2
+    assert "pip install 'stepmend[run]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_teaches():
+    assert "Examples" in stepmend("run", "--help").stdout
+    assert "gptq-w4a16-g128" in stepmend("schemes").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--scheme", "gptq-w9a16-g128"), "gptq is offered as"),
+        (("--model", "./nowhere"), "./nowhere does not exist"),
+        (("--model", "{empty}"), "holds no model"),
+        (("--model", "{cut}"), "model.safetensors is truncated or damaged"),
+        (("--model", "builtin:gpt5"), "allowed: builtin:qwen2, builtin:llama"),
+        (("--set", "restore.stepps=3"), "unknown key restore.stepps; allowed: tune"),
+        (("--set", "restore.steps=-3"), "restore.steps = -3: input should be greater than or equal to 1"),
+        (("--set", "restore.steps"), "key=value is needed"),
+        (("--benchmark", "gsm9k"), "benchmark = 'gsm9k': input should be 'story'"),
+        (("{yaml}",), "not valid YAML"),
+        (("{tmp}/none.yaml",), "cannot read"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, line):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.yaml").write_text("schemes: [rtn-w4a16\nseed: 1\n")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for file in (CHECKPOINTS / "qwen2").iterdir():
+        (cut / file.name).write_bytes(file.read_bytes())
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    places = {"empty": tmp_path / "empty", "cut": cut, "yaml": tmp_path / "bad.yaml", "tmp": tmp_path}
+    given = [argument.format(**places) for argument in arguments]
+    assert line in refused("run", *given, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_of_another_recipe_is_refused(tmp_path):
+    from stepmend import Recipe
+    from stepmend.rundir import RunDir
+
+    RunDir(tmp_path / "out", Recipe.make({"seed": 5})).close()
+    assert "belongs to another recipe (seed differ)" in refused("run", "--out", tmp_path / "out")
+    assert "has not measured anything yet" in refused("report", tmp_path / "out")
+    assert "holds no run" in refused("report", tmp_path / "none")
+
+
+def test_quantize_does_not_overwrite(tmp_path):
+    assert "exists already" in refused("quantize", "builtin:qwen2", "rtn-w4a16-g128", tmp_path)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A file size limit stands for the full disk: the system call fails in the same place."""
+    limited = [
+        "bash",
+        "-c",
+        f"ulimit -f 200; exec {sys.executable} -m stepmend.cli quantize builtin:qwen2 rtn-w4a16-g128 {tmp_path / 'out'}",
+    ]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "File too large" in done.stderr
+    assert not any(tmp_path.iterdir())
