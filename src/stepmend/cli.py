@@ -5,9 +5,8 @@ import json
 import os
 import sys
 import warnings
-from functools import partialmethod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +14,9 @@ from stepmend import __version__
 from stepmend.records import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 DEMO = Path("runs/demo")
@@ -45,6 +47,14 @@ def main() -> None:
 def _stop(message: str) -> None:
     print("stepmend: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    """A console that is wide enough for our tables where no terminal says how wide it is."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=110)
 
 
 def _version(asked: bool) -> None:
@@ -85,13 +95,12 @@ def run(
     if quick and out == DEMO:
         out = Path("runs/quick")
     _silence()
-    from rich.console import Console
 
     from stepmend.loop import Loop
     from stepmend.progress import Stages
     from stepmend.report import page, summary
 
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with Loop(made, out, Stages(console)) as loop:
         loop.run()
     found = summary.read(out)
@@ -108,8 +117,6 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Print a run's figures and write its page anew. Needs no model."""
-    from rich.console import Console
-
     from stepmend.report import page, summary
 
     found = summary.read(folder)
@@ -117,7 +124,7 @@ def report(
         print(json.dumps(summary.figures(found), indent=2))
         return
     page.write(found, folder / "report.html")
-    console = Console()
+    console = _console()
     console.print(summary.table(found))
     for line in summary.notices(found):
         console.print(line, highlight=False)
@@ -127,26 +134,23 @@ def report(
 @app.command()
 def schemes() -> None:
     """List the schemes: name, bits, group, what calibrates it, where it loads."""
-    from rich.console import Console
     from rich.table import Table
 
     from stepmend.quantize import schemes as table
 
-    shown = Table(
-        "scheme", "weights", "activations", "group", "KV cache", "calibrated on", "loads in", title="stepmend quantize MODEL SCHEME OUT"
-    )
+    shown = Table("scheme", "weights", "acts", "group", "KV", "calibrated on", "loads in", title="stepmend quantize MODEL SCHEME OUT")
+    shown.columns[0].no_wrap = True
     for s in table.listing():
-        zero = "" if s.symmetric else ", zero points"
         shown.add_row(
             s.name,
-            f"int{s.weight_bits}{zero}",
-            "int8, dynamic" if s.activation_bits == 8 else "as the model",
+            f"int{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
+            "int8" if s.activation_bits == 8 else "–",
             str(s.group or "a row"),
-            "fp8" if s.kv_bits else "as the model",
-            "the parent's own traces" if s.calibrated else "nothing",
+            "fp8" if s.kv_bits else "–",
+            "own traces" if s.calibrated else "–",
             s.loads,
         )
-    console = Console()
+    console = _console()
     console.print(shown)
     for name, text in table.METHODS.items():
         console.print(f"{name}: {text}", highlight=False)
@@ -182,7 +186,12 @@ def _silence() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tqdm
 
-    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # pyright: ignore[reportAttributeAccessIssue]
+    begin = tqdm.tqdm.__init__
+
+    def silent(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **{**options, "disable": True})
+
+    tqdm.tqdm.__init__ = silent
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ class Loop:
             steps=len(case.spans),
             span=place,
             votes=tuple(votes),
-            error_class=taxonomy.classify(trace, trace.text[slice(*place)], chosen, continuation) if place else "degenerate",
+            error_class=taxonomy.classify(trace, trace.text[slice(*place)] if place else "", chosen, continuation),
             frontier=frontier,
             reference=self.tokenizer.decode([margins.reference[frontier]]) if frontier is not None else None,
             margins=tuple(round(m, 3) for m in margins.quantized),

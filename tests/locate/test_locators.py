@@ -81,9 +81,19 @@ def test_margin_is_the_distance_to_the_best_other_token():
 
 @pytest.mark.parametrize(
     ("named", "winner"),
-    [((1, 1, 2), 1), ((None, 2, 2), 2), ((None, None, 3), 3), ((1, 2, 3), 2), ((1, None, 3), None), ((None, None, None), None)],
+    [
+        ((1, 1, 2), 1),
+        ((0, 2, 2), 0),
+        ((1, None, 3), 1),
+        ((None, 2, 2), 2),
+        ((None, None, 3), 3),
+        ((3, 2, 1), 2),
+        ((None, 2, 3), 2),
+        ((None, None, None), None),
+    ],
 )
 def test_the_vote(named, winner):
+    """In the order equations, rescue, margins: a majority wins, rescue breaks a tie, nothing lies behind a false equation."""
     names = ("equations", "rescue", "margins")
     assert locators.vote([Vote(locator=n, step=s, evidence="") for n, s in zip(names, named, strict=True)]) == winner
 

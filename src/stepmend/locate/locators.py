@@ -146,12 +146,16 @@ def step_of(spans: Sequence[tuple[int, int]], place: int) -> int | None:
 
 
 def vote(votes: Sequence[Vote]) -> int | None:
-    """The step that most locators name; a tie goes to rescue, which tests consequences, else nobody decides and it is None."""
+    """The step that most locators name; a tie goes to rescue, which tests consequences, else nobody decides and it is None.
+
+    A false equation is proof: whatever the others say, the first fault is not behind it. (Full precision sometimes arrives in spite
+    of one, and then rescue and margins look too late.)
+    """
     named = [v.step for v in votes if v.step is not None]
     if not named:
         return None
     counts = {step: named.count(step) for step in named}
     best = [step for step, count in counts.items() if count == max(counts.values())]
-    if len(best) == 1:
-        return best[0]
-    return next((v.step for v in votes if v.locator == "rescue" and v.step in best), None)
+    chosen = best[0] if len(best) == 1 else next((v.step for v in votes if v.locator == "rescue" and v.step in best), None)
+    proven = next((v.step for v in votes if v.locator == "equations"), None)
+    return min((step for step in (chosen, proven) if step is not None), default=None)

@@ -4,6 +4,7 @@ This file makes what does not depend on training: tokenizer, chat template, conf
 """
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,20 @@ MAX_LENGTH = 512
 
 
 def make_tokenizer() -> Any:
-    """A byte-level BPE (any text is representable, losslessly) in which every word of ``story`` is one token and every digit is one."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level tokenizer (any text is representable, losslessly) with every word of ``story`` added as one token.
+
+    transformers loads any Qwen2 checkpoint with Qwen2's own splitting of text, whatever its tokenizer.json says. Added tokens are
+    matched before any splitting, the longest first, so all loaders give the same ids.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    characters = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(characters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    texts = (
-        f"{problem.question}\n{story.program_of(problem).solution()}"
-        for level in story.LEVELS
-        for problem in itertools.islice(story.problems("train", level, seed=0), 4000)
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in story_words()])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -56,6 +53,15 @@ def make_tokenizer() -> Any:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def story_words() -> list[str]:
+    """Every piece of ``story`` texts that is longer than a character."""
+    found: set[str] = set()
+    for level in story.LEVELS:
+        for problem in itertools.islice(story.problems("train", level, seed=0), 4000):
+            found.update(re.findall(WORDS, f"{problem.question}\n{story.program_of(problem).solution()}"))
+    return sorted(piece for piece in found if len(piece) > 1)
 
 
 def make_config(family: str, vocab_size: int) -> Any:

@@ -1,11 +1,13 @@
 """Quantize a checkpoint with llm-compressor, calibrated on the parent's own traces, into a folder that vLLM loads."""
 
+import io
 import json
+import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +128,14 @@ def _store(file: Path, dtype: torch.dtype) -> None:
 @contextmanager
 def _quiet(scratch: Path) -> Iterator[None]:
     """llm-compressor logs to the screen and into the working directory, and pins memory where there is no accelerator to pin it for."""
-    from llmcompressor.pipelines.cache import IntermediatesCache
     from loguru import logger
 
-    logger.remove()
+    with redirect_stdout(io.StringIO()):  # its logger takes hold of standard output when it is imported
+        from llmcompressor.pipelines.cache import IntermediatesCache
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")  # or every call of it enables its log again
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    for library in ("llmcompressor", "compressed_tensors"):
+        logger.disable(library)
     pin, here = IntermediatesCache._pin_intermediate, Path.cwd()
     if not torch.cuda.is_available():
         IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)  # pyright: ignore

@@ -134,24 +134,21 @@ def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
 
 
 def table(found: Found) -> Table:
-    """The closing table: accuracy a level, the paired loss, and recovery."""
+    """The closing table: accuracy a level, the paired loss, and recovery; fits 100 columns."""
     levels = list(dict.fromkeys(p.level for p in found.test))
-    shown = Table("arm", *levels, "all", "95 %", "against full", "McNemar p", "recovery", title=f"{len(found.test)} held-out problems")
+    shown = Table("arm", *levels, "all", "against full (95 %)", "p", "recovery (95 %)", title=f"{len(found.test)} held-out problems")
+    for column in shown.columns[: len(levels) + 2]:
+        column.no_wrap = True
     full = found.outcomes("full")
     for arm in found.arms:
         outcomes = found.outcomes(arm)
-        interval, pair = statistics.accuracy(outcomes), statistics.paired(full, outcomes)
-        change = statistics.difference(outcomes, full)
-        back = recovery(found, arm.removesuffix(RESTORED)) if arm.endswith(RESTORED) else None
-        shown.add_row(
-            arm,
-            *(percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels),
-            percent(interval.value),
-            f"{percent(interval.low)} to {percent(interval.high)}",
-            "" if arm == "full" else f"{points(change.value)} ({points(change.low)} to {points(change.high)})",
-            "" if arm == "full" else f"{pair.p:.2g}",
-            recovery_text(back) if back else "",
+        pair, change = statistics.paired(full, outcomes), statistics.difference(outcomes, full)
+        by_level = [percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels]
+        against = (
+            ["", ""] if arm == "full" else [f"{points(change.value)} ({points(change.low)} to {points(change.high)})", f"{pair.p:.1g}"]
         )
+        back = recovery_text(recovery(found, arm.removesuffix(RESTORED))) if arm.endswith(RESTORED) else ""
+        shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *against, back)
     return shown
 
 
