@@ -1,6 +1,8 @@
-"""Shared by all tests: tiny random checkpoints of the real architectures, and the built-in reasoners."""
+"""Shared by all tests: tiny random checkpoints of the real architectures, the built-in reasoners, and one small finished run."""
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -81,6 +83,29 @@ def tiny(request, tmp_path_factory) -> str:
 def tiny_llama(tmp_path_factory) -> str:
     """The tiny Llama checkpoint alone, for what needs just one model."""
     return make_tiny("llama3.2", tmp_path_factory.mktemp("tiny-llama") / "llama")
+
+
+LOSSY = "rtn-w3a16"
+"""One scale a row at three bits: a loss that few problems are enough to see."""
+RUN = [
+    "run", "--model", "builtin:qwen2", "--scheme", "gptq-w4a16-g128", "--scheme", LOSSY, "--set", "measure.problems=24",
+    "--set", "measure.batch_size=12", "--set", "curate.problems=108", "--set", "curate.round=54", "--set", "curate.bullets=12",
+    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "quantize.calibration=9",
+]  # fmt: skip
+
+
+def command(out: Path) -> list[str]:
+    """The small run, into a folder."""
+    return [sys.executable, "-m", "stepmend.cli", *RUN, "--out", str(out)]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """One small real run, made once: its folder. Read it; do not write to it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = subprocess.run(command(out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
 
 
 @pytest.fixture(params=reasoner.FAMILIES)

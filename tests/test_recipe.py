@@ -21,6 +21,7 @@ def test_overrides_are_laid_over_yaml(tmp_path):
         ({"restore": {"steps": 0}}, "restore.steps = 0: input should be greater than or equal to 1"),
         ({"restore": {"objective": "ppo"}}, "restore.objective = 'ppo': input should be 'sft', 'dpo' or 'distill'"),
         ({"schemes": []}, "schemes"),
+        ({"schemes": ["rtn-w4a16-g64", "rtn-w4a16-g64"]}, "each scheme once"),
         ({"restore": 3}, "restore = 3"),
     ],
 )

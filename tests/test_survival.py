@@ -1,26 +1,17 @@
 """kill -9 at ten moments, each stage included, then the same command: the records are those of an unbroken run."""
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-RUN = [
-    "run", "--model", "builtin:qwen2", "--scheme", "gptq-w3a16-g128", "--scheme", "rtn-w3a16", "--set", "measure.problems=24",
-    "--set", "measure.batch_size=12", "--set", "curate.problems=108", "--set", "curate.round=54", "--set", "curate.bullets=12",
-    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "quantize.calibration=9",
-]  # fmt: skip
+from tests.conftest import LOSSY, command
+
 KINDS = ("traces", "grades", "faults", "bullets")
-
-
-def command(out: Path) -> list[str]:
-    return [sys.executable, "-m", "stepmend.cli", *RUN, "--out", str(out)]
 
 
 def lines(out: Path, kind: str) -> list[bytes]:
@@ -37,13 +28,12 @@ def exists(name: str) -> Callable[[Path], bool]:
     return lambda out: (out / name).exists()
 
 
-LOSSY = "rtn-w3a16"
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "calibrating": has("traces", '"arm":"full"', 1),
     "quantizing": has("traces", '"arm":"full"', 9),
-    "between two checkpoints": exists("gptq-w3a16-g128"),
+    "between two checkpoints": exists("gptq-w4a16-g128"),
     "measuring full": has("traces", '"arm":"full"', 30),
-    "measuring the first scheme": has("traces", '"arm":"gptq-w3a16-g128"', 24),
+    "measuring the first scheme": has("traces", '"arm":"gptq-w4a16-g128"', 24),
     "locating": has("faults", "arm", 1),
     "solving curate problems": has("traces", f'"arm":"{LOSSY}"', 90),
     "curating": has("bullets", "arm", 1),
@@ -71,9 +61,9 @@ def finish(out: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
-def test_killed_ten_times_is_as_good_as_unbroken(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(whole)
+def test_killed_ten_times_is_as_good_as_unbroken(finished_run, tmp_path):
+    whole, broken = finished_run, tmp_path / "broken"
+    assert len(MOMENTS) == 10
     for moment, reached in MOMENTS.items():
         before = {kind: lines(broken, kind) for kind in KINDS}
         run_until(broken, reached)
@@ -85,10 +75,9 @@ def test_killed_ten_times_is_as_good_as_unbroken(tmp_path):
     finish(broken)
     for kind in KINDS:
         assert lines(broken, kind) == lines(whole, kind), kind
-    for name in ("gptq-w3a16-g128", LOSSY, f"{LOSSY}-restored"):
+    for name in ("gptq-w4a16-g128", LOSSY, f"{LOSSY}-restored"):
         assert (broken / name / "model.safetensors").read_bytes() == (whole / name / "model.safetensors").read_bytes()
     assert not [p.name for p in broken.iterdir() if p.name.endswith((".part", ".state"))]
     stamp = {p: p.stat().st_mtime_ns for p in broken.glob("*.jsonl")}
     finish(broken)
     assert {p: p.stat().st_mtime_ns for p in broken.glob("*.jsonl")} == stamp, "a finished run was written to again"
-    shutil.rmtree(tmp_path)

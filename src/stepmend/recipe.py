@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stepmend.records import InputError
 
@@ -72,6 +72,13 @@ class Recipe(Part):
     locate: Locate = Locate()
     curate: Curate = Curate()
     restore: Restore = Restore()
+
+    @field_validator("schemes")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("each scheme once")
+        return names
 
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:

@@ -7,6 +7,7 @@ files appear complete or not at all.
 import fcntl
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -136,8 +137,11 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     part.mkdir(parents=True)
     try:
         fill(part)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        # safetensors has an error type of its own; what the system said stands in its text.
+        if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
+            raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise
     if folder.exists():
         shutil.rmtree(folder)

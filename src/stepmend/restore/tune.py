@@ -1,5 +1,6 @@
 """The training loop: bullets in, a restored checkpoint out. Seeded, and it continues from its last saved state."""
 
+import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,12 +125,18 @@ def restore(
             losses.append(loss.item())
             tick(1)
             if len(losses) % SAVE_EVERY == 0:
-                state = {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "losses": losses}
-                replace(state_file, lambda part, state=state: torch.save(state, part))
+                _save(state_file, parameters, optimizer, losses)
     kind.export(model, quantized, out)
     error = _compare(model, out, loss_of.chosen[0])
     state_file.unlink(missing_ok=True)
     return Tuned(losses, error)
+
+
+def _save(state_file: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
+    buffer = io.BytesIO()
+    torch.save({"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "losses": losses}, buffer)
+    replace(state_file, lambda part: part.write_bytes(buffer.getvalue()))
 
 
 def _resume(state_file: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:

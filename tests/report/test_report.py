@@ -1,0 +1,95 @@
+"""Figures and page of a real run."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from stepmend.benchmarks import oracle, story
+from stepmend.report import page, summary
+from tests.conftest import LOSSY
+
+RESTORED = LOSSY + summary.RESTORED
+
+
+@pytest.fixture(scope="module")
+def found(finished_run):
+    return summary.read(finished_run)
+
+
+def test_figures_have_their_shape_and_add_up(found):
+    figures = summary.figures(found)
+    assert set(figures) == {"arms", "schemes"}
+    assert list(figures["arms"]) == ["full", "gptq-w4a16-g128", LOSSY, RESTORED]
+    for arm in figures["arms"].values():
+        assert arm["correct"] + arm["wrong"] + arm["unscored"] == arm["n"] == 72
+        assert arm["accuracy"] == arm["correct"] / arm["n"]
+    for scheme in figures["schemes"].values():
+        assert set(scheme) == {"recovery", "mcnemar_p", "bullets", "restore_seconds", "regressions_located", "oracle_agreement"}
+        assert set(scheme["recovery"]) == {"value", "low", "high", "reason"}
+        assert (scheme["recovery"]["value"] is None) == (scheme["recovery"]["reason"] is not None)
+
+
+def test_a_loss_within_noise_is_undefined_and_restores_nothing(found):
+    four = summary.figures(found)["schemes"]["gptq-w4a16-g128"]
+    assert four["recovery"]["value"] is None
+    assert "within noise" in four["recovery"]["reason"]
+    assert (four["bullets"], four["restore_seconds"]) == (0, None)
+
+
+def test_bullets_come_from_curate_problems_and_are_verified(found):
+    bullets = found.bullets[LOSSY]
+    assert 0 < len(bullets) <= 12
+    for bullet in bullets:
+        problem = found.problems[bullet.problem]
+        program = story.program_of(problem)
+        assert problem.split == "curate"
+        assert bullet.prefix + bullet.rejected + bullet.rejected_rest == found.traces[LOSSY][bullet.problem].text
+        assert bullet.continuation.rstrip().endswith(f"\\boxed{{{problem.answer}}}") or f"\\boxed{{{problem.answer}}}" in bullet.chosen
+        assert oracle.judge(program, bullet.prefix + bullet.rejected).step is not None
+
+
+def test_frontiers_lie_in_the_faulty_step(found):
+    faults = [f for f in found.faults[LOSSY].values() if f.frontier is not None]
+    assert faults
+    for fault in faults:
+        begin, end = fault.span
+        place = fault.token_ends[fault.frontier - 1] if fault.frontier else 0
+        assert begin <= place <= end
+        assert fault.margins[fault.frontier] <= 0
+        assert fault.token_ends[-1] == len(found.traces[LOSSY][fault.problem].text)
+
+
+def test_the_page_is_one_file_that_needs_no_network(finished_run):
+    text = (finished_run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=|@import|url\(|https?://""", text)
+    (blob,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert [arm["name"] for arm in json.loads(blob)["arms"]] == ["full", "gptq-w4a16-g128", LOSSY, RESTORED]
+    for heading in ("What it cost", "How problems moved", "What kind of error", "Where it starts", "One problem of each kind", "Run card"):
+        assert heading in text
+    assert 'class="step faulty"' in text
+    assert "token frontier" in text
+
+
+def test_nothing_a_model_writes_can_break_the_page(found):
+    trap = "</script><script>alert(1)</script><b>&amp;"
+    fault = next(iter(found.faults[LOSSY].values()))
+    found.traces["full"][fault.problem] = found.traces["full"][fault.problem].model_copy(update={"text": trap})
+    for arm in (LOSSY, RESTORED):
+        for trace in list(found.traces[arm].values()):
+            found.traces[arm][trace.problem] = trace.model_copy(update={"text": trap + trace.text[len(trap) :]})
+    text = page.render(page.data.blob(found))
+    assert "<script>alert" not in text
+    assert "</script><b>" not in text
+
+
+def test_report_needs_no_torch(finished_run):
+    code = (
+        "import sys\nfor name in ('torch', 'transformers', 'llmcompressor'): sys.modules[name] = None\n"
+        f"from stepmend.cli import main\nsys.argv = ['stepmend', 'report', {str(finished_run)!r}, '--json']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"]["full"]["n"] == 72
