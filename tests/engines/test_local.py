@@ -27,10 +27,9 @@ def test_completions_come_in_the_order_of_the_texts_and_end_by_themselves(engine
     assert all(c.tokens[-1] == engine.tokenizer.eos_token_id for c in together)
 
 
-def test_an_allowance_cuts_and_says_so(engine):
-    texts = [chat.render(engine.tokenizer, "plain-1", q) for q in QUESTIONS[:2]]
-    short, whole = complete_all(engine, texts, 2, allowance=[5, 120])
-    assert (len(short.tokens), short.finish, whole.finish) == (5, "length", "stop")
+def test_a_limit_cuts_and_says_so(engine):
+    (cut,) = LocalEngine(engine.model, engine.tokenizer, 5).complete([chat.render(engine.tokenizer, "plain-1", QUESTIONS[0])])
+    assert (len(cut.tokens), cut.finish) == (5, "length")
 
 
 def test_batches_hold_everything_once_longest_first():

@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 import torch
 
-from stepmend.models import chat
-
 
 @dataclass(frozen=True)
 class Completion:
@@ -26,25 +24,23 @@ class LocalEngine:
     tokenizer: Any
     max_new_tokens: int
 
-    def complete(self, texts: Sequence[str], *, allowance: Sequence[int] | None = None) -> list[Completion]:
-        """Complete rendered texts as one batch. ``allowance`` is the new tokens each may have (default: ``max_new_tokens``)."""
-        longest = max(allowance) if allowance else self.max_new_tokens
+    def complete(self, texts: Sequence[str]) -> list[Completion]:
+        """Complete rendered texts as one batch."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
         cache = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
         with torch.inference_mode():
-            out = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, pad_token_id=self.tokenizer.pad_token_id, **cache)
-        rows = out[:, inputs["input_ids"].shape[1] :].tolist()
-        limits = allowance or [self.max_new_tokens] * len(rows)
-        return [self._completion(row, limit) for row, limit in zip(rows, limits, strict=True)]
+            out = self.model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id, **cache
+            )
+        return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def _completion(self, row: list[int], limit: int) -> Completion:
+    def _completion(self, row: list[int]) -> Completion:
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
         length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        finish: Literal["stop", "length"] = "stop" if length is not None and length <= limit else "length"
-        tokens = tuple(row[: min(length or limit, limit)])
-        return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, finish)
+        tokens = tuple(row[:length])
+        return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, "stop" if length else "length")
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
@@ -55,22 +51,11 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 
 def complete_all(
-    engine: LocalEngine,
-    texts: Sequence[str],
-    size: int,
-    *,
-    allowance: Sequence[int] | None = None,
-    tick: Callable[[int], None] = lambda done: None,
+    engine: LocalEngine, texts: Sequence[str], size: int, *, tick: Callable[[int], None] = lambda done: None
 ) -> list[Completion]:
     """Complete many texts, batch by batch, and give the completions in the order of the texts."""
     found: dict[int, Completion] = {}
     for batch in batches(texts, size):
-        limits = [allowance[i] for i in batch] if allowance else None
-        found |= dict(zip(batch, engine.complete([texts[i] for i in batch], allowance=limits), strict=True))
+        found |= dict(zip(batch, engine.complete([texts[i] for i in batch]), strict=True))
         tick(len(batch))
     return [found[i] for i in range(len(texts))]
-
-
-def prompt_text(engine: LocalEngine, prompt: str, question: str) -> str:
-    """The rendered prompt of a question, for this engine's tokenizer."""
-    return chat.render(engine.tokenizer, prompt, question)

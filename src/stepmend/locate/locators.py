@@ -50,7 +50,6 @@ def by_rescue(
     engine: LocalEngine,
     arrives: Callable[[int, str], bool],
     size: int,
-    tick: Callable[[int], None] = lambda done: None,
 ) -> list[Rescued]:
     """Full precision continues each trace, cut after step k: the first k from which it no longer arrives marks the fault.
 
@@ -68,7 +67,7 @@ def by_rescue(
         middles = {i: (low[i] + high[i]) // 2 for i in open_cases}
         prefixes = {i: cases[i].trace.text[: cases[i].spans[middles[i]][0]] for i in open_cases}
         texts = [cases[i].prompt + prefixes[i] for i in open_cases]
-        found: list[Completion] = complete_all(engine, texts, size, tick=tick)
+        found: list[Completion] = complete_all(engine, texts, size)
         for i, completion in zip(open_cases, found, strict=True):
             if arrives(i, prefixes[i] + completion.text):
                 low[i], rescued[i] = middles[i], completion.text
