@@ -86,11 +86,11 @@ def tiny_llama(tmp_path_factory) -> str:
 
 
 LOSSY = "rtn-w3a16"
-"""One scale a row at three bits: a loss that few problems are enough to see."""
+"""One scale a row at three bits: what loses most."""
 RUN = [
     "run", "--model", "builtin:qwen2", "--scheme", "gptq-w4a16-g128", "--scheme", LOSSY, "--set", "measure.problems=24",
-    "--set", "measure.batch_size=12", "--set", "curate.problems=108", "--set", "curate.round=54", "--set", "curate.bullets=12",
-    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "quantize.calibration=9",
+    "--set", "measure.batch_size=12", "--set", "curate.problems=216", "--set", "curate.round=108", "--set", "curate.bullets=12",
+    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "restore.within_noise=true", "--set", "quantize.calibration=9",
 ]  # fmt: skip
 
 

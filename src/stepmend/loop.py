@@ -64,7 +64,7 @@ class Loop:
             quantized = self.solve(name, test, "test")
             self.locate(name, test, full, quantized, "test")
             pair = statistics.paired(*(self.outcomes(test, arm) for arm in ("full", name)))
-            if pair.p >= 0.05 or pair.only_first <= pair.only_second:
+            if (pair.p >= 0.05 or pair.only_first <= pair.only_second) and not self.recipe.restore.within_noise:
                 self.stages.say(f"  {name}: no loss beyond noise (McNemar p = {pair.p:.2g}); nothing to restore")
                 continue
             bullets = self.curate(name, test)
