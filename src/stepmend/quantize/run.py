@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     dtype = model.config.dtype
 
     def fill(part: Path) -> None:
+        part = part.resolve()  # what follows changes the working directory
         with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
-            model.save_pretrained(part.resolve(), save_compressed=True)
+            model.save_pretrained(part, save_compressed=True)
         for file in part.glob("*.safetensors"):
             _store(file, dtype)
         config = json.loads((part / "config.json").read_text())
@@ -133,6 +134,8 @@ def _quiet(scratch: Path) -> Iterator[None]:
     with redirect_stdout(io.StringIO()):  # its logger takes hold of standard output when it is imported
         from llmcompressor.pipelines.cache import IntermediatesCache
     os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")  # or every call of it enables its log again
+    with suppress(ValueError, TypeError):
+        logger.level("METRIC", no=38)  # it logs at this level even where, disabled, it has not made it
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     for library in ("llmcompressor", "compressed_tensors"):
         logger.disable(library)
