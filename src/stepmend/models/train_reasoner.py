@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("family", choices=reasoner.FAMILIES)
     parser.add_argument("--out", type=Path, default=None, help="where state and checkpoint lie (default: runs/reasoner-FAMILY)")
-    parser.add_argument("--steps", type=int, default=40_000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=8_300, help="optimizer steps")
     parser.add_argument("--tokens", type=int, default=2_000, help="padded tokens of a batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
