@@ -85,6 +85,17 @@ def tiny_llama(tmp_path_factory) -> str:
     return make_tiny("llama3.2", tmp_path_factory.mktemp("tiny-llama") / "llama")
 
 
+WITHOUT_HEAVY = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "llmcompressor", "datasets", "peft"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from stepmend.cli import main
+"""
+"""The beginning of a program for a Python in which the heavy libraries are not installed."""
+
 LOSSY = "rtn-w3a16"
 """One scale a row at three bits: what loses most."""
 RUN = [

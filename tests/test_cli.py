@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from stepmend.models.reasoner import CHECKPOINTS
-
-HEAVY = ("torch", "transformers", "llmcompressor", "datasets", "peft")
+from tests.conftest import WITHOUT_HEAVY
 
 
 def stepmend(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -27,8 +26,7 @@ def refused(*arguments: str, **options) -> str:
 
 def without_heavy(code: str) -> subprocess.CompletedProcess:
     """Run code in a Python where the heavy libraries cannot be imported."""
-    block = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
-    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", WITHOUT_HEAVY + code], capture_output=True, text=True, check=False)
 
 
 def test_the_core_needs_no_heavy_library(tmp_path):

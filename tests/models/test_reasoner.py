@@ -62,7 +62,7 @@ def test_accuracy_on_held_out_problems(family):
 
 
 def test_training_resumes_where_it_stopped(tmp_path, capsys):
-    common = {"tokens": 300, "seed": 0, "device": "cpu", "checkpoint_every": 2}
+    common = {"tokens": 300, "seed": 0, "device": "cpu", "checkpoint_every": 2, "checks": 2}
     train("qwen2", tmp_path / "run", steps=2, **common)
     train("qwen2", tmp_path / "run", steps=4, **common)
     assert "continues at step 2" in capsys.readouterr().out

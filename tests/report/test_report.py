@@ -9,7 +9,7 @@ import pytest
 
 from stepmend.benchmarks import oracle, story
 from stepmend.report import page, summary
-from tests.conftest import LOSSY
+from tests.conftest import LOSSY, WITHOUT_HEAVY
 
 RESTORED = LOSSY + summary.RESTORED
 
@@ -86,10 +86,7 @@ def test_nothing_a_model_writes_can_break_the_page(found):
 
 
 def test_report_needs_no_torch(finished_run):
-    code = (
-        "import sys\nfor name in ('torch', 'transformers', 'llmcompressor'): sys.modules[name] = None\n"
-        f"from stepmend.cli import main\nsys.argv = ['stepmend', 'report', {str(finished_run)!r}, '--json']\nmain()"
-    )
+    code = f"{WITHOUT_HEAVY}\nsys.argv = ['stepmend', 'report', {str(finished_run)!r}, '--json']\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arms"]["full"]["n"] == 72

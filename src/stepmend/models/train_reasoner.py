@@ -181,8 +181,11 @@ def accuracy(model: Any, tokenizer: Any, level: str, count: int, split: str = "c
     return right / count
 
 
-def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device: str, checkpoint_every: int) -> None:
-    """Train one reasoner into ``out``; continues from ``out/state.pt`` where that lies."""
+def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device: str, checkpoint_every: int, checks: int = 128) -> None:
+    """Train one reasoner into ``out``; continues from ``out/state.pt`` where that lies.
+
+    ``checks`` is the number of calibration problems a level that are solved now and then, to show how far it is.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -237,7 +240,7 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
             os.replace(state_file.with_suffix(".part"), state_file)
         if step % (2 * checkpoint_every) == 0 or step == steps:
             model.eval()
-            scores = {level: accuracy(model, tokenizer, level, 128) for level in story.LEVELS}
+            scores = {level: accuracy(model, tokenizer, level, checks) for level in story.LEVELS}
             print(f"{family} step {step}: {spent / 60:.0f} min, solved {scores}", flush=True)
             model.train()
             begin, mean, seen = time.perf_counter(), 0.0, 0
