@@ -12,6 +12,7 @@ from pathlib import Path
 from stepmend import grading
 from stepmend.benchmarks import story
 from stepmend.engines.local import LocalEngine, complete_all
+from stepmend.grading import verify
 from stepmend.measure import statistics
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS, FAMILIES
@@ -29,8 +30,10 @@ def outcomes(folder: Path, split: str, level: str, count: int, seed: int) -> sta
     engine = LocalEngine(load.load_model(str(folder)), tokenizer, 180)
     problems = list(itertools.islice(story.problems(split, level, seed=seed), count))
     prompts = [chat.render(tokenizer, "plain-1", problem.question) for problem in problems]
-    texts = [completion.text for completion in complete_all(engine, prompts, 150)]
-    return np.array([grading.equal(grading.extract(t) or "", p.answer) for t, p in zip(texts, problems, strict=True)])
+    found = [grading.extract(completion.text) for completion in complete_all(engine, prompts, 150)]
+    with verify.Verifier() as verifier:
+        judged = grading.judge(found, [p.answer for p in problems], "number", verifier)
+    return np.array([outcome == "correct" for outcome, _ in judged])
 
 
 def main() -> None:
@@ -51,7 +54,9 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     if not args.folders:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(f"# The built-in reasoners\n\n`python benchmarks/reasoners.py` wrote this page: `story` {args.split}, greedy.\n\n{text}")
+        PAGE.write_text(
+            f"# The built-in reasoners\n\n`python benchmarks/reasoners.py` wrote this page: `story` {args.split}, greedy.\n\n{text}"
+        )
     print(text)
 
 

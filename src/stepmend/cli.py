@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 if TYPE_CHECKING:
     from rich.console import Console
 
+Kind = Literal["math", "number"]
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 DEMO = Path("runs/demo")
 
@@ -129,6 +130,39 @@ def report(
     for line in summary.notices(found):
         console.print(line, highlight=False)
     console.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
+
+
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help="Solutions, one a record: .jsonl, .json (a list), .csv or .parquet.")],
+    answer_field: Annotated[str, typer.Option(help="The field of the solution or answer; a.b is field b inside a.")],
+    gold_field: Annotated[str, typer.Option(help="The field of the right answer, or of a worked solution that ends in it.")],
+    kind: Annotated[Kind, typer.Option(help="What answers are: any mathematics, or numbers with or without units.")] = "math",
+    strict: Annotated[bool, typer.Option("--marked-only", help="An answer that is not boxed or marked as such is none.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Keep each record's grade, extracted answer and reason in this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
+) -> None:
+    """Grade solutions against gold answers: correct, wrong, or unscored with a reason. Needs no model.
+
+    Example: [bold]stepmend grade solutions.jsonl --answer-field solution --gold-field answer --out grades.jsonl[/]
+    """
+    from stepmend.grading import files
+
+    graded = files.grade_file(file, answer_field, gold_field, kind=kind, loose=not strict)
+    if out:
+        files.write(graded, out)
+    counts = files.counts(graded)
+    if as_json:
+        print(json.dumps(counts, indent=2))
+        return
+    console = _console()
+    for name in ("correct", "wrong", "unscored"):
+        share = f"{100 * counts[name] / counts['n']:5.1f} %"
+        console.print(f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}", highlight=False)
+    for reason, count in counts["reasons"].items():
+        console.print(f"  {reason}: {count}", highlight=False)
+    keep = "--out FILE keeps every grade" if not out else f"the grades: {out}"
+    console.print(f"n = {counts['n']}; {keep}", highlight=False)
 
 
 @app.command()

@@ -16,6 +16,7 @@ import numpy as np
 from stepmend import curate, grading
 from stepmend.benchmarks import story
 from stepmend.engines.local import LocalEngine, batches, complete_all
+from stepmend.grading import verify
 from stepmend.locate import locators, steps, taxonomy
 from stepmend.measure import statistics
 from stepmend.models import chat, load
@@ -49,6 +50,7 @@ class Loop:
         self.engines: dict[str, LocalEngine] = {}
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
+        self.verifier = verify.Verifier()
 
     def run(self) -> None:
         """All stages, for all schemes."""
@@ -80,6 +82,7 @@ class Loop:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.verifier.__exit__()
         self.dir.close()
 
     def card(self) -> dict[str, object]:
@@ -155,7 +158,8 @@ class Loop:
     def grade(self, problems: Sequence[Problem], traces: dict[str, Trace], made_by: str) -> None:
         """Grade what is not graded yet."""
         done = {grade.problem: grade for grade in self.dir.load(Grade, made_by)}
-        fresh = [grading.grade(traces[p.id], p, made_by) for p in problems if p.id not in done]
+        missing = [p for p in problems if p.id not in done]
+        fresh = grading.grade_all([traces[p.id] for p in missing], missing, made_by, self.verifier)
         self.dir.append(fresh)
         self.graded |= {(grade.arm, grade.problem): grade for grade in [*done.values(), *fresh]}
 
@@ -209,7 +213,8 @@ class Loop:
         asked = self.recipe.locate.locators
 
         def arrives(index: int, text: str) -> bool:
-            return grading.equal(grading.extract(text) or "", chunk[index].answer)
+            found = grading.extract(text, loose=False)
+            return grading.judge([found], [chunk[index].answer], grading.kind_of(self.recipe.benchmark), self.verifier)[0][0] == "correct"
 
         rescued = locators.by_rescue(cases, reference, arrives, size) if "rescue" in asked else [None] * len(cases)
         margins = locators.margins_of(cases, reference, self.engine(arm), 16)

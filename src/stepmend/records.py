@@ -66,11 +66,21 @@ class Trace(Made):
 
 
 class Grade(Made):
-    """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``)."""
+    """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
+
+    ``outcome`` is the mathematics alone. ``form`` says how the answer was given: ``boxed`` as asked, ``marked`` in another usual way,
+    ``loose`` at the end of the text; only a boxed answer is right under the ``strict`` grade.
+    """
 
     outcome: Outcome
     extracted: str | None = None
+    form: Literal["boxed", "marked", "loose"] | None = None
     reason: str | None = None
+
+    @property
+    def strict(self) -> Outcome:
+        """The grade of who asks for the format too: an answer that was not boxed is unscored."""
+        return self.outcome if self.form == "boxed" else "unscored"
 
 
 class Vote(Record):

@@ -1,40 +1,128 @@
-"""Grades: never silently wrong."""
+"""Grades: never silently wrong, whatever the text."""
+
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepmend import Problem, Trace, grading
+from stepmend.grading import verify
 
-PROBLEM = Problem(id="p", benchmark="story", split="test", level="easy", question="?", answer="12")
+PROBLEM = Problem(id="p", benchmark="math", split="test", level="easy", question="?", answer="12")
 
 
-def graded(text: str, finish: str = "stop"):
+@pytest.fixture(scope="module")
+def verifier():
+    with verify.Verifier() as made:
+        yield made
+
+
+def graded(verifier, text: str, finish: str = "stop", answer: str = "12"):
     trace = Trace(problem="p", arm="full", made_by="a", text=text, tokens=(), finish=finish)
-    return grading.grade(trace, PROBLEM, "b")
+    return grading.grade_all([trace], [PROBLEM.model_copy(update={"answer": answer})], "b", verifier)[0]
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "answer", "form"),
     [
-        ("\\boxed{12}", "12"),
-        ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        ("\\boxed{7} \\boxed{8", "7"),
-        ("none", None),
-        ("\\boxed{", None),
+        ("\\boxed{12}", "12", "boxed"),
+        ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}", "boxed"),
+        ("\\boxed{7} \\boxed{8", "7", "boxed"),
+        ("\\boxed{\\boxed{7}}", "\\boxed{7}", "boxed"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}", "boxed"),
+        ("a } b \\boxed{7}", "7", "boxed"),
+        ("so\n#### 1,200", "1,200", "marked"),
+        ("A: 18", "18", "marked"),
+        ("The answer is 18.", "18", "marked"),
+        ("**Final answer:** 18", "18", "marked"),
+        ("She has $x+1$ apples", "x+1", "loose"),
+        ("She pays $5 and 12 more", "12", "loose"),
+        ("none", None, None),
+        ("\\boxed{", None, None),
     ],
 )
-def test_the_last_complete_box_counts(text, answer):
-    assert grading.extract(text) == answer
+def test_where_the_answer_stands(text, answer, form):
+    found = grading.extract(text)
+    assert (found.answer, found.form) == (answer, form) if answer else found is None
 
 
-def test_grades():
-    assert graded("\\boxed{12}").outcome == "correct"
-    assert graded("\\boxed{12.0}").outcome == "correct"
-    assert (graded("\\boxed{13}").outcome, graded("\\boxed{13}").extracted) == ("wrong", "13")
-    assert (graded("12").outcome, graded("12").reason) == ("unscored", "no_answer")
-    assert graded("Step 1: 3 + 9 = 12", "length").reason == "truncated"
+def test_grades(verifier):
+    assert graded(verifier, "\\boxed{12}").outcome == "correct"
+    assert graded(verifier, "\\boxed{12.0}").outcome == "correct"
+    assert graded(verifier, "\\boxed{\\frac{24}{2}}").outcome == "correct"
+    assert (graded(verifier, "\\boxed{13}").outcome, graded(verifier, "\\boxed{13}").extracted) == ("wrong", "13")
+    assert (graded(verifier, "who knows").outcome, graded(verifier, "who knows").reason) == ("unscored", "no_answer")
+    assert graded(verifier, "Step 1: 3 + 9 = 12", "length").reason == "truncated"
 
 
-def test_numbers_compare_as_numbers_and_the_rest_as_text():
-    assert grading.equal("1,000", "1000")
-    assert grading.equal("x+1", "x+1")
-    assert not grading.equal("", "12")
+def test_a_format_failure_is_no_reasoning_failure(verifier):
+    grade = graded(verifier, "So there are 12 apples.")
+    assert (grade.outcome, grade.strict, grade.form) == ("correct", "unscored", "loose")
+    assert graded(verifier, "\\boxed{12}").strict == "correct"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "kind", "verdict"),
+    [
+        ("1,000", "1000", "math", "equal"),
+        ("$18", "18.00", "math", "equal"),
+        ("18", "81", "math", "different"),
+        ("\\frac12", "0.5", "math", None),
+        ("0.33333333", "0.3333333", "math", None),
+        ("18 dollars", "18", "number", "equal"),
+        ("\\$1{,}000", "1", "number", "equal"),
+        ("no idea", "18", "number", "parser"),
+    ],
+)
+def test_plain_numbers_are_decided_at_once(answer, gold, kind, verdict):
+    assert verify.quick(answer, gold, kind) == verdict
+
+
+HOSTILE = {
+    "unclosed box": "\\boxed{" * 50_000,
+    "nested braces": "\\boxed{" + "{" * 1000 + "1" + "}" * 1000 + "}",
+    "digits": "\\boxed{" + "7" * 100_000 + "}",
+    "digits of a usual length": "\\boxed{" + "7" * 1_900 + "}",
+    "tower": "\\boxed{9^9^9^9}",
+    "tower in braces": "\\boxed{9^{9^{9^{9}}}}",
+    "factorials": "\\boxed{100000!!!}",
+    "nul": "\\boxed{1\x002}",
+    "right to left": "\\boxed{\u202e12\u202c}",
+    "long": "so 1 + 1 = 2, " * 80_000,
+    "lone fraction": "\\boxed{\\frac}",
+    "marks": "the answer is " * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_are_graded_or_unscored_in_time(verifier, name):
+    graded(verifier, "\\boxed{\\frac{24}{2}}")  # the workers are there
+    begin = time.monotonic()
+    grade = graded(verifier, HOSTILE[name])
+    assert time.monotonic() - begin < 5
+    assert grade.outcome in {"wrong", "unscored"} or name == "right to left"
+    assert graded(verifier, "\\boxed{\\frac{24}{2}}").outcome == "correct", "the workers still are"
+
+
+def test_what_hangs_disturbs_nothing_else(verifier):
+    pairs = [("\\frac{24}{2}", "12"), ("9^{9^{9^{9}}}", "x"), ("x+1", "1+x"), ("2x", "x"), ("100000!!!", "\\pi")]
+    verdicts = verifier.decide(pairs)
+    assert verdicts[0] == verdicts[2] == "equal"
+    assert verdicts[3] == "different"
+    assert {verdicts[1], verdicts[4]} <= {"timeout", "parser", "different"}
+
+
+@given(st.text(max_size=300))
+def test_extraction_never_fails(text):
+    found = grading.extract(text)
+    assert found is None or found.answer
+    inner = grading.boxed(text + "\\boxed{42}")
+    assert inner is not None
+    assert "42" in inner
+
+
+@given(st.decimals(min_value=-(10**9), max_value=10**9, places=3))
+def test_a_number_equals_itself_however_it_is_written(value):
+    assert verify.quick(f"{value:,}", str(value), "math") == "equal"
+    assert verify.quick(f"{value:f}", f"{value + 1}", "number") == "different"

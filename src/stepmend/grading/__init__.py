@@ -1,38 +1,69 @@
-"""From a trace to a grade: extract the answer, decide equality."""
+"""From a trace to a grade: extract the answer, decide equality. Nothing is silently wrong: what cannot be graded says why."""
 
-import re
-from decimal import Decimal, InvalidOperation
+from collections.abc import Sequence
 from typing import Any
 
+from stepmend.grading import verify
+from stepmend.grading.extract import VERSION, Extracted, bare, boxed, extract
 from stepmend.records import Grade, Problem, Trace
 
-VERSION = "boxed-1"
-"""Names the rules below; part of every grade's digest."""
+__all__ = ["VERSION", "Extracted", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
+
+NUMERIC = frozenset({"story", "gsm8k", "aime"})
+"""Benchmarks whose answers are numbers."""
+
+OUTCOMES: dict[verify.Verdict, tuple[str, str | None]] = {
+    "equal": ("correct", None),
+    "different": ("wrong", None),
+    "timeout": ("unscored", "timeout"),
+    "parser": ("unscored", "parser"),
+}
+"""What a verdict on an answer makes of a trace: outcome, and reason where it is unscored."""
 
 
-def extract(text: str) -> str | None:
-    """What stands in the last complete ``\\boxed{…}`` of a text, braces balanced; None where there is none."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for index in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                return text[match.end() : index].strip()
-    return None
+def kind_of(benchmark: str) -> verify.Kind:
+    """What the answers of a benchmark are."""
+    return "number" if benchmark in NUMERIC else "math"
 
 
-def equal(answer: str, gold: str) -> bool:
-    """Whether two answers are the same plain number, or else the same text."""
-    try:
-        return Decimal(answer.replace(",", "")) == Decimal(gold.replace(",", ""))
-    except InvalidOperation:
-        return answer == gold
+def gold_of(text: str) -> str:
+    """The answer in a gold text: that of a worked solution (``\\boxed{}``, ``####``), or else the text itself."""
+    found = extract(text, loose=False)
+    return found.answer if found else text.strip()
 
 
-def grade(trace: Trace, problem: Problem, made_by: str) -> Grade:
-    """The grade of a trace. A trace without an answer is unscored (``truncated`` where it was cut off), never silently wrong."""
-    answer = extract(trace.text)
-    common: dict[str, Any] = {"problem": trace.problem, "arm": trace.arm, "made_by": made_by}
-    if answer is None:
-        return Grade(**common, outcome="unscored", reason="truncated" if trace.finish == "length" else "no_answer")
-    return Grade(**common, outcome="correct" if equal(answer, problem.answer) else "wrong", extracted=answer)
+def judge(
+    found: Sequence[Extracted | None], gold: Sequence[str], kind: verify.Kind, verifier: verify.Verifier
+) -> list[tuple[str, str | None]]:
+    """(outcome, reason) of extracted answers against gold ones, in their order; None is ``unscored (no_answer)``."""
+    asked = [i for i, answer in enumerate(found) if answer is not None]
+    verdicts = dict(zip(asked, verifier.decide([(found[i].answer, gold[i]) for i in asked], kind), strict=True))  # pyright: ignore
+    graded = {
+        "equal": ("correct", None),
+        "different": ("wrong", None),
+        "timeout": ("unscored", "timeout"),
+        "parser": ("unscored", "parser"),
+    }
+    return [graded[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
+
+
+def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str, verifier: verify.Verifier) -> list[Grade]:
+    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` where it was cut off)."""
+    found = [extract(trace.text, loose=trace.finish == "stop") for trace in traces]
+    kind = kind_of(problems[0].benchmark) if problems else "math"
+    judged = judge(found, [problem.answer for problem in problems], kind, verifier)
+    return [_grade(trace, answer, *verdict, made_by) for trace, answer, verdict in zip(traces, found, judged, strict=True)]
+
+
+def _grade(trace: Trace, found: Extracted | None, outcome: Any, reason: str | None, made_by: str) -> Grade:
+    if reason == "no_answer" and trace.finish == "length":
+        reason = "truncated"
+    return Grade(
+        problem=trace.problem,
+        arm=trace.arm,
+        made_by=made_by,
+        outcome=outcome,
+        extracted=found.answer if found else None,
+        form=found.form if found else None,
+        reason=reason,
+    )

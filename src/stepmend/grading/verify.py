@@ -1,0 +1,132 @@
+"""Whether two answers are equal: an exact fast path for plain numbers, and Math-Verify in worker processes that can be killed.
+
+Math-Verify (https://github.com/huggingface/Math-Verify) simplifies with sympy, which now and then takes minutes or all memory. Its own
+time limit is a signal that C code ignores; here a worker that overstays is killed and replaced, and the run goes on.
+"""
+
+import multiprocessing
+import os
+import re
+import resource
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import TimeoutError as Overtime
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, Self
+
+Kind = Literal["math", "number"]
+Verdict = Literal["equal", "different", "timeout", "parser"]
+
+LIMIT = 3.0
+"""Seconds a worker may think about one pair."""
+MEMORY = 4 * 2**30
+"""Bytes of address space of a worker."""
+LONGEST = 2_000
+"""Characters of the longest answer that is worth parsing; a longer one is no answer."""
+PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?")
+DRESS = re.compile(r"\\[$,!; ]|[$€£\s*]|\\text\{[^{}]*\}|\\(?:mathrm|textbf|mathbf)\{|\\left|\\right|[.。]$|\\%$")
+TOLERANCE = Decimal("1e-6")
+"""Decimals that differ by less are left to Math-Verify, which rounds to six places."""
+
+
+def plain_number(text: str) -> Decimal | None:
+    """The value of a plain number (``18``, ``1,000``, ``$18.00``); None for everything else."""
+    bare = text.strip().strip("$").strip()
+    if not bare or len(bare) > 40 or not PLAIN.fullmatch(bare):
+        return None
+    try:
+        return Decimal(bare.replace(",", ""))
+    except InvalidOperation:
+        return None
+
+
+def first_number(text: str) -> Decimal | None:
+    """The number that an answer such as ``18 dollars`` or ``\\$18.`` begins with, its dress taken off; None without one."""
+    bare = DRESS.sub("", text[:LONGEST])
+    match = re.search(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
+    return plain_number(match[0]) if match else None
+
+
+def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
+    """The verdict where it is certain without symbolic work; None where it is not."""
+    if answer == gold:
+        return "equal"
+    if len(answer) > LONGEST:
+        return "parser"
+    read = first_number if kind == "number" else plain_number
+    first, second = read(answer), read(gold)
+    if kind == "number":
+        return "parser" if first is None or second is None else "equal" if first == second else "different"
+    if first is None or second is None:
+        return None
+    if first == second:
+        return "equal"
+    whole = first == first.to_integral_value() and second == second.to_integral_value()
+    return "different" if whole or abs(first - second) > TOLERANCE * max(abs(second), 1) else None
+
+
+class Verifier:
+    """Decides equality of many pairs. Workers start when a pair first needs one, and end with this object."""
+
+    def __init__(self, *, limit: float = LIMIT, workers: int | None = None) -> None:
+        self.limit, self.workers = limit, workers or min(4, os.cpu_count() or 1)
+        self._pool: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+
+    def decide(self, pairs: Sequence[tuple[str, str]], kind: Kind = "math") -> list[Verdict]:
+        """One verdict a pair (answer, gold), in their order. Equal pairs are decided once."""
+        known: dict[tuple[str, str], Verdict] = {pair: verdict for pair in set(pairs) if (verdict := quick(*pair, kind))}
+        known |= self._symbolic([pair for pair in dict.fromkeys(pairs) if pair not in known])
+        return [known[pair] for pair in pairs]
+
+    def _symbolic(self, pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], Verdict]]:
+        if not pairs:
+            return
+        if self._pool is None:
+            from pebble import ProcessPool
+
+            # Spawned, not forked: the parent may hold threads and models.
+            self._pool = ProcessPool(self.workers, initializer=_settle, context=multiprocessing.get_context("spawn"))
+            for warm in [self._pool.schedule(_settle) for _ in range(self.workers)]:
+                warm.result()  # the limit is for thinking, not for starting
+        asked = [(pair, self._pool.schedule(symbolic, args=pair, timeout=self.limit)) for pair in pairs]
+        for pair, future in asked:
+            try:
+                yield pair, future.result()
+            except Overtime:
+                yield pair, "timeout"
+            except Exception:  # a worker that the system killed (memory) or whose answer could not be sent
+                yield pair, "parser"
+
+
+def _settle() -> None:
+    """What a worker does first: import, and bound its memory."""
+    import math_verify  # noqa: F401
+
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def symbolic(answer: str, gold: str) -> Verdict:
+    """Math-Verify's verdict; ``parser`` where it cannot read the gold answer or fails, which it would otherwise call different."""
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    try:
+        gold_parsed, answer_parsed = (parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True) for text in (gold, answer))  # pyright: ignore[reportArgumentType]
+        if not gold_parsed or not answer_parsed:
+            return "parser"
+        return "equal" if verify(gold_parsed, answer_parsed, timeout_seconds=None, raise_on_error=True) else "different"
+    except (Exception, RecursionError, MemoryError):
+        return "parser"
