@@ -1,12 +1,20 @@
-"""Paired statistics of right and wrong. Every function takes outcomes of the same problems in the same order; True is right."""
+"""Paired statistics of right and wrong. Every function takes outcomes of the same problems in the same order; True is right.
 
+Where there are several samples a problem, the problems are what is resampled: they are the clusters (Miller, 2411.00640).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 
 Outcomes = NDArray[np.bool_]
+Shares = NDArray[np.bool_] | NDArray[np.float64]
+"""Right or not, [problems]; or with several samples a problem, [problems, samples]."""
 RESAMPLES = 10_000
 LEVEL = 0.95
 
@@ -52,13 +60,65 @@ def accuracy(outcomes: Outcomes) -> Interval:
     return Interval(float(outcomes.mean()), float(found.low), float(found.high))
 
 
-def difference(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Interval:
-    """Accuracy of the first minus the second, with a paired bootstrap interval (percentiles; problems are resampled)."""
+def difference(first: Shares, second: Shares, *, seed: int = 0) -> Interval:
+    """Accuracy of the first minus the second, with a paired bootstrap interval (percentiles; problems are resampled).
+
+    ``first`` and ``second`` are [problems] or [problems, samples]; samples of one problem stay together.
+    """
     _same_length(first, second)
     if not len(first):
         return Interval(None, None, None, "no problems")
-    delta = first.astype(float) - second.astype(float)
+    delta = per_problem(first) - per_problem(second)
     return Interval(float(delta.mean()), *_percentiles(_resampled(delta[:, None], seed)[:, 0]))
+
+
+def per_problem(outcomes: Shares) -> NDArray[np.float64]:
+    """Share of right samples of each problem, [problems]."""
+    return outcomes.astype(float) if outcomes.ndim == 1 else outcomes.mean(axis=1, dtype=float)
+
+
+def average_at(outcomes: Shares) -> float:
+    """avg@k: the mean over problems of the share of right samples, ``outcomes`` being [problems, k]."""
+    return float(per_problem(outcomes).mean())
+
+
+def pass_at(outcomes: Outcomes, k: int) -> float:
+    """pass@k: the probability that one of k samples is right, estimated without bias from n >= k samples a problem.
+
+    1 - C(n - c, k) / C(n, k) for c right ones (Chen et al., 2107.03374, equation 1). Raises ValueError where k is not in 1..n.
+    """
+    n = outcomes.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k: {k} of {n} samples; allowed: 1 to {n}")
+    return float(np.mean([1 - comb(n - int(c), k) / comb(n, k) for c in outcomes.sum(axis=1)]))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm, 1979), in the order given: what to compare with the level when several tests are made."""
+    order = np.argsort(p_values)
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def smallest_detectable(pair: Paired, *, power: float = 0.8, level: float = 1 - LEVEL) -> float | None:
+    """The smallest true difference that McNemar's test would find with this power, for this n and this share of discordant problems.
+
+    Solves n = (z_(1-level/2) sqrt(d) + z_power sqrt(d - x^2))^2 / x^2 for x, where d is the discordant share, or x where that is larger
+    (Connor, 1987). None where even a difference of 1 would be missed.
+    """
+    if not pair.n:
+        return None
+    share = (pair.only_first + pair.only_second) / pair.n
+    z_level, z_power = norm.ppf(1 - level / 2), norm.ppf(power)
+
+    def lacking(x: float) -> float:
+        d = max(share, x)
+        return (z_level * d**0.5 + z_power * (d - x * x) ** 0.5) ** 2 / x**2 - pair.n
+
+    return float(brentq(lacking, 1e-9, 1.0)) if lacking(1.0) < 0 else None  # pyright: ignore[reportArgumentType]
 
 
 def recovery(full: Outcomes, quantized: Outcomes, restored: Outcomes, *, seed: int = 0) -> Interval:
@@ -95,6 +155,6 @@ def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _same_length(first: Outcomes, second: Outcomes) -> None:
+def _same_length(first: Shares, second: Shares) -> None:
     if len(first) != len(second):
         raise ValueError(f"outcomes: {len(first)} against {len(second)}; both arms must have the same problems")
