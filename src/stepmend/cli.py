@@ -166,6 +166,45 @@ def grade(
 
 
 @app.command()
+def compare(
+    logs: Annotated[list[Path], typer.Argument(help="Two or more logs, full precision first: lm-eval, lighteval, Inspect, CSV, JSONL.")],
+    id_field: Annotated[str | None, typer.Option(help="Plain tables: the field that names the problem.")] = None,
+    correct_field: Annotated[str | None, typer.Option(help="Plain tables: the field that says right or wrong.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Plain tables: the solution or answer, to be graded …")] = None,
+    gold_field: Annotated[str | None, typer.Option(help="… against this field.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Logs with several metrics: the one that says right or wrong.")] = None,
+    kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
+    name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print every pair's figures as one JSON list.")] = False,
+) -> None:
+    """Compare arms that other tools measured, paired by problem. Needs no model.
+
+    Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
+    """
+    if len(logs) < 2:
+        raise InputError("compare: two logs or more are needed, full precision first")
+    if name and (len(name) != len(logs) or len(set(name)) < len(name)):
+        raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
+    from stepmend.measure import compare as comparing
+    from stepmend.measure.logs import Fields, read
+    from stepmend.report import compared
+
+    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, kind)
+    found = comparing.named([read(file, fields) for file in logs], name or [], [file.resolve().parent.name for file in logs])
+    pairs = comparing.compare(found)
+    compared.write(pairs, out)
+    if as_json:
+        print(json.dumps([pair.figures() for pair in pairs], indent=2))
+        return
+    console = _console()
+    console.print(compared.table(pairs))
+    for line in compared.notices(pairs):
+        console.print(line, highlight=False)
+    console.print(f"\nThe page: {out}", highlight=False)
+
+
+@app.command()
 def schemes() -> None:
     """List the schemes: name, bits, group, what calibrates it, where it loads."""
     from rich.table import Table

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from stepmend.measure import statistics
@@ -44,16 +46,65 @@ def test_bootstrap_interval_is_near_the_normal_one():
     assert (found.low, found.high) == pytest.approx((60 / 900 - half, 60 / 900 + half), abs=0.004)
 
 
-def test_the_bootstrap_interval_covers_and_the_test_holds_its_level():
+def test_the_test_holds_its_level_within_a_point():
     rng = np.random.default_rng(1)
-    covered = rejected = 0
-    for seed in range(300):
-        first, second = rng.random(400) < 0.8, rng.random(400) < 0.8
+    arms_of = rng.random((4000, 2, 4000)) < 0.8
+    rejected = np.mean([statistics.paired(first, second).p < 0.05 for first, second in arms_of])
+    assert rejected == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_interval_covers_at_its_level(samples):
+    rng = np.random.default_rng(2)
+    covered = 0
+    for seed in range(2000):
+        ease = rng.beta(4, 1, size=(400, 1))  # samples of one problem are alike
+        first, second = rng.random((400, samples)) < ease, rng.random((400, samples)) < ease
         interval = statistics.difference(first, second, seed=seed)
         covered += interval.low <= 0.0 <= interval.high
-        rejected += statistics.paired(first, second).p < 0.05
-    assert 0.91 <= covered / 300 <= 0.98
-    assert rejected / 300 <= 0.08
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_samples_of_a_problem_stay_together():
+    rng = np.random.default_rng(3)
+    one = rng.random(300) < 0.7
+    copies = np.repeat(one[:, None], 8, axis=1)
+    other = rng.random(300) < 0.6
+    single, cluster = statistics.difference(one, other), statistics.difference(copies, np.repeat(other[:, None], 8, axis=1))
+    assert (cluster.value, cluster.low, cluster.high) == pytest.approx((single.value, single.low, single.high))
+
+
+def test_avg_and_pass_at_k():
+    outcomes = np.array([[True, False, False, False], [True, True, True, True], [False] * 4])
+    assert statistics.average_at(outcomes) == pytest.approx(5 / 12)
+    assert statistics.pass_at(outcomes, 1) == pytest.approx(5 / 12)
+    assert statistics.pass_at(outcomes, 2) == pytest.approx((1 - 3 / 6 + 1 + 0) / 3)
+    assert statistics.pass_at(outcomes, 4) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="allowed: 1 to 4"):
+        statistics.pass_at(outcomes, 5)
+
+
+def test_holm_is_that_of_statsmodels():
+    p = [0.01, 0.04, 0.03, 0.005, 0.9]
+    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize("counts", [(500, 60, 60, 380), (880, 5, 5, 10)])
+def test_the_smallest_detectable_difference_is_found_as_often_as_it_says(counts):
+    n = sum(counts)
+    x = statistics.smallest_detectable(statistics.paired(*arms(*counts)))
+    d = max((counts[1] + counts[2]) / n, x)
+    rng = np.random.default_rng(4)
+    drawn = rng.multinomial(n, [(d + x) / 2, (d - x) / 2, 1 - d], size=3000)
+    found = np.mean([binomtest(int(b), int(b + c)).pvalue < 0.05 if b + c else False for b, c, _ in drawn])
+    assert found == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_smaller_difference_needs_more_problems():
+    few, many = (statistics.smallest_detectable(statistics.paired(*arms(*(k * c for c in (50, 5, 5, 40))))) for k in (1, 100))
+    assert few > 5 * many
+    assert statistics.smallest_detectable(statistics.paired(*arms(2, 0, 0, 0))) is None
 
 
 def test_recovery_and_its_interval():

@@ -14,10 +14,15 @@ from stepmend.rundir import write_text
 
 def write(found: Found, file: Path) -> None:
     """Write the page of a run, whole or not at all."""
-    write_text(file, render(data.blob(found)))
+    write_blob(data.blob(found), "page.html.j2", file)
 
 
-def render(blob: dict[str, Any]) -> str:
+def write_blob(blob: dict[str, Any], template: str, file: Path) -> None:
+    """Write the page that a template draws from a blob, whole or not at all."""
+    write_text(file, render(blob, template))
+
+
+def render(blob: dict[str, Any], template: str = "page.html.j2") -> str:
     """The page's HTML."""
     environment = Environment(
         loader=PackageLoader("stepmend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -25,4 +30,4 @@ def render(blob: dict[str, Any]) -> str:
     environment.filters |= {"percent": summary.percent, "points": summary.points, "words": lambda name: name.replace("_", " ")}
     # '<' is escaped so that no text of a trace can end the script element.
     inlined = Markup(json.dumps(blob, ensure_ascii=False).replace("<", "\\u003c"))
-    return environment.get_template("page.html.j2").render(blob=inlined, **blob)
+    return environment.get_template(template).render(blob=inlined, **blob)
