@@ -42,8 +42,8 @@ def loops(data: Path) -> list[str]:
     found = {arm: [behaviour.loops(row[f"full_text_{arm}"]) for row in rows] for arm in ("3bit", "4bit")}
     ratio = behaviour.length_ratio(*({str(i): row[f"full_text_{arm}"] for i, row in enumerate(rows)} for arm in ("3bit", "4bit")))
     return [
-        f"Of the {len(rows)} problems that GPTQ 3-bit loses and 4-bit solves, the 3-bit solution loops in {sum(found['3bit'])}, the 4-bit one in",
-        f"{sum(found['4bit'])} (half of the 4-grams of the last 256 words repeat); the 3-bit texts are {ratio:.2f} times as long.",
+        f"Of the {len(rows)} problems that GPTQ 3-bit loses and 4-bit solves, the 3-bit solution loops in {sum(found['3bit'])}, the 4-bit",
+        f"one in {sum(found['4bit'])} (half of the 4-grams of the last 256 words repeat); the 3-bit texts are {ratio:.2f} times as long.",
     ]
 
 

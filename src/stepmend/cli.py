@@ -77,7 +77,10 @@ def run(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help="How to quantize; may be given again ('stepmend schemes' lists them).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Where problems come from: story.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,
+    data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
+    question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
@@ -90,7 +93,8 @@ def run(
 
     values = recipes.QUICK if quick else {}
     values = recipes.merge(values, recipes.Recipe.from_yaml(recipe)) if recipe else values
-    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark}
+    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
+    given |= {"question_field": question_field, "answer_field": answer_field}
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
     made = recipes.Recipe.make(recipes.override(values, assignments or []))
     if quick and out == DEMO:
@@ -230,11 +234,29 @@ def schemes() -> None:
 
 
 @app.command()
+def benchmarks() -> None:
+    """List the benchmarks: name, splits with their counts, kind of answer, licence, where from."""
+    from rich.table import Table
+
+    from stepmend.benchmarks import sources
+
+    shown = Table("benchmark", "problems", "answers", "licence", "from", title="stepmend run --benchmark NAME [--data PATH]")
+    shown.columns[0].no_wrap = True
+    for row in sources.listing():
+        shown.add_row(*row)
+    console = _console()
+    console.print(shown)
+    console.print("Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
+
+
+@app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
     samples: Annotated[int, typer.Option(min=8, help="Calibration problems, solved by the model itself.")] = 64,
+    benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
+    data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
 ) -> None:
     """Quantize a model with llm-compressor, calibrated on its own traces of calibration problems.
 
@@ -247,8 +269,11 @@ def quantize(
         raise InputError(f"out: {out} exists already; choose another folder")
     _silence()
     from stepmend import loop
+    from stepmend.benchmarks import sources
 
-    loop.quantize_alone(model, parsed, out, samples)
+    if benchmark not in sources.NAMES:
+        raise InputError(f"benchmark: {benchmark!r}; allowed: {', '.join(sources.NAMES)}")
+    loop.quantize_alone(model, parsed, out, samples, sources.Data(benchmark, data))
     print(f"{out}: {scheme}\nNext: stepmend run --model {model} --scheme {scheme} --out runs/{scheme}")
 
 

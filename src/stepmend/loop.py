@@ -4,7 +4,6 @@ Every stage reads what is kept, does what is missing, and keeps it. A stage's re
 the same command continues where it was stopped, and nothing old is mixed with anything new.
 """
 
-import itertools
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from stepmend import curate, grading
-from stepmend.benchmarks import story
+from stepmend.benchmarks import sources, story
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
 from stepmend.locate import locators, steps, taxonomy
@@ -45,7 +44,14 @@ class Loop:
         for scheme in self.schemes:
             quantizer.preflight(self.parent, scheme)
         self.tokenizer = load.load_tokenizer(self.parent)
-        self.prompt = "plain-1" if recipe.model.startswith(load.BUILTIN) else "steps-1"
+        builtin = recipe.model.startswith(load.BUILTIN)
+        self.prompt = "plain-1" if builtin else "steps-1"
+        self.max_new_tokens = recipe.measure.max_new_tokens or (180 if builtin else 1024)
+        self.batch_size = recipe.measure.batch_size or (150 if builtin else 32)
+        self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
+        self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
+        for split in ("test", "calibration", "curate"):
+            self.problems(split)  # what is not there is said before any work
         self.dir = RunDir(out, recipe)
         self.engines: dict[str, LocalEngine] = {}
         self.digests: dict[str, str] = {}
@@ -98,14 +104,15 @@ class Loop:
         }
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of one split, all levels; the same for the same recipe."""
-        counts = {
-            "test": self.recipe.measure.problems,
-            "calibration": -(-self.recipe.quantize.calibration // len(story.LEVELS)),
-            "curate": -(-self.recipe.curate.problems // len(story.LEVELS)),
-        }
-        levels = [list(itertools.islice(story.problems(split, level, seed=self.recipe.seed), counts[split])) for level in story.LEVELS]
-        return [problem for group in zip(*levels, strict=True) for problem in group]
+        """The problems of one split, all levels; the same for the same recipe. Raises InputError where there are none."""
+        recipe = self.recipe
+        asked = recipe.measure.problems
+        if split == "test":
+            count = (asked or 300) * len(story.LEVELS) if recipe.benchmark == "story" else asked
+            return self.reported.problems("test", count, recipe.seed)
+        return self.tuned.problems(
+            split, {"calibration": recipe.quantize.calibration, "curate": recipe.curate.problems}[split], recipe.seed
+        )
 
     def folder(self, arm: str) -> Path:
         """Where an arm's checkpoint lies."""
@@ -120,7 +127,7 @@ class Loop:
     def engine(self, arm: str) -> LocalEngine:
         """The loaded model of an arm; loaded when first asked for."""
         if arm not in self.engines:
-            self.engines[arm] = LocalEngine(load.load_model(str(self.folder(arm))), self.tokenizer, self.recipe.measure.max_new_tokens)
+            self.engines[arm] = LocalEngine(load.load_model(str(self.folder(arm))), self.tokenizer, self.max_new_tokens)
         return self.engines[arm]
 
     def prompt_of(self, problem: Problem) -> str:
@@ -129,11 +136,10 @@ class Loop:
     def solve(self, arm: str, problems: Sequence[Problem], split: str) -> dict[str, Trace]:
         """The traces of one arm on problems, by problem id, graded; batches are fixed, so a resumed run writes what a whole one does."""
         texts = [self.prompt_of(problem) for problem in problems]
-        measure = self.recipe.measure
-        made_by = digest("solve", self.digest(arm), self.prompt, measure.max_new_tokens, measure.batch_size, [p.id for p in problems])
+        made_by = digest("solve", self.digest(arm), self.prompt, self.max_new_tokens, self.batch_size, [p.id for p in problems])
         done = {trace.problem: trace for trace in self.dir.load(Trace, made_by)}
         with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems") as tick:
-            for batch in batches(texts, measure.batch_size):
+            for batch in batches(texts, self.batch_size):
                 missing = [i for i in batch if problems[i].id not in done]
                 if missing:
                     found = dict(zip(batch, self.engine(arm).complete([texts[i] for i in batch]), strict=True))
@@ -193,7 +199,7 @@ class Loop:
         """The faults of an arm's regressions, in the order of the problems."""
         lost = self.regressions(arm, problems)
         kept = self.recipe.locate.model_dump()
-        made_by = digest("locate", self.digest("full"), self.digest(arm), kept, [p.id for p in lost], self.recipe.measure.model_dump())
+        made_by = digest("locate", self.digest("full"), self.digest(arm), kept, [p.id for p in lost], self.max_new_tokens, self.batch_size)
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures") as tick:
             for begin in range(0, len(lost), CHUNK):
@@ -209,12 +215,12 @@ class Loop:
         self, arm: str, chunk: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], made_by: str
     ) -> list[Fault]:
         cases = [locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk]
-        reference, size = self.engine("full"), self.recipe.measure.batch_size
+        reference, size = self.engine("full"), self.batch_size
         asked = self.recipe.locate.locators
 
         def arrives(index: int, text: str) -> bool:
             found = grading.extract(text, loose=False)
-            return grading.judge([found], [chunk[index].answer], grading.kind_of(self.recipe.benchmark), self.verifier)[0][0] == "correct"
+            return grading.judge([found], [chunk[index].answer], grading.kind_of(chunk[index].benchmark), self.verifier)[0][0] == "correct"
 
         rescued = locators.by_rescue(cases, reference, arrives, size) if "rescue" in asked else [None] * len(cases)
         margins = locators.margins_of(cases, reference, self.engine(arm), 16)
@@ -349,17 +355,16 @@ class Loop:
         )
 
 
-def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int) -> None:
-    """What ``stepmend quantize`` does: calibrate on the model's own traces of ``story`` calibration problems, and write ``out``."""
+def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:
+    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``."""
     parent = load.locate(model)
     quantizer.preflight(parent, scheme)
     tokenizer = load.load_tokenizer(parent)
-    prompt = "plain-1" if model.startswith(load.BUILTIN) else "steps-1"
+    builtin = model.startswith(load.BUILTIN)
     texts = []
     if scheme.calibrated:
-        each = -(-samples // len(story.LEVELS))
-        found = [p for level in story.LEVELS for p in itertools.islice(story.problems("calibration", level, seed=0), each)]
-        prompts = [chat.render(tokenizer, prompt, problem.question) for problem in found]
-        completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180), prompts, 64)
+        found = data.problems("calibration", samples, 0)
+        prompts = [chat.render(tokenizer, "plain-1" if builtin else "steps-1", problem.question) for problem in found]
+        completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180 if builtin else 1024), prompts, 32)
         texts = [p + c.text + tokenizer.eos_token for p, c in zip(prompts, completions, strict=True)]
     quantizer.quantize(parent, scheme, texts, out)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stepmend.records import InputError
 
+Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
+
 
 class Part(BaseModel):
     """Base of a recipe's parts: immutable, strict about keys it does not know."""
@@ -18,9 +20,10 @@ class Part(BaseModel):
 class Measure(Part):
     """What every arm solves."""
 
-    problems: int = Field(default=300, ge=1, description="test problems a level")
-    max_new_tokens: int = Field(default=180, ge=8, description="tokens after which a solution is cut off")
-    batch_size: int = Field(default=150, ge=1, description="solutions generated at once")
+    problems: int | None = Field(default=None, ge=1, description="test problems; of story a level (default 300), of others in all (all)")
+    max_new_tokens: int | None = Field(default=None, ge=8, description="tokens after which a solution is cut off; default 180 or 1024")
+    batch_size: int | None = Field(default=None, ge=1, description="solutions generated at once; default 150 or 32")
+    noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
 
 
 class Quantize(Part):
@@ -36,8 +39,10 @@ class Locate(Part):
 
 
 class Curate(Part):
-    """Where bullets come from."""
+    """Where bullets come from, and calibration problems: never from what is reported."""
 
+    benchmark: Benchmark | None = Field(default=None, description="another benchmark to tune on; default: the one that is reported")
+    data: str | None = Field(default=None, description="that benchmark's file or folder")
     bullets: int = Field(default=332, ge=1, description="bullets a scheme, at the most (the paper's number)")
     problems: int = Field(default=2700, ge=1, description="curate problems searched for regressions, at the most")
     round: int = Field(default=900, ge=1, description="curate problems solved before looking whether there are enough")
@@ -65,7 +70,10 @@ class Recipe(Part):
 
     model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
     schemes: tuple[str, ...] = Field(default=("rtn-w4a16-g128", "rtn-w3a16-g128"), min_length=1)
-    benchmark: Literal["story"] = "story"
+    benchmark: Benchmark = "story"
+    data: str | None = Field(default=None, description="the benchmark's file, or a folder with train and test; default: the hub")
+    question_field: str | None = Field(default=None, description="files: the field of the question")
+    answer_field: str | None = Field(default=None, description="files: the field of the answer")
     seed: int = Field(default=0, ge=0)
     quick: bool = Field(default=False, description="few problems: the same stages, and figures that prove nothing")
     measure: Measure = Measure()

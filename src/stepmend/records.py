@@ -44,6 +44,7 @@ class Problem(Record):
     benchmark: str
     split: str
     level: str
+    subject: str | None = None
     question: str
     answer: str
     program: str | None = None

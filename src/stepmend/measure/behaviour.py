@@ -34,7 +34,9 @@ def _periodic(tail: str, longest: int = 64) -> bool:
     """Whether a long tail is one block of at most ``longest`` characters over and over."""
     if len(tail) < 8 * longest:
         return False
-    return any(sum(a == b for a, b in zip(tail, tail[period:], strict=False)) >= 0.95 * (len(tail) - period) for period in range(1, longest + 1))
+    return any(
+        sum(a == b for a, b in zip(tail, tail[period:], strict=False)) >= 0.95 * (len(tail) - period) for period in range(1, longest + 1)
+    )
 
 
 def length_ratio(texts: Mapping[str, str | None], reference: Mapping[str, str | None]) -> float | None:

@@ -77,7 +77,10 @@ class Compared:
 
 
 def compare(logs: Sequence[Log]) -> list[Compared]:
-    """Every two of the arms, those with the first one first. Raises InputError where two logs have no problem in common or differ in task."""
+    """Every two of the arms, those with the first one first.
+
+    Raises InputError where two logs have no problem in common, or differ in task or its version.
+    """
     pairs = sorted(itertools.combinations(range(len(logs)), 2))
     return [_pair(logs[a], logs[b]) for a, b in pairs]
 

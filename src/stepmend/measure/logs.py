@@ -96,7 +96,9 @@ def _truth(value: Any, where: str) -> bool | None:
         return None
     if said in YES or said in NO:
         return said in YES
-    raise InputError(f"{where}: {value!r} is neither right nor wrong; allowed: 0, 1, true, false, C, I, correct, wrong, or nothing (unscored)")
+    raise InputError(
+        f"{where}: {value!r} is neither right nor wrong; allowed: 0, 1, true, false, C, I, correct, wrong, or nothing (unscored)"
+    )
 
 
 def _pick(found: dict[str, Any], asked: str | None, where: str) -> str:
@@ -134,7 +136,11 @@ def _lm_eval(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
             failed = answers in (["[invalid]"], "[invalid]")
             text = row["resps"][0][0] if row.get("resps") and isinstance(row["resps"][0], list) else None
             truth = None if failed else _truth(row[metric], f"{file}, doc_id {row['doc_id']}, {metric}")
-            yield row.get("doc_hash") or str(row["doc_id"]), "1", Sample(truth, text if isinstance(text, str) else None, _groups(row.get("doc")))
+            yield (
+                row.get("doc_hash") or str(row["doc_id"]),
+                "1",
+                Sample(truth, text if isinstance(text, str) else None, _groups(row.get("doc"))),
+            )
 
     return Log(file.stem, "lm-eval", task, None if version is None else str(version), _collect(file, samples()))
 
@@ -183,7 +189,11 @@ def _inspect(file: Path, fields: Fields) -> Log:
                 choices = (sample.get("output") or {}).get("choices") or [{}]
                 text = choices[0].get("message", {}).get("content")
             problem = f"{sample.get('id')} {_digest(sample.get('input'))}"
-            yield problem, str(sample.get("epoch", 1)), Sample(truth, text if isinstance(text, str) else None, _groups(sample.get("metadata")))
+            yield (
+                problem,
+                str(sample.get("epoch", 1)),
+                Sample(truth, text if isinstance(text, str) else None, _groups(sample.get("metadata"))),
+            )
 
     version = about.get("task_version")
     return Log(file.stem, "Inspect", about.get("task"), None if version is None else str(version), _collect(file, found()))
@@ -217,7 +227,7 @@ def _plain(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
         lacking = "--id-field" if not identity else "--correct-field, or --answer-field with --gold-field"
         raise InputError(f"{file}: a plain table needs {lacking}; its fields: {', '.join(map(str, rows[0]))}")
     where = [f"{file}, record {number}" for number in range(1, len(rows) + 1)]
-    texts: list[str | None] = [None] * len(rows)
+    texts: Sequence[str | None] = [None] * len(rows)
     if correct:
         truths = [_truth(tables.field(row, correct, place), f"{place}, {correct}") for row, place in zip(rows, where, strict=True)]
     else:
@@ -226,7 +236,7 @@ def _plain(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
         answers = [tables.text(row, fields.answer, place) for row, place in zip(rows, where, strict=True)]
         with verify.Verifier() as verifier:
             judged = grading.judge([grading.bare(a) or grading.extract(a) for a in answers], gold, fields.kind, verifier)
-        truths, texts = [{"correct": True, "wrong": False}.get(outcome) for outcome, _ in judged], [*answers]
+        truths, texts = [{"correct": True, "wrong": False}.get(outcome) for outcome, _ in judged], answers
     ids = [str(tables.field(row, identity, place)) for row, place in zip(rows, where, strict=True)]
     found = [(i, "1", Sample(truth, text, _groups(row))) for i, truth, text, row in zip(ids, truths, texts, rows, strict=True)]
     return Log(file.stem, "table", None, None, _collect(file, found))

@@ -23,7 +23,9 @@ def against_first(pairs: Sequence[Compared]) -> tuple[list[Compared], list[float
 def table(pairs: Sequence[Compared]) -> Table:
     """Every other arm against the first one."""
     first = pairs[0].first
-    shown = Table("arm", "pairs", "right", "lost", "gained", "against first (95 %)", "p", "Holm p", "detectable", title=f"first: {first.name}")
+    shown = Table(
+        "arm", "pairs", "right", "lost", "gained", "against first (95 %)", "p", "Holm p", "detectable", title=f"first: {first.name}"
+    )
     chosen, adjusted = against_first(pairs)
     for pair, p in zip(chosen, adjusted, strict=True):
         counts, change = pair.paired, pair.difference
@@ -48,7 +50,9 @@ def notices(pairs: Sequence[Compared]) -> list[str]:
     lines = [pair.sentence(p) for pair, p in zip(chosen, adjusted, strict=True)]
     for pair in chosen:
         if pair.unpaired:
-            only = [sum(p not in other.samples for p in one.samples) for one, other in ((pair.first, pair.second), (pair.second, pair.first))]
+            only = [
+                sum(p not in other.samples for p in one.samples) for one, other in ((pair.first, pair.second), (pair.second, pair.first))
+            ]
             lines.append(f"Not paired: {only[0]} problem(s) only in {pair.first.name}, {only[1]} only in {pair.second.name}.")
         if pair.unscored:
             lines.append(f"{pair.unscored} problem(s) of {pair.first.name} and {pair.second.name} are unscored in one of them; not right.")
