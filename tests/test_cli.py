@@ -1,5 +1,6 @@
 """The command line: light to start, one clear line and exit code 2 for what a user can put right."""
 
+import json
 import subprocess
 import sys
 
@@ -60,7 +61,8 @@ def test_help_teaches():
         (("--set", "restore.stepps=3"), "unknown key restore.stepps; allowed: tune"),
         (("--set", "restore.steps=-3"), "restore.steps = -3: input should be greater than or equal to 1"),
         (("--set", "restore.steps"), "key=value is needed"),
-        (("--benchmark", "gsm9k"), "benchmark = 'gsm9k': input should be 'story'"),
+        (("--benchmark", "gsm9k"), "benchmark = 'gsm9k': input should be 'story', 'gsm8k'"),
+        (("--benchmark", "gsm8k", "--data", "{tmp}/none"), "no such file or folder"),
         (("{yaml}",), "not valid YAML"),
         (("{tmp}/none.yaml",), "cannot read"),
     ],
@@ -88,6 +90,46 @@ def test_an_out_of_another_recipe_is_refused(tmp_path):
     assert "belongs to another recipe (seed differ)" in refused("run", "--out", tmp_path / "out")
     assert "has not measured anything yet" in refused("report", tmp_path / "out")
     assert "holds no run" in refused("report", tmp_path / "none")
+
+
+SOLVED = [{"id": i, "out": f"so \\boxed{{{i}}}", "gold": "1", "ok": i == 1} for i in range(4)]
+
+
+def kept(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_grade_counts_and_keeps_every_grade(tmp_path):
+    file = kept(tmp_path / "a.jsonl", [*SOLVED, {"out": "the answer is 1", "gold": "1"}, {"out": "nobody can tell", "gold": "1"}])
+    done = stepmend("grade", file, "--answer-field", "out", "--gold-field", "gold", "--json", "--out", tmp_path / "grades.jsonl")
+    counts = json.loads(done.stdout)
+    assert [counts[name] for name in ("n", "correct", "wrong", "unscored")] == [6, 2, 3, 1]
+    assert counts["strict"] == {"correct": 1, "wrong": 3, "unscored": 2}
+    grades = [json.loads(line) for line in (tmp_path / "grades.jsonl").read_text().splitlines()]
+    assert (grades[1]["outcome"], grades[1]["extracted"], grades[1]["form"]) == ("correct", "1", "boxed")
+    assert (grades[5]["outcome"], grades[5]["reason"]) == ("unscored", "no_answer")
+
+
+def test_compare_needs_no_model_and_no_torch(tmp_path):
+    first, second = kept(tmp_path / "full.jsonl", SOLVED), kept(tmp_path / "w3.jsonl", [{**row, "ok": False} for row in SOLVED])
+    arguments = ["compare", first, second, "--correct-field", "ok", "--json", "--out", tmp_path / "page.html"]
+    done = without_heavy(f"import sys\nsys.argv = {['stepmend', *map(str, arguments)]!r}\nmain()")
+    assert done.returncode == 0, done.stderr
+    (pair,) = json.loads(done.stdout)
+    assert (pair["first"], pair["second"], pair["pairs"], pair["only_first"]) == ("full", "w3", 4, 1)
+    assert "http" not in (tmp_path / "page.html").read_text().replace("http://www.w3.org", "")
+    shown = stepmend("compare", first, second, "--correct-field", "ok", "--out", tmp_path / "page.html").stdout
+    assert "No difference between w3 and full is shown" in shown
+
+
+def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
+    file = kept(tmp_path / "a.jsonl", SOLVED)
+    assert "no field 'text'; there are: id, out, gold, ok" in refused("grade", file, "--answer-field", "text", "--gold-field", "gold")
+    assert "two logs or more" in refused("compare", file)
+    other = kept(tmp_path / "b.jsonl", [{**row, "id": f"x{row['id']}"} for row in SOLVED])
+    assert "no problem in common" in refused("compare", file, other, "--correct-field", "ok", "--out", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_quantize_does_not_overwrite(tmp_path):

@@ -30,6 +30,9 @@ from stepmend.rundir import RunDir
 CHUNK = 64
 """Regressions that are located at once, and kept at once."""
 
+AGAIN = "full+again"
+"""Full precision once more, in other batches: what changes there is chance (arithmetic in another order), the noise floor."""
+
 LIBRARIES = ("stepmend", "torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
 
 
@@ -66,6 +69,8 @@ class Loop:
         for scheme in self.schemes:
             self.quantize(scheme, calibration)
         full = self.solve("full", test, "test")
+        if self.recipe.measure.noise_floor:
+            self.solve(AGAIN, test, "test")
         for scheme in self.schemes:
             self.engines = {arm: engine for arm, engine in self.engines.items() if arm == "full"}
             name = scheme.name
@@ -116,7 +121,7 @@ class Loop:
 
     def folder(self, arm: str) -> Path:
         """Where an arm's checkpoint lies."""
-        return Path(self.parent) if arm == "full" else self.dir.path / arm.replace("+", "-")
+        return Path(self.parent) if arm in ("full", AGAIN) else self.dir.path / arm.replace("+", "-")
 
     def digest(self, arm: str) -> str:
         """The digest of an arm's checkpoint."""
@@ -126,6 +131,7 @@ class Loop:
 
     def engine(self, arm: str) -> LocalEngine:
         """The loaded model of an arm; loaded when first asked for."""
+        arm = "full" if arm == AGAIN else arm
         if arm not in self.engines:
             self.engines[arm] = LocalEngine(load.load_model(str(self.folder(arm))), self.tokenizer, self.max_new_tokens)
         return self.engines[arm]
@@ -136,10 +142,11 @@ class Loop:
     def solve(self, arm: str, problems: Sequence[Problem], split: str) -> dict[str, Trace]:
         """The traces of one arm on problems, by problem id, graded; batches are fixed, so a resumed run writes what a whole one does."""
         texts = [self.prompt_of(problem) for problem in problems]
-        made_by = digest("solve", self.digest(arm), self.prompt, self.max_new_tokens, self.batch_size, [p.id for p in problems])
+        size = max(1, self.batch_size * 2 // 3) if arm == AGAIN else self.batch_size
+        made_by = digest("solve", arm, self.digest(arm), self.prompt, self.max_new_tokens, size, [p.id for p in problems])
         done = {trace.problem: trace for trace in self.dir.load(Trace, made_by)}
         with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems") as tick:
-            for batch in batches(texts, self.batch_size):
+            for batch in batches(texts, size):
                 missing = [i for i in batch if problems[i].id not in done]
                 if missing:
                     found = dict(zip(batch, self.engine(arm).complete([texts[i] for i in batch]), strict=True))

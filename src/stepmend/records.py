@@ -22,6 +22,9 @@ ErrorClass = Literal[
 ]
 """Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is no step error: loops, truncation, no answer."""
 
+EXECUTION: frozenset[str] = frozenset({"computational", "symbolic_manipulation"})
+"""The classes of the precursor's "numerical computation" (2501.03035); the other step errors are its "reasoning planning"."""
+
 Outcome = Literal["correct", "wrong", "unscored"]
 
 

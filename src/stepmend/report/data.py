@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmend.locate import steps
-from stepmend.measure import statistics
+from stepmend.measure import behaviour, statistics
 from stepmend.records import Bullet, Fault
 from stepmend.report import summary
 from stepmend.report.summary import RESTORED, Found
 
 PLACES = 10
 """Steps that the histogram of first faults tells apart; later ones are counted with the last."""
+STEPS = 20
+"""Longer solutions are counted with those of this many steps."""
 
 
 def blob(found: Found) -> dict[str, Any]:
@@ -24,6 +26,7 @@ def blob(found: Found) -> dict[str, Any]:
         "arms": [_arm(found, arm) for arm in found.arms],
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
         "figures": summary.figures(found),
+        "noise": summary.noise_floor(found),
         "card": _card(found),
     }
 
@@ -45,7 +48,38 @@ def _arm(found: Found, arm: str) -> dict[str, Any]:
         "unscored": counts["unscored"],
         "classes": dict(summary.classes(found, arm)),
         "places": _places(found, arm),
+        "capabilities": summary.capabilities(found, arm),
+        "behaviour": {name: _behaviour(found, arm, name) for name in ("all", *levels)},
+        "subjects": {s: _interval(statistics.accuracy(found.outcomes(arm, subject=s))) for s in _subjects(found)},
+        "by_steps": _by_steps(found, arm),
     }
+
+
+def _subjects(found: Found) -> list[str]:
+    return sorted({p.subject for p in found.test if p.subject})
+
+
+def _behaviour(found: Found, arm: str, level: str) -> dict[str, Any]:
+    """What else differs, on all held-out problems or one level: length against full precision (tokens), and shares of odd endings."""
+    chosen = [p.id for p in found.test if level in ("all", p.level)]
+    traces, full = ([found.traces[a][p] for p in chosen] for a in (arm, "full"))
+    return {
+        "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for t in full)),
+        "truncated": sum(t.finish == "length" for t in traces) / len(chosen),
+        "loops": sum(behaviour.loops(t.text) for t in traces) / len(chosen),
+        "unscored": sum(found.grades[arm][p].outcome == "unscored" for p in chosen) / len(chosen),
+        "unboxed": sum(found.grades[arm][p].form != "boxed" for p in chosen) / len(chosen),
+    }
+
+
+def _by_steps(found: Found, arm: str) -> list[dict[str, Any]]:
+    """Accuracy by the number of steps of full precision's solution, where it is right."""
+    right: dict[int, list[bool]] = {}
+    for problem in found.test:
+        if found.grades["full"][problem.id].outcome == "correct":
+            length = len(steps.split(found.traces["full"][problem.id].text))
+            right.setdefault(min(length, STEPS), []).append(found.grades[arm][problem.id].outcome == "correct")
+    return [{"steps": length, "n": len(of), "accuracy": sum(of) / len(of)} for length, of in sorted(right.items())]
 
 
 def _places(found: Found, arm: str) -> list[int]:

@@ -14,9 +14,10 @@ from rich.table import Table
 from stepmend.benchmarks import oracle, story
 from stepmend.measure import statistics
 from stepmend.recipe import Recipe
-from stepmend.records import Bullet, Fault, Grade, InputError, Made, Problem, Trace
+from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
 
 RESTORED = "+restored"
+AGAIN = "full+again"
 T = TypeVar("T", bound=Made)
 
 
@@ -42,10 +43,11 @@ class Found:
         order = ["full", *(arm for s in self.recipe.schemes for arm in (s, s + RESTORED))]
         return [arm for arm in order if self.test and all(p.id in self.grades.get(arm, {}) for p in self.test)]
 
-    def outcomes(self, arm: str, level: str | None = None) -> statistics.Outcomes:
-        """Right or not on the held-out problems, of one level or of all."""
+    def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
+        """Right or not on the held-out problems, of one level or subject or of all."""
         grades = self.grades[arm]
-        return np.array([grades[p.id].outcome == "correct" for p in self.test if level in (None, p.level)], dtype=bool)
+        chosen = [p for p in self.test if level in (None, p.level) and subject in (None, p.subject)]
+        return np.array([grades[p.id].outcome == "correct" for p in chosen], dtype=bool)
 
 
 def read(folder: Path) -> Found:
@@ -133,6 +135,23 @@ def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
+def noise_floor(found: Found) -> dict[str, Any] | None:
+    """How full precision's outcomes change when it solves the problems in other batches; None where that was not measured."""
+    if not all(p.id in found.grades.get(AGAIN, {}) for p in found.test):
+        return None
+    first, second = found.outcomes("full"), found.outcomes(AGAIN)
+    pair, change = statistics.paired(first, second), statistics.difference(second, first)
+    return {"lost": pair.only_first, "gained": pair.only_second, "n": pair.n, "value": change.value, "low": change.low, "high": change.high}
+
+
+def capabilities(found: Found, arm: str) -> dict[str, int]:
+    """Located step errors as the precursor's two capabilities: numerical computation, and reasoning planning."""
+    counts = classes(found, arm)
+    named = {name: count for name, count in counts.items() if name not in ("degenerate", "not located")}
+    execution = sum(count for name, count in named.items() if name in EXECUTION)
+    return {"numerical computation": execution, "reasoning planning": sum(named.values()) - execution}
+
+
 def table(found: Found) -> Table:
     """The closing table: accuracy a level, the paired loss, and recovery; fits 100 columns."""
     levels = list(dict.fromkeys(p.level for p in found.test))
@@ -155,6 +174,11 @@ def table(found: Found) -> Table:
 def notices(found: Found) -> list[str]:
     """What a reader of the table must be told."""
     lines = [f"{s}: {r.reason}" for s in found.recipe.schemes if s in found.arms and (r := recovery(found, s)).reason]
+    if noise := noise_floor(found):
+        changed = noise["lost"] + noise["gained"]
+        lines.append(
+            f"Noise floor: full precision in other batches changes {changed} of {noise['n']} outcomes ({points(noise['value'])} points)."
+        )
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines
