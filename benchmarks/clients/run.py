@@ -37,8 +37,8 @@ def lm_eval(model: Path, out: Path) -> Path:
     """lm-eval's samples of one model."""
     if not list(out.rglob("samples_*.jsonl")):
         command: list[str | Path] = [
-            venv("lm-eval", "lm-eval") / "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "story",
-            "--include_path", HERE, "--apply_chat_template", "--batch_size", "50", "--device", "cpu", "--log_samples", "--output_path", out,
+            venv("lm-eval", "lm-eval") / "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
+            "--tasks", "story", "--include_path", HERE, "--apply_chat_template", "--batch_size", "50", "--device", "cpu", "--log_samples", "--output_path", out,
         ]  # fmt: skip
         subprocess.run(command, check=True, cwd=WORK)
     return next(out.rglob("samples_*.jsonl"))

@@ -44,7 +44,7 @@ class Curate(Part):
     benchmark: Benchmark | None = Field(default=None, description="another benchmark to tune on; default: the one that is reported")
     data: str | None = Field(default=None, description="that benchmark's file or folder")
     bullets: int = Field(default=332, ge=1, description="bullets a scheme, at the most (the paper's number)")
-    problems: int = Field(default=2700, ge=1, description="curate problems searched for regressions, at the most")
+    problems: int = Field(default=4500, ge=1, description="curate problems searched for regressions, at the most")
     round: int = Field(default=900, ge=1, description="curate problems solved before looking whether there are enough")
 
 
@@ -56,8 +56,8 @@ class Restore(Part):
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
         default=None, description="the part of a bullet that the loss is on; default: step for dpo, whole for the others"
     )
-    steps: int = Field(default=150, ge=1, description="optimizer steps")
-    batch_size: int = Field(default=16, ge=1, description="bullets a step")
+    steps: int = Field(default=300, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=8, ge=1, description="bullets a step")
     learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default by what is tuned")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
@@ -130,7 +130,7 @@ QUICK: dict[str, Any] = {
     "quick": True,
     "measure": {"problems": 40},
     "curate": {"problems": 600, "round": 300, "bullets": 64},
-    "restore": {"steps": 40},
+    "restore": {"steps": 80},
 }
 """What ``--quick`` sets."""
 

@@ -15,7 +15,7 @@ from stepmend.records import Bullet, InputError
 from stepmend.restore import adapter, objectives, scales
 from stepmend.rundir import replace
 
-RATES = {"scales": 1e-2, "lora": 2e-3}
+RATES = {"scales": 5e-3, "lora": 2e-3}
 """Peak learning rates: relative change of a scale a step, and the adapter's own."""
 SAVE_EVERY = 25
 
