@@ -36,23 +36,19 @@ def venv(name: str, package: str) -> Path:
 def lm_eval(model: Path, out: Path) -> Path:
     """lm-eval's samples of one model."""
     if not list(out.rglob("samples_*.jsonl")):
-        command: list[str | Path] = [
-            venv("lm-eval", "lm-eval") / "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
-            "--tasks", "story", "--include_path", HERE, "--apply_chat_template", "--batch_size", "50", "--device", "cpu", "--log_samples", "--output_path", out,
-        ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=WORK)
+        command: list[str | Path] = [venv("lm-eval", "lm-eval") / "lm_eval", "--model", "hf", "--tasks", "story", "--include_path", HERE]
+        command += ["--model_args", f"pretrained={model},dtype=float32", "--apply_chat_template", "--batch_size", "50"]
+        subprocess.run([*command, "--device", "cpu", "--log_samples", "--output_path", out], check=True, cwd=WORK)
     return next(out.rglob("samples_*.jsonl"))
 
 
 def inspect(model: Path, out: Path) -> Path:
     """Inspect's log of one model."""
     if not list(out.glob("*.eval")):
-        command: list[str | Path] = [
-            venv("inspect", "inspect-ai") / "inspect", "eval", f"{HERE / 'story_inspect.py'}@story", "--model", "hf/local",
-            "-M", f"model_path={model}", "-M", "device=cpu", "-M", "batch_size=50", "-T", f"problems={WORK / 'problems.jsonl'}",
-            "--max-tokens", "180", "--temperature", "0", "--max-connections", "50", "--log-dir", out, "--display", "none",
-        ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=WORK)
+        task, problems = f"{HERE / 'story_inspect.py'}@story", f"problems={WORK / 'problems.jsonl'}"
+        command: list[str | Path] = [venv("inspect", "inspect-ai") / "inspect", "eval", task, "-T", problems, "--model", "hf/local"]
+        command += ["-M", f"model_path={model}", "-M", "device=cpu", "-M", "batch_size=50", "--max-tokens", "180", "--temperature", "0"]
+        subprocess.run([*command, "--max-connections", "50", "--log-dir", out, "--display", "none"], check=True, cwd=WORK)
     return next(out.glob("*.eval"))
 
 

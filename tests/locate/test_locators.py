@@ -8,7 +8,7 @@ import torch
 from stepmend import Trace, Vote
 from stepmend.benchmarks import story
 from stepmend.engines.local import LocalEngine
-from stepmend.grading import equal, extract
+from stepmend.grading import boxed
 from stepmend.locate import locators, taxonomy
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
@@ -33,14 +33,14 @@ def broken(full):
     prompts = [chat.render(full.tokenizer, "plain-1", p.question) for p in problems]
     for place, (problem, prompt, solved) in enumerate(zip(problems, prompts, full.complete(prompts), strict=True)):
         lines = solved.text.splitlines()
-        if not equal(extract(solved.text) or "", problem.answer) or len(lines) < 3:
+        if boxed(solved.text) != problem.answer or len(lines) < 3:
             continue
         step = place % (len(lines) - 1)
         head, _, result = lines[step].rpartition(" = ")
         prefix = "".join(f"{line}\n" for line in [*lines[:step], f"{head} = {int(result) + 1}"])
         (rest,) = full.complete([prompt + prefix])
         trace = trace_of(full, prefix + rest.text)
-        if not equal(extract(trace.text) or "", problem.answer):
+        if boxed(trace.text) != problem.answer:
             cases.append((step, problem, locators.make_case(prompt, trace, trace_of(full, solved.text))))
     assert len(cases) >= 8
     return cases
@@ -54,13 +54,13 @@ def test_equations_find_the_false_one_and_abstain_on_true_ones(full, broken):
 
 def test_rescue_finds_the_step_behind_which_all_is_lost(full, broken):
     def arrives(index: int, text: str) -> bool:
-        return equal(extract(text) or "", broken[index][1].answer)
+        return boxed(text) == broken[index][1].answer
 
     found = locators.by_rescue([case for _, _, case in broken], full, arrives, 8)
     assert [rescued.vote.step for rescued in found] == [step for step, _, _ in broken]
     for rescued, (step, problem, case) in zip(found, broken, strict=True):
         begin = case.spans[step][0]
-        assert equal(extract(case.trace.text[:begin] + rescued.completion) or "", problem.answer)
+        assert boxed(case.trace.text[:begin] + rescued.completion) == problem.answer
 
 
 def test_margins_find_the_first_token_full_precision_would_not_write(full, broken):
