@@ -71,7 +71,7 @@ def blob(pairs: Sequence[Compared]) -> dict[str, Any]:
     first = pairs[0].first
     arms = [first, *(pair.second for pair in chosen)]
     return {
-        "title": f"{first.name} against {', '.join(pair.second.name for pair in chosen)}",
+        "title": f"{first.name} against {chosen[0].second.name if len(chosen) == 1 else f'{len(chosen)} others'}",
         "task": first.task,
         "sentences": notices(pairs),
         "arms": [_arm(arm, first) for arm in arms],
