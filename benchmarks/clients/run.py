@@ -47,7 +47,7 @@ def inspect(model: Path, out: Path) -> Path:
     if not list(out.glob("*.eval")):
         task, problems = f"{HERE / 'story_inspect.py'}@story", f"problems={WORK / 'problems.jsonl'}"
         command: list[str | Path] = [venv("inspect", "inspect-ai") / "inspect", "eval", task, "-T", problems, "--model", "hf/local"]
-        command += ["-M", f"model_path={model}", "-M", "device=cpu", "-M", "batch_size=50", "--max-tokens", "180", "--temperature", "0"]
+        command += ["-M", f"model_path={model}", "-M", "device=cpu", "-M", "batch_size=50", "-M", "do_sample=false", "--max-tokens", "180"]
         subprocess.run([*command, "--max-connections", "50", "--log-dir", out, "--display", "none"], check=True, cwd=WORK)
     return next(out.glob("*.eval"))
 

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,8 @@ def _inspect_json(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _inspect_zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with suppress(ModuleNotFoundError):
+        import zipfile_zstd  # noqa: F401  # Inspect compresses with zstd, which the standard library reads from Python 3.14 on
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
