@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from stepmend.engines.local import Completion, LocalEngine, complete_all
-from stepmend.locate import steps
+from stepmend.locate import equations, steps
 from stepmend.models import chat
 from stepmend.records import Trace, Vote
 
@@ -31,9 +31,9 @@ def make_case(prompt: str, trace: Trace, full: Trace) -> Case:
 def by_equations(case: Case) -> Vote:
     """The first step with an equation that does not hold; abstains where all hold. Blind to right arithmetic on wrong quantities."""
     for index, (begin, end) in enumerate(case.spans):
-        for equation in steps.equations(case.trace.text[begin:end]):
-            if not equation.holds():
-                return Vote(locator="equations", step=index, evidence=case.trace.text[begin:end].strip())
+        for claim in equations.claims(case.trace.text[begin:end]):
+            if not claim.holds:
+                return Vote(locator="equations", step=index, evidence=claim.text)
     return Vote(locator="equations", step=None, evidence="every equation holds")
 
 
