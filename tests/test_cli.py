@@ -130,6 +130,18 @@ def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     other = kept(tmp_path / "b.jsonl", [{**row, "id": f"x{row['id']}"} for row in SOLVED])
     assert "no problem in common" in refused("compare", file, other, "--correct-field", "ok", "--out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+    fields = ("--answer-field", "out", "--gold-field", "gold")
+    before = file.read_bytes()
+    assert "is an input" in refused("grade", file, *fields, "--out", file)
+    assert "is an input" in refused("compare", file, other, "--out", file)
+    assert file.read_bytes() == before
+    assert "is no regular file" in refused("grade", file, *fields, "--out", tmp_path)
+    assert "cannot write into" in refused("grade", file, *fields, "--out", file / "grades.jsonl")
+    assert "given twice" in refused("compare", file, file)
+    assert "Missing option '--gold-field'" in refused("grade", file, "--answer-field", "out")
+    assert "No such option" in refused("grade", "--nonsense")
+    kept(tmp_path / "empty.jsonl", [{"out": "1", "gold": " "}])
+    assert "record 1: field 'gold' is empty" in refused("grade", tmp_path / "empty.jsonl", *fields)
 
 
 def test_quantize_does_not_overwrite(tmp_path):

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Kind = Literal["math", "number"]
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 DEMO = Path("runs/demo")
+USAGE_ERRORS: Any = typer.BadParameter.__base__
+"""What a wrong option or argument raises; typer has no public name for it."""
+PATH_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+)
 
 
 def main() -> None:
@@ -28,21 +33,41 @@ def main() -> None:
     warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
     warnings.showwarning = lambda message, *rest: print(f"stepmend: {message}", file=sys.stderr)
     warnings.filterwarnings("always", module="stepmend")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
         _stop(str(error))
+    except USAGE_ERRORS as error:
+        _stop(f"{error.format_message()} ('stepmend --help' and 'stepmend VERB --help' teach)")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets", "peft"}:
             raise
         _stop(EXTRA.format(module=error.name))
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            where = error.filename or "a file"
+            _stop(f"{where}: {error.strerror}; nothing was left half-written: make room and run the same command again")
+        if error.errno not in PATH_ERRORS:
             raise
-        _stop(f"{error.filename or 'a file'}: {error.strerror}; nothing was left half-written: make room and run the same command again")
-    except KeyboardInterrupt:
+        _stop(f"{error.filename}: {error.strerror}")
+    except (typer.Abort, KeyboardInterrupt):
         print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_out(out: Path, inputs: list[Path]) -> None:
+    """Before any work: whether a single file can be written there. Raises InputError where it cannot, or would replace an input."""
+    if not out.name:
+        raise InputError(f"out: {str(out)!r} names no file")
+    if out.exists() and not out.is_file():
+        raise InputError(f"out: {out} is no regular file; choose another name")
+    if out.resolve() in {file.resolve() for file in inputs}:
+        raise InputError(f"out: {out} is an input; choose another name")
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"out: cannot write into {parent}")
 
 
 def _stop(message: str) -> None:
@@ -150,6 +175,8 @@ def grade(
 
     Example: [bold]stepmend grade solutions.jsonl --answer-field solution --gold-field answer --out grades.jsonl[/]
     """
+    if out:
+        _check_out(out, [file])
     from stepmend.grading import files
 
     graded = files.grade_file(file, answer_field, gold_field, kind=kind, loose=not strict)
@@ -177,6 +204,7 @@ def compare(
     answer_field: Annotated[str | None, typer.Option(help="Plain tables: the solution or answer, to be graded …")] = None,
     gold_field: Annotated[str | None, typer.Option(help="… against this field.")] = None,
     metric: Annotated[str | None, typer.Option(help="Logs with several metrics: the one that says right or wrong.")] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
@@ -190,11 +218,14 @@ def compare(
         raise InputError("compare: two logs or more are needed, full precision first")
     if name and (len(name) != len(logs) or len(set(name)) < len(name)):
         raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
+    _check_out(out, logs)
+    if len({file.resolve() for file in logs}) < len(logs):
+        raise InputError("compare: one log is given twice")
     from stepmend.measure import compare as comparing
     from stepmend.measure.logs import Fields, read
     from stepmend.report import compared
 
-    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, kind)
+    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, filter_name, kind)
     found = comparing.named([read(file, fields) for file in logs], name or [], [file.resolve().parent.name for file in logs])
     pairs = comparing.compare(found)
     compared.write(pairs, out)
@@ -204,7 +235,7 @@ def compare(
     console = _console()
     console.print(compared.table(pairs))
     for line in compared.notices(pairs):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     console.print(f"\nThe page: {out}", highlight=False)
 
 
@@ -267,6 +298,7 @@ def quantize(
     parsed = table.parse(scheme)
     if out.exists():
         raise InputError(f"out: {out} exists already; choose another folder")
+    _check_out(out, [])
     _silence()
     from stepmend import loop
     from stepmend.benchmarks import sources

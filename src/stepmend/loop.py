@@ -23,15 +23,12 @@ from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
-from stepmend.records import Bullet, Fault, Grade, Problem, Trace, digest
+from stepmend.records import AGAIN, Bullet, Fault, Grade, Problem, Trace, digest
 from stepmend.restore import tune
 from stepmend.rundir import RunDir
 
 CHUNK = 64
 """Regressions that are located at once, and kept at once."""
-
-AGAIN = "full+again"
-"""Full precision once more, in other batches: what changes there is chance (arithmetic in another order), the noise floor."""
 
 LIBRARIES = ("stepmend", "torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
 
@@ -115,9 +112,9 @@ class Loop:
         if split == "test":
             count = (asked or 300) * len(story.LEVELS) if recipe.benchmark == "story" else asked
             return self.reported.problems("test", count, recipe.seed)
-        return self.tuned.problems(
-            split, {"calibration": recipe.quantize.calibration, "curate": recipe.curate.problems}[split], recipe.seed
-        )
+        count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
+        held_out = {problem.id for problem in self.problems("test")}
+        return [problem for problem in self.tuned.problems(split, count, recipe.seed) if problem.id not in held_out]
 
     def folder(self, arm: str) -> Path:
         """Where an arm's checkpoint lies."""
@@ -225,8 +222,8 @@ class Loop:
         reference, size = self.engine("full"), self.batch_size
         asked = self.recipe.locate.locators
 
-        def arrives(index: int, text: str) -> bool:
-            found = grading.extract(text, loose=False)
+        def arrives(index: int, text: str, finished: bool) -> bool:
+            found = grading.extract(text, loose=finished)
             return grading.judge([found], [chunk[index].answer], grading.kind_of(chunk[index].benchmark), self.verifier)[0][0] == "correct"
 
         rescued = locators.by_rescue(cases, reference, arrives, size) if "rescue" in asked else [None] * len(cases)

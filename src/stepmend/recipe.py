@@ -58,7 +58,7 @@ class Restore(Part):
     )
     steps: int = Field(default=300, ge=1, description="optimizer steps")
     batch_size: int = Field(default=8, ge=1, description="bullets a step")
-    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default by what is tuned")
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by what is tuned")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1)
@@ -104,6 +104,8 @@ class Recipe(Part):
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"recipe: cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"recipe: {file}: a value that YAML cannot read ({error})") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
@@ -143,7 +145,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment}: key=value is needed, as in --set restore.steps=100")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {assignment}: the value is not valid YAML") from None
         *path, last = key.split(".")
         part: dict[str, Any] = {last: value}

@@ -25,6 +25,9 @@ ErrorClass = Literal[
 EXECUTION: frozenset[str] = frozenset({"computational", "symbolic_manipulation"})
 """The classes of the precursor's "numerical computation" (2501.03035); the other step errors are its "reasoning planning"."""
 
+AGAIN = "full+again"
+"""The arm of full precision once more, in other batches: what changes there is chance (arithmetic in another order), the noise floor."""
+
 Outcome = Literal["correct", "wrong", "unscored"]
 
 

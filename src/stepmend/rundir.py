@@ -107,9 +107,11 @@ class RunDir:
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
         """Keep the problems of this run, so that a report needs nothing but the folder."""
-        file = self.path / "problems.jsonl"
+        file, text = self.path / "problems.jsonl", "".join(problem.model_dump_json() + "\n" for problem in problems)
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            raise InputError(f"out: {self.path} was made with other problems (the benchmark's data has changed); choose another --out")
         if not file.exists():
-            write_text(file, "".join(problem.model_dump_json() + "\n" for problem in problems))
+            write_text(file, text)
 
     def note(self, name: str, **values: Any) -> None:
         """Keep facts about a finished stage (seconds, counts) that are no records: ``notes/NAME.json``."""
@@ -127,7 +129,7 @@ class RunDir:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file that is either there whole or not at all."""
-    replace(file, lambda part: part.write_text(text, encoding="utf-8"))
+    replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -153,7 +155,8 @@ def replace(file: Path, write: Callable[[Path], Any]) -> None:
     part = file.with_name(file.name + ".part")
     try:
         write(part)
-    except OSError:
-        part.unlink(missing_ok=True)
+        os.replace(part, file)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
-    os.replace(part, file)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 def read(file: Path) -> list[dict[str, Any]]:
     """All rows of a file, by field name. Raises InputError where it is absent, empty, damaged or of another kind."""
     if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    if file.suffix not in SUFFIXES:
-        raise InputError(f"{file}: {file.suffix or 'no suffix'} is not read; allowed: {', '.join(SUFFIXES)}")
+        raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
+    kind = file.suffix.lower()
+    if kind not in SUFFIXES:
+        raise InputError(
+            f"{file}: files {f'in {file.suffix}' if kind else 'without a suffix'} are not read; allowed: {', '.join(SUFFIXES)}"
+        )
     try:
-        rows = list(_READERS[file.suffix](file))
+        rows = list(_READERS[kind](file))
     except UnicodeDecodeError:
         raise InputError(f"{file}: not UTF-8 text") from None
     except csv.Error as error:
@@ -48,6 +52,8 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{where}: field {name!r} holds {type(value).__name__}; text or a number is needed")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: field {name!r} holds {value}; text or a finite number is needed")
     return str(value)
 
 
@@ -55,6 +61,9 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise InputError(f"{file}: a field name is there twice in the header: {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{file}, line {reader.line_num}: {'more' if None in row else 'fewer'} values than the header has fields")
@@ -62,14 +71,14 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as stream:
+    with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield _mapping(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
 
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:
-    found = _parsed(file.read_text(encoding="utf-8"), str(file))
+    found = _parsed(file.read_text(encoding="utf-8-sig"), str(file))
     if not isinstance(found, list):
         raise InputError(f"{file}: a list of records is needed, or one record a line in a .jsonl file")
     for number, row in enumerate(found, 1):

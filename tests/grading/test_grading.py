@@ -38,6 +38,8 @@ def graded(verifier, text: str, finish: str = "stop", answer: str = "12"):
         ("**Final answer:** 18", "18", "marked"),
         ("She has $x+1$ apples", "x+1", "loose"),
         ("She pays $5 and 12 more", "12", "loose"),
+        ("The answer is:\n18", "18", "marked"),
+        ("#### 18\nthe answer is a nice number", "18", "marked"),
         ("none", None, None),
         ("\\boxed{", None, None),
     ],
@@ -71,8 +73,15 @@ def test_a_format_failure_is_no_reasoning_failure(verifier):
         ("\\frac12", "0.5", "math", None),
         ("0.33333333", "0.3333333", "math", None),
         ("18 dollars", "18", "number", "equal"),
-        ("\\$1{,}000", "1", "number", "equal"),
-        ("no idea", "18", "number", "parser"),
+        ("\\$1{,}000", "1000", "number", "equal"),
+        ("5 + 3 = 8", "8", "number", "equal"),
+        ("−5", "-5", "number", "equal"),
+        ("no idea", "18", "number", None),
+        ("\\frac{1}{2}", "1", "number", None),
+        ("1/2", "1", "number", None),
+        ("5x+3", "5", "number", None),
+        ("70, 80", "70", "number", None),
+        ("2:30", "2", "number", None),
     ],
 )
 def test_plain_numbers_are_decided_at_once(answer, gold, kind, verdict):
@@ -117,7 +126,7 @@ def test_what_hangs_disturbs_nothing_else(verifier):
 def test_extraction_never_fails(text):
     found = grading.extract(text)
     assert found is None or found.answer
-    inner = grading.boxed(text + "\\boxed{42}")
+    inner = grading.boxed(text + "\n\\boxed{42}")
     assert inner is not None
     assert "42" in inner
 

@@ -53,7 +53,7 @@ def test_equations_find_the_false_one_and_abstain_on_true_ones(full, broken):
 
 
 def test_rescue_finds_the_step_behind_which_all_is_lost(full, broken):
-    def arrives(index: int, text: str) -> bool:
+    def arrives(index: int, text: str, finished: bool) -> bool:
         return boxed(text) == broken[index][1].answer
 
     found = locators.by_rescue([case for _, _, case in broken], full, arrives, 8)

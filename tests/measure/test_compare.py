@@ -10,7 +10,7 @@ from stepmend.measure.logs import Log, Sample
 def log(name, outcomes, *, task=None, version=None):
     """A log of problems p0, p1, …; an outcome may be a list of samples."""
     samples = {f"p{i}": [Sample(o) for o in (one if isinstance(one, list) else [one])] for i, one in enumerate(outcomes)}
-    return Log(name, "table", task, version, samples)
+    return Log(name, "table", task, version, None, samples)
 
 
 def test_figures_of_a_pair():
@@ -35,6 +35,15 @@ def test_several_samples_a_problem():
     assert pair.difference.value == pytest.approx(0.0)
 
 
+def test_the_sentence_follows_the_shares_not_the_majorities():
+    first = [[True] * 3 + [False]] * 10 + [[False] * 4] * 10
+    second = [[True] * 2 + [False] * 2] * 20
+    pair = compare([log("full", first), log("w4", second)])[0]
+    assert pair.difference.value == pytest.approx(0.125)
+    assert "loses" not in pair.sentence()
+    assert pair.p > 0.05
+
+
 def test_what_may_be_concluded():
     clear = compare([log("a", [True] * 100), log("b", [True] * 60 + [False] * 40)])[0]
     assert clear.sentence().startswith("b loses 40.0 points (")
@@ -45,7 +54,7 @@ def test_what_may_be_concluded():
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (Log("b", "table", None, None, {"x": [Sample(True)]}), "no problem in common"),
+        (Log("b", "table", None, None, None, {"x": [Sample(True)]}), "no problem in common"),
         (log("b", [True], task="other"), "has task 'math', b has 'other'"),
         (log("b", [True], task="math", version="2"), "has version '1', b has '2'"),
     ],

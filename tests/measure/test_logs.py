@@ -80,6 +80,16 @@ def test_inspect_logs_with_epochs(tmp_path, suffix):
     assert [[s.correct for s in samples] for samples in log.samples.values()] == [[True, False], [True, None]]
 
 
+def test_other_filters_and_equal_questions_of_lm_eval(tmp_path):
+    rows = [{**LM_EVAL, "filter": name, "exact_match": value} for name, value in (("strict", 0.0), ("flexible", 1.0))]
+    rows += [{**row, "doc_id": 1} for row in rows]
+    log = logs.read(jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", rows))
+    assert log.metric == "exact_match (flexible)"
+    assert list(log.samples) == ["a", "a #2"]
+    log = logs.read(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", logs.Fields(filter="strict"))
+    assert [s[0].correct for s in log.samples.values()] == [False, False]
+
+
 def test_plain_tables_with_right_or_wrong(tmp_path):
     file = tmp_path / "a.csv"
     with file.open("w", newline="") as stream:
@@ -105,7 +115,7 @@ def test_plain_tables_are_graded(tmp_path):
         ("list.jsonl", "[1, 2]\n", "a record with named fields is needed"),
         ("fields.jsonl", '{"a": 1, "b": 2}\n', "needs --id-field; its fields: a, b"),
         ("short.csv", "id,correct\n1\n", "line 2: fewer values"),
-        ("words.txt", "x", ".txt is not read"),
+        ("words.txt", "x", "files in .txt are not read"),
         ("log.eval", "no zip", "not an Inspect log"),
         ("table.parquet", "no parquet", "not a valid Parquet file"),
         ("object.json", '{"a": 1}', "a list of records is needed"),

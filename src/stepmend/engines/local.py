@@ -29,10 +29,10 @@ class LocalEngine:
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
         cache = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
+        # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
+        plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
         with torch.inference_mode():
-            out = self.model.generate(
-                **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id, **cache
-            )
+            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **cache)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def _completion(self, row: list[int]) -> Completion:

@@ -9,7 +9,7 @@ from stepmend.records import Grade, Problem, Trace
 
 __all__ = ["VERSION", "Extracted", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
 
-NUMERIC = frozenset({"story", "gsm8k", "aime"})
+NUMERIC = frozenset({"story", "gsm8k", "aime", "aime25"})
 """Benchmarks whose answers are numbers."""
 
 OUTCOMES: dict[verify.Verdict, tuple[str, str | None]] = {
@@ -38,13 +38,7 @@ def judge(
     """(outcome, reason) of extracted answers against gold ones, in their order; None is ``unscored (no_answer)``."""
     asked = [i for i, answer in enumerate(found) if answer is not None]
     verdicts = dict(zip(asked, verifier.decide([(found[i].answer, gold[i]) for i in asked], kind), strict=True))  # pyright: ignore
-    graded = {
-        "equal": ("correct", None),
-        "different": ("wrong", None),
-        "timeout": ("unscored", "timeout"),
-        "parser": ("unscored", "parser"),
-    }
-    return [graded[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
+    return [OUTCOMES[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
 
 
 def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str, verifier: verify.Verifier) -> list[Grade]:

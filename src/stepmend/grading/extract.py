@@ -10,7 +10,9 @@ VERSION = "answer-2"
 Form = Literal["boxed", "marked", "loose"]
 """How the answer was given: in ``\\boxed{}`` as asked; after a mark such as ``####``; or just at the end of the text."""
 
-MARKS = re.compile(r"(?:####|^A:|\b(?:final )?answer(?: is|:)|答案[是为：:])[ \t]*\**[ \t]*(\S[^\n]{0,300})", re.IGNORECASE | re.MULTILINE)
+MARKS = re.compile(
+    r"(?:####|^A:|\b(?:final )?answer(?: is:?|:)|答案[是为：:])[ \t]*\**[ \t]*\n?[ \t]*([^\s:][^\n]{0,300})", re.IGNORECASE | re.MULTILINE
+)
 """GSM8K's ``#### 18``, ``A: 18``, "the answer is 18", "Answer: 18"; the answer is the rest of the line."""
 NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 MATHS = re.compile(r"\$\$?([^$\n]{1,300})\$|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)")
@@ -34,12 +36,13 @@ def extract(text: str, *, loose: bool = True) -> Extracted | None:
     found = boxed(text)
     if found:
         return Extracted(found, "boxed")
-    marked = list(MARKS.finditer(text))
+    marked = [mark for mark in MARKS.finditer(text) if re.search(r"[\d\\$]|^\W*[^\W\d_]+\W*$", mark[1])]
     if marked:
         return Extracted(marked[-1][1].strip().rstrip(".").strip("*").strip(), "marked")
     if not loose:
         return None
-    end = text[-TAIL:]
+    # A number or formula that the cut goes through is none.
+    end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
     formulas = [next(filter(None, m.groups()), "") for m in MATHS.finditer(end)]
     numbers = NUMBER.findall(end)
     answer = formulas[-1].strip() if formulas else numbers[-1] if numbers else ""
@@ -50,7 +53,7 @@ def bare(text: str) -> Extracted | None:
     """The text itself, where it is nothing but an answer: one short line without a box, a mark or three words in a row."""
     line = text.strip()
     prose = re.search(r"[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]{2,}", re.sub(r"\\text\{[^{}]*\}", "", line))
-    if not line or "\n" in line or len(line) > 200 or prose or "\\boxed" in line or MARKS.search(line):
+    if not line or "\n" in line or "=" in line or len(line) > 200 or prose or "\\boxed" in line or MARKS.search(line):
         return None
     return Extracted(line.strip("$") or line, "loose")
 

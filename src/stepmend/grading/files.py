@@ -7,6 +7,7 @@ from typing import Any
 
 from stepmend import grading, tables
 from stepmend.grading import verify
+from stepmend.records import InputError
 from stepmend.rundir import write_text
 
 
@@ -20,8 +21,10 @@ def grade_file(
     rows = tables.read(file)
     where = [f"{file}, record {number}" for number in range(1, len(rows) + 1)]
     gold = [grading.gold_of(tables.text(row, gold_field, place)) for row, place in zip(rows, where, strict=True)]
+    if empty := next((place for place, answer in zip(where, gold, strict=True) if not answer), None):
+        raise InputError(f"{empty}: field {gold_field!r} is empty; every record needs its right answer")
     texts = [tables.text(row, answer_field, place) for row, place in zip(rows, where, strict=True)]
-    found = [grading.bare(text) or grading.extract(text, loose=loose) for text in texts]
+    found = [(grading.bare(text) if loose else None) or grading.extract(text, loose=loose) for text in texts]
     with verify.Verifier(limit=limit) as verifier:
         judged = grading.judge(found, gold, kind, verifier)
     return [
@@ -54,4 +57,4 @@ def counts(graded: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write(graded: list[dict[str, Any]], file: Path) -> None:
     """Keep every record's grade, one JSON object a line; the file is there whole or not at all."""
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in graded))
+    write_text(file, "".join(json.dumps(record) + "\n" for record in graded))

@@ -24,16 +24,22 @@ MEMORY = 4 * 2**30
 """Bytes of address space of a worker."""
 LONGEST = 2_000
 """Characters of the longest answer that is worth parsing; a longer one is no answer."""
-PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?")
-DRESS = re.compile(r"\\[$,!; ]|[$€£\s*]|\\text\{[^{}]*\}|\\(?:mathrm|textbf|mathbf)\{|\\left|\\right|[.。]$|\\%$")
+PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
+UNITS = re.compile(r"(?:\s*(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[^\W\d_]{2,}\.?)*|\s*%|°\s*[CF]?")
+"""What may stand behind a number that is the whole answer: words, a percent sign, degrees."""
+DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\text\{[^{}]*\}|\\left|\\right|\\(?=%)")
 TOLERANCE = Decimal("1e-6")
 """Decimals that differ by less are left to Math-Verify, which rounds to six places."""
 
 
+INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+"""Marks of direction and width, which say nothing."""
+
+
 def plain_number(text: str) -> Decimal | None:
     """The value of a plain number (``18``, ``1,000``, ``$18.00``); None for everything else."""
-    bare = text.strip().strip("$").strip()
-    if not bare or len(bare) > 40 or not PLAIN.fullmatch(bare):
+    bare = INVISIBLE.sub("", text).replace("−", "-").strip().strip("$").strip()
+    if not bare or len(bare) > 1_000 or not PLAIN.fullmatch(bare):
         return None
     try:
         return Decimal(bare.replace(",", ""))
@@ -41,11 +47,11 @@ def plain_number(text: str) -> Decimal | None:
         return None
 
 
-def first_number(text: str) -> Decimal | None:
-    """The number that an answer such as ``18 dollars`` or ``\\$18.`` begins with, its dress taken off; None without one."""
-    bare = DRESS.sub("", text[:LONGEST])
-    match = re.search(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
-    return plain_number(match[0]) if match else None
+def number_with_unit(text: str) -> Decimal | None:
+    """The number of an answer that is one, with a unit or without (``18 dollars``, ``\\$18.``, ``5 + 3 = 8``); None for everything else."""
+    bare = DRESS.sub("", text[:LONGEST].replace("{,}", ",").replace("−", "-")).rpartition("=")[2].strip().rstrip(".。")
+    match = re.match(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
+    return plain_number(match[0]) if match and UNITS.fullmatch(bare[match.end() :]) else None
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
@@ -54,16 +60,14 @@ def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
         return "equal"
     if len(answer) > LONGEST:
         return "parser"
-    read = first_number if kind == "number" else plain_number
+    read = number_with_unit if kind == "number" else plain_number
     first, second = read(answer), read(gold)
-    if kind == "number":
-        return "parser" if first is None or second is None else "equal" if first == second else "different"
     if first is None or second is None:
         return None
     if first == second:
         return "equal"
     whole = first == first.to_integral_value() and second == second.to_integral_value()
-    return "different" if whole or abs(first - second) > TOLERANCE * max(abs(second), 1) else None
+    return "different" if whole or kind == "number" or abs(first - second) > TOLERANCE * max(abs(second), 1) else None
 
 
 class Verifier:
@@ -94,8 +98,9 @@ class Verifier:
             from pebble import ProcessPool
 
             # Spawned, not forked: the parent may hold threads and models.
-            self._pool = ProcessPool(self.workers, initializer=_settle, context=multiprocessing.get_context("spawn"))
-            for warm in [self._pool.schedule(_settle) for _ in range(self.workers)]:
+            count = min(self.workers, len(pairs))
+            self._pool = ProcessPool(count, initializer=_settle, context=multiprocessing.get_context("spawn"))
+            for warm in [self._pool.schedule(_settle) for _ in range(count)]:
                 warm.result()  # the limit is for thinking, not for starting
         asked = [(pair, self._pool.schedule(symbolic, args=pair, timeout=self.limit)) for pair in pairs]
         for pair, future in asked:

@@ -4,6 +4,7 @@ A claim is false only where every sensible reading of it is: the usual precedenc
 as itself or as a share, one side in cents and the other in dollars. Variables, times of day, ordinals and mixed numbers are left alone.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,88 +12,15 @@ from fractions import Fraction
 
 WORDS_FOR = {"times": "*", "plus": "+", "minus": "-", "x": "*"}
 SILENT = frozenset(
-    [
-        "am",
-        "pm",
-        "dozen",
-        "dozens",
-        "hundred",
-        "hundreds",
-        "thousand",
-        "thousands",
-        "million",
-        "millions",
-        "billion",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "quarter",
-        "quarters",
-        "twice",
-        "double",
-        "triple",
-        "percent",
-        "percentage",
-        "remainder",
-        "mod",
-        "squared",
-        "cubed",
-        "th",
-        "st",
-        "nd",
-        "rd",
-        "and",
-        "or",
-        "so",
-        "because",
-        "since",
-        "is",
-        "are",
-        "was",
-        "then",
-        "if",
-        "but",
-        "which",
-        "that",
-        "thus",
-        "equals",
-        "than",
-        "more",
-        "less",
-        "from",
-        "to",
-        "day",
-        "week",
-        "step",
-        "part",
-        "number",
-    ]
+    """
+    am pm dozen dozens hundred hundreds thousand thousands million millions billion half halves third thirds quarter quarters twice
+    double triple percent percentage remainder mod squared cubed th st nd rd and or so because since is are was then if but which that
+    thus equals than more less from to day week step part number
+    """.split()  # noqa: SIM905
 )
 """Words next to a number that change what it means, or are no unit: an equation with one of them is not judged."""
 MEASURES = frozenset(
-    [
-        "pound",
-        "ounce",
-        "hour",
-        "minute",
-        "second",
-        "week",
-        "month",
-        "year",
-        "inch",
-        "foot",
-        "feet",
-        "yard",
-        "mile",
-        "cup",
-        "pint",
-        "quart",
-        "gallon",
-        "gram",
-        "cent",
-        "dollar",
-    ]
+    "pound ounce hour minute second week month year inch foot feet yard mile cup pint quart gallon gram cent dollar".split()  # noqa: SIM905
 )
 """Units that convert into one another: an equation with two of them is not judged."""
 CONVERSIONS = tuple(Fraction(n) for n in (100, 60, 12, 24, 7, 1000, 3600, 16, 3, 36, 52, 365, 30, 10))
@@ -161,7 +89,7 @@ def claims(text: str) -> list[Claim]:
     named: dict[str, tuple[Side, Sequence[Token]]] = {}
     for line in normalize(text).splitlines():
         segments = _segments(line)
-        for (before, _), (after, rounded) in zip(segments, segments[1:], strict=False):
+        for (before, _), (after, rounded) in itertools.pairwise(segments):
             left, right, shown = _suffix(before), _prefix(after), before
             if left is None and (name := _name(before)):
                 if right and not right.operators and name in named:
@@ -218,7 +146,7 @@ def _text(tokens: Sequence[Token]) -> str:
     return " ".join(token.text for token in tokens)
 
 
-class _Unsure(Exception):
+class _UnsureError(Exception):
     """This reading is none."""
 
 
@@ -249,7 +177,7 @@ class _Reader:
             self._operator("/" if token.text == "/" else "*")
             other = self.power()
             if token.text == "/" and other == 0:
-                raise _Unsure
+                raise _UnsureError
             value = value / other if token.text == "/" else value * other
         return value
 
@@ -264,12 +192,12 @@ class _Reader:
             self.place += 1
             exponent = self.operand()
             if exponent.denominator != 1 or not 0 <= exponent <= 12:
-                raise _Unsure
+                raise _UnsureError
             if self.depth == 0:
                 del self.flat[-1]
-                self.flat[-1] = value**exponent
+                self.flat[-1] = Fraction(value ** int(exponent))
             self.operators += 1
-            return value**exponent
+            return Fraction(value ** int(exponent))
         return value
 
     def operand(self) -> Fraction:
@@ -280,14 +208,14 @@ class _Reader:
             self.place += 1
             token = self.peek()
         if token is None:
-            raise _Unsure
+            raise _UnsureError
         if token.text == "(":
             value = self._bracket()
         elif token.kind == "number":
             self.place += 1
             value = self._number(token.text)
         else:
-            raise _Unsure
+            raise _UnsureError
         value = -value if negative else value
         if (token := self.peek()) and token.text == "%":
             self.place += 1
@@ -304,14 +232,14 @@ class _Reader:
         self.depth -= 1
         token = self.peek()
         if token is None or token.text != ")":
-            raise _Unsure
+            raise _UnsureError
         self.place += 1
         return value
 
     def _number(self, text: str) -> Fraction:
         plain = text.replace(",", "")
         if len(plain) > 1 and plain[0] == "0" and plain[1] != ".":
-            raise _Unsure  # a time or a code
+            raise _UnsureError  # a time or a code
         self.decimals = max(self.decimals, len(plain.partition(".")[2]))
         self.whole &= "." not in plain
         return Fraction(plain)
@@ -324,11 +252,11 @@ class _Reader:
             if word == "of" and self._share(token):
                 break
             if len(word) == 1 or word in SILENT:
-                raise _Unsure
+                raise _UnsureError
             self.units.add(word.rstrip("s"))
             self.place += 1
         if (token := self.peek()) and (token.text == "(" or (token.kind == "number" and self.place == begin)):
-            raise _Unsure  # implied multiplication, or a mixed number
+            raise _UnsureError  # implied multiplication, or a mixed number
 
     def _operand_follows(self) -> bool:
         following = self.tokens[self.place + 1 : self.place + 3]
@@ -377,7 +305,7 @@ def _read(tokens: Sequence[Token], begin: int) -> tuple[Side, int] | None:
     reader = _Reader(tokens, begin)
     try:
         side = reader.side()
-    except (_Unsure, RecursionError, OverflowError):
+    except (_UnsureError, RecursionError, OverflowError):
         return None
     return side, reader.place
 

@@ -48,14 +48,14 @@ class Rescued:
 def by_rescue(
     cases: Sequence[Case],
     engine: LocalEngine,
-    arrives: Callable[[int, str], bool],
+    arrives: Callable[[int, str, bool], bool],
     size: int,
 ) -> list[Rescued]:
     """Full precision continues each trace, cut after step k: the first k from which it no longer arrives marks the fault.
 
     Found by bisection over the steps, as in OmegaPRM (2406.06592); every round probes all cases in one go. From the bare prompt full
     precision arrives (that is what a regression is), from behind the whole trace it does not, so a trace of n steps takes log2(n)
-    rounds. ``arrives(index, text)`` says whether the whole text of case ``index`` ends at the right answer.
+    rounds. ``arrives(index, text, finished)`` says whether the whole text of case ``index`` ends at the right answer.
     """
     low = [0] * len(cases)
     high = [len(case.spans) for case in cases]
@@ -69,7 +69,7 @@ def by_rescue(
         texts = [cases[i].prompt + prefixes[i] for i in open_cases]
         found: list[Completion] = complete_all(engine, texts, size)
         for i, completion in zip(open_cases, found, strict=True):
-            if arrives(i, prefixes[i] + completion.text):
+            if arrives(i, prefixes[i] + completion.text, completion.finish == "stop"):
                 low[i], rescued[i] = middles[i], completion.text
             else:
                 high[i] = middles[i]

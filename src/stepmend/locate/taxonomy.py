@@ -3,7 +3,8 @@
 The rules speak only where they are sure; what they cannot tell is None (LLM judges are for that). Classes: see records.ErrorClass.
 """
 
-from stepmend.locate import steps
+from stepmend import grading
+from stepmend.locate import equations, steps
 from stepmend.records import ErrorClass, Trace
 
 
@@ -13,10 +14,10 @@ def classify(trace: Trace, faulty: str, chosen: str | None, continuation: str | 
     No answer at all is ``degenerate``. A false equation is ``computational``. The chosen operands under another operation or order,
     or a step that belongs later, is ``procedural``. Another quantity, or an answer given too early, is ``contextual_oversight``.
     """
-    if "\\boxed" not in trace.text:
+    if grading.extract(trace.text, loose=trace.finish == "stop") is None:
         return "degenerate"
     mine = steps.equations(faulty)
-    if any(not equation.holds() for equation in mine):
+    if any(not claim.holds for claim in equations.claims(faulty)):
         return "computational"
     if chosen is None:
         return None

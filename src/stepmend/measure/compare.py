@@ -33,6 +33,13 @@ class Compared:
         return statistics.paired(first > 0.5, second > 0.5)
 
     @property
+    def p(self) -> float:
+        """Exact McNemar; with several samples a problem, the paired test of their shares."""
+        first, second = self.shares
+        several = any(len(arm.samples[p]) > 1 for arm in (self.first, self.second) for p in self.problems)
+        return statistics.permutation(first, second) if several else self.paired.p
+
+    @property
     def difference(self) -> statistics.Interval:
         """Second minus first, with its interval."""
         first, second = self.shares
@@ -57,7 +64,7 @@ class Compared:
             "only_second": pair.only_second,
             "both_wrong": pair.both_wrong,
             "unscored": self.unscored,
-            "mcnemar_p": pair.p,
+            "mcnemar_p": self.p,
             "difference": {"value": change.value, "low": change.low, "high": change.high},
             "smallest_detectable": statistics.smallest_detectable(pair),
         }
@@ -65,11 +72,12 @@ class Compared:
     def sentence(self, p: float | None = None) -> str:
         """One sentence on what may be concluded; ``p`` is the adjusted one where several tests were made."""
         pair, change = self.paired, self.difference
-        p = pair.p if p is None else p
-        value, low, high = (abs(100 * v) if v is not None else 0.0 for v in (change.value, change.low, change.high))
+        p = self.p if p is None else p
+        value, low, high = (100 * v if v is not None else 0.0 for v in (change.value, change.low, change.high))
         if p < 1 - statistics.LEVEL:
-            verb = "loses" if pair.only_first > pair.only_second else "gains"
-            return f"{self.second.name} {verb} {value:.1f} points ({min(low, high):.1f} to {max(low, high):.1f}) against {self.first.name}."
+            verb, sign = ("loses", -1) if value < 0 else ("gains", 1)
+            ends = sorted((sign * low, sign * high))
+            return f"{self.second.name} {verb} {sign * value:.1f} points ({ends[0]:.1f} to {ends[1]:.1f}) against {self.first.name}."
         least = statistics.smallest_detectable(pair)
         rest = "any would go unseen" if least is None else f"one of less than {100 * least:.1f} points may well go unseen"
         shown = f"{100 * (change.value or 0):+.1f}".replace("-", "−")
@@ -95,7 +103,7 @@ def named(logs: Sequence[Log], names: Sequence[str], folders: Sequence[str]) -> 
 
 
 def _pair(first: Log, second: Log) -> Compared:
-    for what in ("task", "version"):
+    for what in ("task", "version", "metric"):
         a, b = getattr(first, what), getattr(second, what)
         if a is not None and b is not None and a != b:
             raise InputError(f"compare: {first.name} has {what} {a!r}, {second.name} has {b!r}; both must be of the same {what}")

@@ -4,10 +4,13 @@ The formats, as their own writers leave them: lm-eval's ``samples_<task>_<date>.
 ``details_<task>_<date>.parquet``; Inspect's ``.eval`` (a zip of JSON) and ``.json``.
 """
 
+import ast
 import hashlib
 import json
 import re
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,6 +45,7 @@ class Log:
     format: str
     task: str | None
     version: str | None
+    metric: str | None
     samples: dict[str, list[Sample]]
 
 
@@ -54,6 +58,7 @@ class Fields:
     answer: str | None = None
     gold: str | None = None
     metric: str | None = None
+    filter: str | None = None
     kind: verify.Kind = "math"
 
 
@@ -64,12 +69,21 @@ def read(file: Path, fields: Fields | None = None) -> Log:
         raise InputError(f"{file}: no such file")
     if file.stat().st_size == 0:
         raise InputError(f"{file}: is empty")
+    try:
+        return _read(file, fields)
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RuntimeError) as error:
+        raise InputError(f"{file}: not a log as its tool writes it ({type(error).__name__}: {error})") from None
+
+
+def _read(file: Path, fields: Fields) -> Log:
     if file.suffix == ".eval" or (file.suffix == ".json" and _is_inspect(file)):
         return _inspect(file, fields)
     rows = tables.read(file)
     if {"doc_id", "filtered_resps"} <= rows[0].keys():
         return _lm_eval(file, rows, fields)
-    if file.suffix == ".parquet" and ({"doc", "metric"} <= rows[0].keys() or "metrics" in rows[0]):
+    if file.suffix == ".parquet" and "doc" in rows[0] and ("metric" in rows[0] or "metrics" in rows[0]):
         return _lighteval(file, rows, fields)
     return _plain(file, rows, fields)
 
@@ -108,7 +122,8 @@ def _pick(found: dict[str, Any], asked: str | None, where: str) -> str:
         if asked not in found:
             raise InputError(f"{where}: no metric {asked!r}; there are: {', '.join(found)}")
         return asked
-    known = [m for name in METRICS for m in found if m.split("/")[-1].split(",")[0].startswith(name)]
+    exact = [m for name in METRICS for m in found if m.split(",")[0] == name]
+    known = exact or [m for name in METRICS for m in found if m.split("/")[-1].startswith(name)]
     if not known:
         raise InputError(f"{where}: which metric says right or wrong? choose with --metric: {', '.join(found) or 'there is none'}")
     return known[0]
@@ -124,8 +139,11 @@ def _digest(content: Any) -> str:
 
 def _lm_eval(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
     metric = _pick({name: 0 for name in rows[0].get("metrics") or METRICS if name in rows[0]}, fields.metric, str(file))
-    filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in rows))
-    rows = [row for row in rows if str(row.get("filter", "none")) == filters[0]]
+    filters = sorted({str(row.get("filter", "none")) for row in rows})
+    if fields.filter and fields.filter not in filters:
+        raise InputError(f"{file}: no filter {fields.filter!r}; there are: {', '.join(filters)}")
+    chosen = fields.filter or ("none" if "none" in filters else filters[0])
+    rows = [row for row in rows if str(row.get("filter", "none")) == chosen]
     match = re.fullmatch(r"samples_(.+)_(\d{4}-\d\d-\d\dT.+)", file.stem)
     task, version = (match[1] if match else None), None
     if match and (results := file.with_name(f"results_{match[2]}.json")).is_file():
@@ -133,38 +151,58 @@ def _lm_eval(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
 
     def samples() -> Iterable[tuple[str, str, Sample]]:
         for row in rows:
-            answers = row["filtered_resps"]
-            failed = answers in (["[invalid]"], "[invalid]")
-            text = row["resps"][0][0] if row.get("resps") and isinstance(row["resps"][0], list) else None
+            failed = row["filtered_resps"] in (["[invalid]"], "[invalid]")
             truth = None if failed else _truth(row[metric], f"{file}, doc_id {row['doc_id']}, {metric}")
-            yield (
-                row.get("doc_hash") or str(row["doc_id"]),
-                "1",
-                Sample(truth, text if isinstance(text, str) else None, _groups(row.get("doc"))),
-            )
+            yield str(row["doc_id"]), "1", Sample(truth, _first_text(row.get("resps")), _groups(row.get("doc")))
 
-    return Log(file.stem, "lm-eval", task, None if version is None else str(version), _collect(file, samples()))
+    found = _collect(file, samples())
+    questions = _told_apart([str(row.get("doc_hash") or row["doc_id"]) for row in rows])
+    by_question = dict(zip(questions, found.values(), strict=True))
+    return Log(file.stem, "lm-eval", task, None if version is None else str(version), f"{metric} ({chosen})", by_question)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names of which none is there twice: the second of a kind is ``name #2``."""
+    seen: Counter[str] = Counter()
+    told = []
+    for name in names:
+        seen[name] += 1
+        told.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return told
+
+
+def _first_text(value: Any) -> str | None:
+    """The first text in lists of lists."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def _lighteval(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
     def metrics(row: dict[str, Any]) -> dict[str, Any]:
         found = row.get("metric") or row.get("metrics")
-        return found if isinstance(found, dict) else json.loads(str(found).replace("'", '"'))
+        found = ast.literal_eval(found) if isinstance(found, str) else found
+        if not isinstance(found, dict):
+            raise ValueError("the metrics are no mapping")
+        return found
 
     metric = _pick(metrics(rows[0]), fields.metric, str(file))
     match = re.fullmatch(r"details_(.+?)_(\d{4}-\d\d-\d\dT.+)", file.stem)
+    docs = [row["doc"] if isinstance(row.get("doc"), dict) else {} for row in rows]
+    questions = [doc.get("query") or row.get("full_prompt") or row.get("example") or number for number, (doc, row) in _pairs(docs, rows)]
 
     def samples() -> Iterable[tuple[str, str, Sample]]:
-        for number, row in enumerate(rows, 1):
-            doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
-            question = (doc or {}).get("query") or row.get("full_prompt") or row.get("example")
-            answer = row.get("model_response") or {}
-            texts = answer.get("text") if isinstance(answer, dict) else row.get("predictions")
-            text = texts[0] if isinstance(texts, list) and texts and isinstance(texts[0], str) else None
+        for question, (number, (doc, row)) in zip(_told_apart([_digest(q) for q in questions]), _pairs(docs, rows), strict=True):
+            answer = row.get("model_response")
+            text = _first_text(answer.get("text") if isinstance(answer, dict) else row.get("predictions"))
             truth = _truth(metrics(row).get(metric), f"{file}, record {number}, {metric}")
-            yield _digest(question or number), "1", Sample(truth, text, _groups((doc or {}).get("specific")))
+            yield question, "1", Sample(truth, text, _groups(doc.get("specific")))
 
-    return Log(file.stem, "lighteval", match[1] if match else None, None, _collect(file, samples()))
+    return Log(file.stem, "lighteval", match[1] if match else None, None, metric, _collect(file, samples()))
+
+
+def _pairs(docs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Iterable[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
+    return enumerate(zip(docs, rows, strict=True), 1)
 
 
 def _is_inspect(file: Path) -> bool:
@@ -177,27 +215,27 @@ def _inspect(file: Path, fields: Fields) -> Log:
     head, samples = _inspect_zip(file) if file.suffix == ".eval" else _inspect_json(file)
     about = head.get("eval", {})
 
+    scorers = list(dict.fromkeys(name for sample in samples for name in sample.get("scores") or {}))
+    metric = fields.metric or next(iter(scorers), None)
+    if fields.metric and fields.metric not in scorers:
+        raise InputError(f"{file}: no metric {fields.metric!r}; there are: {', '.join(scorers)}")
+
     def found() -> Iterable[tuple[str, str, Sample]]:
         for sample in samples:
-            where = f"{file}, sample {sample.get('id')}"
-            scores = sample.get("scores") or {}
-            name = fields.metric or next(iter(scores), None)
-            if name is not None and scores and name not in scores:
-                raise InputError(f"{where}: no metric {name!r}; there are: {', '.join(scores)}")
-            truth = _truth(scores[name].get("value"), where) if scores and name else None
-            text = (sample.get("output") or {}).get("completion")
-            if text is None:
-                choices = (sample.get("output") or {}).get("choices") or [{}]
-                text = choices[0].get("message", {}).get("content")
-            problem = f"{sample.get('id')} {_digest(sample.get('input'))}"
-            yield (
-                problem,
-                str(sample.get("epoch", 1)),
-                Sample(truth, text if isinstance(text, str) else None, _groups(sample.get("metadata"))),
-            )
+            score = (sample.get("scores") or {}).get(metric) or {}
+            output = sample.get("output") or {}
+            text = output.get("completion") or ((output.get("choices") or [{}])[0].get("message") or {}).get("content")
+            truth = _truth(score.get("value"), f"{file}, sample {sample.get('id')}")
+            solved = Sample(truth, text if isinstance(text, str) else None, _groups(sample.get("metadata")))
+            yield f"{sample.get('id')} {_digest(_spoken(sample.get('input')))}", str(sample.get("epoch", 1)), solved
 
     version = about.get("task_version")
-    return Log(file.stem, "Inspect", about.get("task"), None if version is None else str(version), _collect(file, found()))
+    return Log(file.stem, "Inspect", about.get("task"), None if version is None else str(version), metric, _collect(file, found()))
+
+
+def _spoken(value: Any) -> Any:
+    """A chat as who said what: its messages carry random names."""
+    return [(m.get("role"), m.get("content")) for m in value] if isinstance(value, list) else value
 
 
 def _inspect_json(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -218,7 +256,7 @@ def _inspect_zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             return head, [json.loads(archive.read(name)) for name in names if re.fullmatch(r"samples/.+\.json", name)]
     except NotImplementedError:
         raise InputError(f"{file}: compressed in a way this Python cannot read; run 'inspect log convert --to json' on it first") from None
-    except (zipfile.BadZipFile, KeyError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError):
         raise InputError(f"{file}: not an Inspect log") from None
 
 
@@ -242,4 +280,4 @@ def _plain(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
         truths, texts = [{"correct": True, "wrong": False}.get(outcome) for outcome, _ in judged], answers
     ids = [str(tables.field(row, identity, place)) for row, place in zip(rows, where, strict=True)]
     found = [(i, "1", Sample(truth, text, _groups(row))) for i, truth, text, row in zip(ids, truths, texts, rows, strict=True)]
-    return Log(file.stem, "table", None, None, _collect(file, found))
+    return Log(file.stem, "table", None, None, None, _collect(file, found))

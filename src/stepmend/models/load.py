@@ -82,10 +82,10 @@ def _check_safetensors(file: Path) -> None:
 def checkpoint_digest(folder: str | Path) -> str:
     """What names a checkpoint's content: every file that loading reads, whole."""
     parts = []
-    for file in sorted(Path(folder).iterdir()):
+    for file in sorted(Path(folder).rglob("*")):
         if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.name != "README.md":
             with file.open("rb") as stream:
-                parts.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+                parts.append((str(file.relative_to(folder)), hashlib.file_digest(stream, "sha256").hexdigest()))
     return digest(parts)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from stepmend.measure import behaviour, statistics
@@ -17,27 +18,26 @@ from stepmend.report.summary import percent, points
 def against_first(pairs: Sequence[Compared]) -> tuple[list[Compared], list[float]]:
     """The pairs that hold the first arm, and their Holm-adjusted p."""
     chosen = [pair for pair in pairs if pair.first is pairs[0].first]
-    return chosen, statistics.holm([pair.paired.p for pair in chosen])
+    return chosen, statistics.holm([pair.p for pair in chosen])
 
 
 def table(pairs: Sequence[Compared]) -> Table:
     """Every other arm against the first one."""
     first = pairs[0].first
     shown = Table(
-        "arm", "pairs", "right", "lost", "gained", "against first (95 %)", "p", "Holm p", "detectable", title=f"first: {first.name}"
+        "arm", "pairs", "right", "lost", "gained", "against first (95 %)", "p", "Holm p", "detectable", title=f"first: {escape(first.name)}"
     )
     chosen, adjusted = against_first(pairs)
     for pair, p in zip(chosen, adjusted, strict=True):
         counts, change = pair.paired, pair.difference
-        right = counts.both_right + counts.only_second
         shown.add_row(
-            pair.second.name,
+            escape(pair.second.name),
             str(counts.n),
-            percent(right / counts.n),
+            percent(float(pair.shares[1].mean())),
             str(counts.only_first),
             str(counts.only_second),
             f"{points(change.value)} ({points(change.low)} to {points(change.high)})",
-            f"{counts.p:.2g}",
+            f"{pair.p:.2g}",
             f"{p:.2g}",
             percent(statistics.smallest_detectable(counts)),
         )

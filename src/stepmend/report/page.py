@@ -29,5 +29,5 @@ def render(blob: dict[str, Any], template: str = "page.html.j2") -> str:
     )
     environment.filters |= {"percent": summary.percent, "points": summary.points, "words": lambda name: name.replace("_", " ")}
     # '<' is escaped so that no text of a trace can end the script element.
-    inlined = Markup(json.dumps(blob, ensure_ascii=False).replace("<", "\\u003c"))
+    inlined = Markup(json.dumps(blob).replace("<", "\\u003c"))
     return environment.get_template(template).render(blob=inlined, **blob)

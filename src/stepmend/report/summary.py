@@ -14,10 +14,9 @@ from rich.table import Table
 from stepmend.benchmarks import oracle, story
 from stepmend.measure import statistics
 from stepmend.recipe import Recipe
-from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
+from stepmend.records import AGAIN, EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
 
 RESTORED = "+restored"
-AGAIN = "full+again"
 T = TypeVar("T", bound=Made)
 
 
@@ -41,7 +40,8 @@ class Found:
     def arms(self) -> list[str]:
         """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twin."""
         order = ["full", *(arm for s in self.recipe.schemes for arm in (s, s + RESTORED))]
-        return [arm for arm in order if self.test and all(p.id in self.grades.get(arm, {}) for p in self.test)]
+        solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
+        return [arm for arm in order if self.test and all(p.id in solved[arm] for p in self.test)]
 
     def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
         """Right or not on the held-out problems, of one level or subject or of all."""
@@ -54,26 +54,35 @@ def read(folder: Path) -> Found:
     """Read a run's folder. Raises InputError where it holds no run, or none that has measured anything yet."""
     if not (folder / "recipe.json").exists():
         raise InputError(f"report: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    try:
+        found = _read(folder)
+    except (ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"report: {folder} is damaged ({' '.join(str(error).split())[:120]}); 'stepmend run' makes it again") from None
+    if "full" not in found.arms:
+        raise InputError(f"report: {folder} has not measured anything yet, or is damaged; 'stepmend run --out {folder}' continues it")
+    return found
+
+
+def _read(folder: Path) -> Found:
     notes = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "notes").glob("*.json"))}
     problems = folder / "problems.jsonl"
-    found = Found(
+    return Found(
         Recipe.from_json(folder / "recipe.json"),
         notes,
-        {p.id: p for p in map(Problem.model_validate_json, problems.read_text().splitlines())} if problems.exists() else {},
+        {p.id: p for p in map(Problem.model_validate_json, problems.read_bytes().splitlines())} if problems.exists() else {},
         _by_arm(folder / "traces.jsonl", Trace),
         _by_arm(folder / "grades.jsonl", Grade),
         _by_arm(folder / "faults.jsonl", Fault),
         {arm: list(of.values()) for arm, of in _by_arm(folder / "bullets.jsonl", Bullet).items()},
     )
-    if not found.arms:
-        raise InputError(f"report: {folder} has not measured anything yet; 'stepmend run --out {folder}' continues it")
-    return found
 
 
 def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
     """Records by arm and problem; the last one counts, and a line that a crash cut does not."""
     found: dict[str, dict[str, T]] = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
             record = kind.model_validate_json(line)
         except ValidationError:

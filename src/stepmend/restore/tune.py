@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from stepmend.models.load import load_model, load_tokenizer
+from stepmend.models.load import checkpoint_digest, load_model, load_tokenizer
 from stepmend.recipe import Restore
-from stepmend.records import Bullet, InputError
+from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, objectives, scales
 from stepmend.rundir import replace
 
@@ -110,7 +110,8 @@ def restore(
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     loss_of, batches = _Loss(recipe, model, parent, tokenizer, bullets), _Batches(len(bullets), recipe.batch_size, seed)
     state_file = out.with_name(out.name + ".state")
-    losses = _resume(state_file, parameters, optimizer)
+    made_by = digest(recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
+    losses = _resume(state_file, made_by, parameters, optimizer)
     tick(len(losses))
     with scales.straight_through():
         while len(losses) < recipe.steps:
@@ -125,25 +126,30 @@ def restore(
             losses.append(loss.item())
             tick(1)
             if len(losses) % SAVE_EVERY == 0:
-                _save(state_file, parameters, optimizer, losses)
+                _save(state_file, made_by, parameters, optimizer, losses)
     kind.export(model, quantized, out)
     error = _compare(model, out, loss_of.chosen[0])
     state_file.unlink(missing_ok=True)
     return Tuned(losses, error)
 
 
-def _save(state_file: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+def _save(
+    state_file: Path, made_by: str, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
     """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
     buffer = io.BytesIO()
-    torch.save({"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "losses": losses}, buffer)
+    state = {"made_by": made_by, "parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "losses": losses}
+    torch.save(state, buffer)
     replace(state_file, lambda part: part.write_bytes(buffer.getvalue()))
 
 
-def _resume(state_file: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
+def _resume(state_file: Path, made_by: str, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
     """Bring back the last saved state, if there is one; the losses so far."""
     if not state_file.exists():
         return []
     state = torch.load(state_file, weights_only=True, map_location=parameters[0].device)
+    if state["made_by"] != made_by:
+        return []  # of another tuning
     with torch.no_grad():
         for parameter, kept in zip(parameters, state["parameters"], strict=True):
             parameter.copy_(kept)
