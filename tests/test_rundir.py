@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from stepmend import Grade, InputError, Recipe
+from stepmend import Grade, InputError, Problem, Recipe
 from stepmend.rundir import RunDir, make_folder, write_text
 
 RECIPE = Recipe.make({})
@@ -50,6 +50,14 @@ def test_another_recipe_is_refused_and_names_the_difference(tmp_path):
     RunDir(tmp_path / "run", RECIPE).close()
     with pytest.raises(InputError, match=r"belongs to another recipe \(restore.steps differ\)"):
         RunDir(tmp_path / "run", Recipe.make({"restore": {"steps": 7}}))
+
+
+def test_other_problems_are_refused(folder):
+    problem = Problem(id="p", benchmark="jsonl", split="test", level="all", question="1 + 1?", answer="2")
+    folder.keep_problems([problem])
+    folder.keep_problems([problem])
+    with pytest.raises(InputError, match="made with other problems"):
+        folder.keep_problems([problem.model_copy(update={"answer": "3"})])
 
 
 def test_a_folder_in_use_is_refused(folder, tmp_path):

@@ -114,6 +114,9 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
+        tune.restore(tiny_llama, low_bit, bullets(6), recipe, tmp_path / "stopped", seed=0, tick=stop)
+    stop.__defaults__[0][0] = 0  # the state that is left is of other bullets, and must not be continued
+    with pytest.raises(KeyboardInterrupt):
         tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0, tick=stop)
     resumed = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0)
     assert resumed.losses == whole.losses
