@@ -25,6 +25,7 @@ MEMORY = 4 * 2**30
 LONGEST = 2_000
 """Characters of the longest answer that is worth parsing; a longer one is no answer."""
 PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
+SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 UNITS = re.compile(r"(?:\s*(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[^\W\d_]{2,}\.?)*|\s*%|°\s*[CF]?")
 """What may stand behind a number that is the whole answer: words, a percent sign, degrees."""
 DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\text\{[^{}]*\}|\\left|\\right|\\(?=%)")
@@ -51,23 +52,42 @@ def number_with_unit(text: str) -> Decimal | None:
     """The number of an answer that is one, with a unit or without (``18 dollars``, ``\\$18.``, ``5 + 3 = 8``); None for everything else."""
     bare = DRESS.sub("", text[:LONGEST].replace("{,}", ",").replace("−", "-")).rpartition("=")[2].strip().rstrip(".。")
     match = re.match(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
-    return plain_number(match[0]) if match and UNITS.fullmatch(bare[match.end() :]) else None
+    if not match:
+        return None
+    rest = bare[match.end() :].strip()
+    scale = next((factor for word, factor in SCALES.items() if re.match(rf"{word}s?\b", rest)), None)
+    if scale is None:
+        return plain_number(match[0]) if UNITS.fullmatch(rest) else None
+    value = plain_number(match[0])
+    return value * scale if value is not None and UNITS.fullmatch(rest.partition(" ")[2]) else None
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
     """The verdict where it is certain without symbolic work; None where it is not."""
     if answer == gold:
         return "equal"
-    if len(answer) > LONGEST:
+    if not answer.strip() or len(answer) > LONGEST:
         return "parser"
     read = number_with_unit if kind == "number" else plain_number
     first, second = read(answer), read(gold)
+    if first is None and second is not None and kind == "number":
+        return _no_number(answer, second)
     if first is None or second is None:
         return None
     if first == second:
         return "equal"
     whole = first == first.to_integral_value() and second == second.to_integral_value()
     return "different" if whole or kind == "number" or abs(first - second) > TOLERANCE * max(abs(second), 1) else None
+
+
+def _no_number(answer: str, gold: Decimal) -> Verdict | None:
+    """The verdict on an answer that is no plain number, against one that is: fractions by value; prose and broken sums differ."""
+    if fraction := re.fullmatch(r"\s*(-?\d{1,18})\s*/\s*(\d{1,18})\s*", answer):
+        above, below = (Decimal(part) for part in fraction.groups())
+        return "equal" if below and above == gold * below else "different"
+    symbols = re.search(r"\\|\b(?:hundred|thousand|million|billion|trillion|dozen|pi|sqrt)", answer)
+    prose = re.search(r"[^\W\d_]", answer) or re.search(r"[-+*/^]\s*$", answer)
+    return "different" if prose and not symbols else None
 
 
 class Verifier:
