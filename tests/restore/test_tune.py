@@ -108,14 +108,16 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
     recipe = Restore(steps=10, batch_size=4)
     whole = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "whole", seed=0)
 
-    def stop(done: int, count: list[int] = [0]) -> None:  # noqa: B006
+    count = [0]
+
+    def stop(done: int) -> None:
         count[0] += done
         if count[0] == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tune.restore(tiny_llama, low_bit, bullets(6), recipe, tmp_path / "stopped", seed=0, tick=stop)
-    stop.__defaults__[0][0] = 0  # the state that is left is of other bullets, and must not be continued
+    count[0] = 0  # the state that is left is of other bullets, and must not be continued
     with pytest.raises(KeyboardInterrupt):
         tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0, tick=stop)
     resumed = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "stopped", seed=0)
