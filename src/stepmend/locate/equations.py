@@ -14,11 +14,12 @@ WORDS_FOR = {"times": "*", "plus": "+", "minus": "-", "x": "*"}
 SILENT = frozenset(
     """
     am pm dozen dozens hundred hundreds thousand thousands million millions billion half halves third thirds quarter quarters twice
-    double triple percent percentage remainder mod squared cubed th st nd rd and or so because since is are was then if but which that
-    thus equals than more less from to day week step part number
+    double triple percent percentage remainder mod squared cubed th st nd rd or equals than more less from to day week step part number
     """.split()  # noqa: SIM905
 )
-"""Words next to a number that change what it means, or are no unit: an equation with one of them is not judged."""
+"""Words next to a number that change what it means: an equation with one of them is not judged."""
+STOPS = frozenset("and so because since is are was then if but which that thus".split())  # noqa: SIM905
+"""Words that are no unit: an operand ends before them."""
 MEASURES = frozenset(
     "pound ounce hour minute second week month year inch foot feet yard mile cup pint quart gallon gram cent dollar".split()  # noqa: SIM905
 )
@@ -249,12 +250,15 @@ class _Reader:
         begin = self.place
         while (token := self.peek()) and token.kind == "word" and self.place - begin < 4:
             word = token.text.lower()
-            if word == "of" and self._share(token):
+            if (word == "of" and self._share(token)) or word in STOPS:
                 break
             if len(word) == 1 or word in SILENT:
                 raise _UnsureError
             self.units.add(word.rstrip("s"))
             self.place += 1
+        ahead = [token.text for token in self.tokens[self.place : self.place + 3]]
+        if ahead[:1] == ["and"] and ahead[2:] == ["/"]:
+            raise _UnsureError  # 1 and 1/4
         if (token := self.peek()) and (token.text == "(" or (token.kind == "number" and self.place == begin)):
             raise _UnsureError  # implied multiplication, or a mixed number
 
@@ -329,7 +333,7 @@ def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
     last = before[-1]
     if last.kind == "number" or last.text in ")^%" or (last.text == ":" and last.glued and first.glued):
         return True
-    if last.kind == "word" and (last.text.lower() in SILENT | {"of", "by"} or len(last.text) == 1):
+    if last.kind == "word" and (last.text.lower() in SILENT | {"of", "by", "and"} or len(last.text) == 1):
         return True
     if operators == 0 and last.text not in ":(":
         return True
