@@ -69,6 +69,7 @@ class Side:
     decimals: int
     whole: bool
     percent: bool
+    sums: bool
     units: frozenset[str]
     first: Fraction
 
@@ -158,7 +159,7 @@ class _Reader:
         self.tokens, self.place = tokens, begin
         self.flat: list[Fraction | str] = []  # operands and operators, brackets closed, for the reading from left to right
         self.operators = self.decimals = 0
-        self.whole, self.percent, self.depth = True, False, 0
+        self.whole, self.percent, self.sums, self.depth = True, False, True, 0
         self.units: set[str] = set()
 
     def peek(self) -> Token | None:
@@ -198,6 +199,7 @@ class _Reader:
                 del self.flat[-1]
                 self.flat[-1] = Fraction(value ** int(exponent))
             self.operators += 1
+            self.sums = False
             return Fraction(value ** int(exponent))
         return value
 
@@ -271,6 +273,7 @@ class _Reader:
     def _operator(self, sign: str) -> None:
         self.place += 1
         self.operators += 1
+        self.sums &= sign in "+-"
         if self.depth == 0:
             self.flat.append(sign)
 
@@ -279,7 +282,7 @@ class _Reader:
         value = self.sum()
         values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat))
         first = next((f for f in self.flat if isinstance(f, Fraction)), value)
-        return Side(values, self.operators, self.decimals, self.whole, self.percent, frozenset(self.units), first)
+        return Side(values, self.operators, self.decimals, self.whole, self.percent, self.sums, frozenset(self.units), first)
 
 
 def _left_to_right(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
@@ -371,6 +374,11 @@ def _agree(left: Side, right: Side, rounded: bool) -> bool:
     return any(_near(a, b, left, right, rounded) for a in left.values for b in right.values)
 
 
+def _exact_sum(side: Side, result: Side) -> bool:
+    """Whether one side only adds and subtracts, and the other is written with as many decimals: then there is nothing to round."""
+    return side.sums and not result.operators and 0 < side.decimals <= result.decimals
+
+
 def _near(a: Fraction, b: Fraction, left: Side, right: Side, rounded: bool) -> bool:
     pairs = [(a, b), (a, -b)] if a < 0 or b < 0 else [(a, b)]
     if left.percent or right.percent:
@@ -379,7 +387,7 @@ def _near(a: Fraction, b: Fraction, left: Side, right: Side, rounded: bool) -> b
         pairs += [(a * 100, b), (a, b * 100)]
     if left.units and right.units and left.units.isdisjoint(right.units):
         pairs += [pair for factor in CONVERSIONS for pair in ((a * factor, b), (a, b * factor))]
-    exact = left.whole and right.whole and not rounded
+    exact = not rounded and ((left.whole and right.whole) or _exact_sum(left, right) or _exact_sum(right, left))
     for x, y in pairs:
         if x == y:
             return True
