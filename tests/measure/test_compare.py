@@ -1,5 +1,7 @@
 """Arms that others measured, paired by problem."""
 
+from dataclasses import replace
+
 import pytest
 
 from stepmend import InputError
@@ -27,6 +29,11 @@ def test_figures_of_a_pair():
 def test_every_two_arms_the_first_ones_first():
     pairs = compare([log(name, [True, False]) for name in "abc"])
     assert [(p.first.name, p.second.name) for p in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_logs_of_two_formats_name_their_problems_differently():
+    with pytest.raises(InputError, match="has format 'table', b has 'Inspect'; both must be of the same format"):
+        compare([log("a", [True]), replace(log("b", [True]), format="Inspect")])
 
 
 def test_several_samples_a_problem():

@@ -128,6 +128,15 @@ def test_what_does_not_fit_is_one_line(tmp_path, name, content, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_choice_that_the_format_does_not_have_is_refused(tmp_path):
+    table = jsonl(tmp_path / "a.jsonl", [{"id": 1, "correct": 1}])
+    with pytest.raises(InputError, match="is of format table, which has no metric to choose"):
+        logs.read(table, logs.Fields(metric="f1"))
+    file = jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", [LM_EVAL])
+    with pytest.raises(InputError, match="is of format lm-eval, which has no id to choose"):
+        logs.read(file, logs.Fields(id="doc_id"))
+
+
 def test_metrics_are_chosen_by_name(tmp_path):
     file = jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", [{**LM_EVAL, "metrics": ["f1"], "f1": 1.0}])
     with pytest.raises(InputError, match="choose with --metric: f1"):

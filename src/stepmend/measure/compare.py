@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,31 @@ class Compared:
     problems: list[str]
     unpaired: int
 
-    @property
+    @cached_property
     def shares(self) -> tuple[statistics.Shares, statistics.Shares]:
         """Share of right samples of each problem, both arms; an unscored sample is not right."""
         return _shares(self.first, self.problems), _shares(self.second, self.problems)
 
-    @property
+    @cached_property
     def paired(self) -> statistics.Paired:
         """Discordant counts and test; with several samples a problem, a problem is right where more than half of them are."""
         first, second = self.shares
         return statistics.paired(first > 0.5, second > 0.5)
 
-    @property
+    @cached_property
     def p(self) -> float:
         """Exact McNemar; with several samples a problem, the paired test of their shares."""
         first, second = self.shares
         several = any(len(arm.samples[p]) > 1 for arm in (self.first, self.second) for p in self.problems)
         return statistics.permutation(first, second) if several else self.paired.p
 
-    @property
+    @cached_property
     def difference(self) -> statistics.Interval:
         """Second minus first, with its interval."""
         first, second = self.shares
         return statistics.difference(second, first)
 
-    @property
+    @cached_property
     def unscored(self) -> int:
         """Problems on which one of the two arms has a sample that nothing scored."""
         arms = (self.first, self.second)
@@ -87,7 +88,7 @@ class Compared:
 def compare(logs: Sequence[Log]) -> list[Compared]:
     """Every two of the arms, those with the first one first.
 
-    Raises InputError where two logs have no problem in common, or differ in task or its version.
+    Raises InputError where two logs have no problem in common, or differ in format, task, its version or metric.
     """
     pairs = sorted(itertools.combinations(range(len(logs)), 2))
     return [_pair(logs[a], logs[b]) for a, b in pairs]
@@ -103,7 +104,7 @@ def named(logs: Sequence[Log], names: Sequence[str], folders: Sequence[str]) -> 
 
 
 def _pair(first: Log, second: Log) -> Compared:
-    for what in ("task", "version", "metric"):
+    for what in ("format", "task", "version", "metric"):
         a, b = getattr(first, what), getattr(second, what)
         if a is not None and b is not None and a != b:
             raise InputError(f"compare: {first.name} has {what} {a!r}, {second.name} has {b!r}; both must be of the same {what}")

@@ -26,6 +26,8 @@ METRICS = ("exact_match", "extractive_match", "math_verify", "acc", "accuracy", 
 YES, NO = {"true", "1", "1.0", "c", "yes", "correct", "right"}, {"false", "0", "0.0", "i", "no", "incorrect", "wrong"}
 UNSCORED = {"", "none", "null", "nan", "unscored", "n"}
 GROUPS = ("level", "subject", "type")
+APPLIES = {"lm-eval": {"metric", "filter"}, "lighteval": {"metric"}, "Inspect": {"metric"}, "table": {"id", "correct", "answer", "gold"}}
+"""Which fields can be chosen in which format."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,15 @@ def read(file: Path, fields: Fields | None = None) -> Log:
     if file.stat().st_size == 0:
         raise InputError(f"{file}: is empty")
     try:
-        return _read(file, fields)
+        log = _read(file, fields)
     except InputError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RuntimeError) as error:
         raise InputError(f"{file}: not a log as its tool writes it ({type(error).__name__}: {error})") from None
+    useless = [name for name in sorted(set().union(*APPLIES.values()) - APPLIES[log.format]) if getattr(fields, name)]
+    if useless:
+        raise InputError(f"{file}: is of format {log.format}, which has no {' or '.join(useless)} to choose")
+    return log
 
 
 def _read(file: Path, fields: Fields) -> Log:
