@@ -50,6 +50,7 @@ class Loop:
         self.batch_size = recipe.measure.batch_size or (150 if builtin else 32)
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
         self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
+        self._problems: dict[str, list[Problem]] = {}
         for split in ("test", "calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
         self.dir = RunDir(out, recipe)
@@ -107,6 +108,11 @@ class Loop:
 
     def problems(self, split: str) -> list[Problem]:
         """The problems of one split, all levels; the same for the same recipe. Raises InputError where there are none."""
+        if split not in self._problems:
+            self._problems[split] = self._read_problems(split)
+        return self._problems[split]
+
+    def _read_problems(self, split: str) -> list[Problem]:
         recipe = self.recipe
         asked = recipe.measure.problems
         if split == "test":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stepmend.records import InputError
 
@@ -46,6 +46,12 @@ class Curate(Part):
     bullets: int = Field(default=332, ge=1, description="bullets a scheme, at the most (the paper's number)")
     problems: int = Field(default=4500, ge=1, description="curate problems searched for regressions, at the most")
     round: int = Field(default=900, ge=1, description="curate problems solved before looking whether there are enough")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.data and not self.benchmark:
+            raise ValueError("data needs curate.benchmark, which says how to read it")
+        return self
 
 
 class Restore(Part):

@@ -7,7 +7,7 @@ problems, each belongs to one of the three by the digest of its question, so tha
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,24 @@ class Source:
     hub: dict[str, tuple[str, str | None, str]]
     counts: dict[str, tuple[int, ...]]
     licence: str
-    answers: str
     question: tuple[str, ...]
     answer: tuple[str, ...]
     level: str | None = None
     subject: str | None = None
 
 
+AIME = Source(
+    {"test": ("HuggingFaceH4/aime_2024", None, "train")},
+    {"test": (30, 15)},
+    "as published by the MAA",
+    ("problem", "Problem", "question", "Question"),
+    ("answer", "Answer"),
+)
 SOURCES: dict[str, Source] = {
     "gsm8k": Source(
         {"train": ("openai/gsm8k", "main", "train"), "test": ("openai/gsm8k", "main", "test")},
         {"train": (7473,), "test": (1319,)},
         "MIT",
-        "number",
         ("question",),
         ("answer",),
     ),
@@ -50,28 +55,13 @@ SOURCES: dict[str, Source] = {
         {"train": ("nlile/hendrycks-MATH-benchmark", None, "train"), "test": ("HuggingFaceH4/MATH-500", None, "test")},
         {"train": (12000, 7500), "test": (500, 5000)},
         "MIT",
-        "math",
         ("problem",),
         ("answer", "solution"),
         "level",
         "subject",
     ),
-    "aime": Source(
-        {"test": ("HuggingFaceH4/aime_2024", None, "train")},
-        {"test": (30, 15)},
-        "as published by the MAA",
-        "number",
-        ("problem", "Problem", "question", "Question"),
-        ("answer", "Answer"),
-    ),
-    "aime25": Source(
-        {"test": ("math-ai/aime25", None, "test")},
-        {"test": (30, 15)},
-        "as published by the MAA",
-        "number",
-        ("problem", "Problem", "question", "Question"),
-        ("answer", "Answer"),
-    ),
+    "aime": AIME,
+    "aime25": replace(AIME, hub={"test": ("math-ai/aime25", None, "test")}),
 }
 NAMES = ("story", *SOURCES, "jsonl")
 
@@ -90,6 +80,8 @@ class Data:
 
         Raises InputError where the benchmark, the split, a field or a record is not there, or where the number of records is wrong.
         """
+        if self.name == "story" and (self.path or self.question_field or self.answer_field):
+            raise InputError("benchmark: story is generated and reads no file; with --data choose --benchmark gsm8k, math, aime or jsonl")
         if self.name == "story":
             return _generated(split, count or 900, seed)
         kept = [problem for problem in self._all("train" if split in TUNED else split) if split not in TUNED or _share(problem) == split]
@@ -98,7 +90,7 @@ class Data:
         return kept[:count]
 
     def _all(self, own: str) -> Iterator[Problem]:
-        source = SOURCES.get(self.name, Source({}, {}, "", "math", ("question", "problem"), ("answer",)))
+        source = SOURCES.get(self.name, Source({}, {}, "", ("question", "problem"), ("answer",)))
         rows, where = self._rows(source, own)
         allowed = source.counts.get(own)
         if allowed and len(rows) not in allowed:
@@ -130,7 +122,8 @@ class Data:
             file = _file(Path(self.path), own, self.name)
             return tables.read(file), str(file)
         if own not in source.hub:
-            raise InputError(f"benchmark: {self.name} has no {own} split{'; give one with --data' if self.name == 'jsonl' else ''}")
+            tune = "; --set curate.benchmark=NAME tunes on another one" if own == "train" and self.name != "jsonl" else ""
+            raise InputError(f"benchmark: {self.name} has no {own} split{tune}{'; give one with --data' if self.name == 'jsonl' else ''}")
         name, configuration, split = source.hub[own]
         from datasets import load_dataset
 
@@ -146,7 +139,8 @@ def _file(path: Path, own: str, name: str) -> Path:
     if path.is_file():
         if own == "test":
             return path
-        raise InputError(f"benchmark: {path} is {name}'s test split; to tune, give a folder with train.jsonl and test.jsonl")
+        tune = "give a folder with train.jsonl and test.jsonl, or another benchmark with --set curate.benchmark=NAME"
+        raise InputError(f"benchmark: {path} is {name}'s test split; to tune, {tune}")
     if not path.is_dir():
         raise InputError(f"benchmark: {path}: no such file or folder")
     found = [file for file in sorted(path.iterdir()) if file.suffix in tables.SUFFIXES and own in file.stem.split("_")]
@@ -175,10 +169,11 @@ def _generated(split: str, count: int, seed: int) -> list[Problem]:
 
 def listing() -> list[tuple[str, str, str, str, str]]:
     """(name, splits with counts, answers, licence, where from) of every benchmark."""
-    rows = [("story", "train, calibration, curate, test: as many as wanted", "number", "Apache-2.0", "generated, with an oracle")]
+    counts = "train, calibration, curate, test: as many as wanted"
+    rows = [("story", counts, grading.kind_of("story"), "Apache-2.0", "generated, with an oracle")]
     for name, source in SOURCES.items():
         splits = "; ".join(f"{own} {' or '.join(f'{n:,}' for n in counts)}" for own, counts in source.counts.items())
         hub = ", ".join(dict.fromkeys(place[0] for place in source.hub.values()))
-        rows.append((name, splits, source.answers, source.licence, hub))
-    rows.append(("jsonl", "test, or train and test", "math", "yours", "--data PATH --question-field --answer-field"))
+        rows.append((name, splits, grading.kind_of(name), source.licence, hub))
+    rows.append(("jsonl", "test, or train and test", grading.kind_of("jsonl"), "yours", "--data PATH --question-field --answer-field"))
     return rows

@@ -118,9 +118,8 @@ class Verifier:
             from pebble import ProcessPool
 
             # Spawned, not forked: the parent may hold threads and models.
-            count = min(self.workers, len(pairs))
-            self._pool = ProcessPool(count, initializer=_settle, context=multiprocessing.get_context("spawn"))
-            for warm in [self._pool.schedule(_settle) for _ in range(count)]:
+            self._pool = ProcessPool(self.workers, initializer=_settle, context=multiprocessing.get_context("spawn"))
+            for warm in [self._pool.schedule(_settle) for _ in range(self.workers)]:
                 warm.result()  # the limit is for thinking, not for starting
         asked = [(pair, self._pool.schedule(symbolic, args=pair, timeout=self.limit)) for pair in pairs]
         for pair, future in asked:

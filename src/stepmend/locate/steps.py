@@ -16,14 +16,6 @@ class Equation:
     right: float
     result: float
 
-    def holds(self) -> bool:
-        """Whether the arithmetic is right (a thousandth of tolerance for written decimals)."""
-        if self.op == "/" and self.right == 0:
-            return False
-        value = {"+": self.left + self.right, "-": self.left - self.right, "*": self.left * self.right}.get(self.op)
-        value = self.left / self.right if value is None else value
-        return abs(value - self.result) <= 1e-3 * max(1.0, abs(value)) if not value.is_integer() else value == self.result
-
 
 def split(text: str) -> list[tuple[int, int]]:
     """Half-open spans of the steps; they cover the text without gaps.

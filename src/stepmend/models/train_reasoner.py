@@ -12,7 +12,6 @@ Tensor names carry their shape: B rows, T tokens, V vocabulary, K matrices of on
 """
 
 import argparse
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from stepmend.benchmarks import story
 from stepmend.models import reasoner
+from stepmend.rundir import replace
 
 SHIFT = 2_500
 """Optimizer steps after which the curriculum passes from arithmetic to whole problems."""
@@ -208,14 +208,9 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
     print(f"{family}: {sum(p.numel() for p in model.parameters()):,} parameters, {'bf16' if bf16 else 'fp32'} products", flush=True)
 
     out.mkdir(parents=True, exist_ok=True)
-    state_file = out / "state.pt"
-    step, spent = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
-        step, spent = state["step"], state["seconds"]
+    state_file, parts = out / "state.pt", {"model": model, "muon": muon, "adam": adam}
+    step, spent = _load_state(state_file, parts, device)
+    if step:
         print(f"{family}: continues at step {step}", flush=True)
 
     per_chunk, batches, begin, mean, seen = 50, [], time.perf_counter(), 0.0, 0
@@ -240,11 +235,7 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
             print(f"{family} step {step}/{steps} loss {mean / 100:.4f} {seen / passed:,.0f} tokens/s, {left / 60:.0f} min left", flush=True)
             spent, begin, mean, seen = spent + passed, time.perf_counter(), 0.0, 0
         if step % checkpoint_every == 0 or step == steps:
-            torch.save(
-                {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step, "seconds": spent},
-                state_file.with_suffix(".part"),
-            )
-            os.replace(state_file.with_suffix(".part"), state_file)
+            _save_state(state_file, parts, step, spent)
         if step % (2 * checkpoint_every) == 0 or step == steps:
             model.eval()
             scores = {level: accuracy(model, tokenizer, level, checks) for level in story.LEVELS}
@@ -252,6 +243,22 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
             model.train()
             begin, mean, seen = time.perf_counter(), 0.0, 0
     save(model, tokenizer, out / "checkpoint")
+
+
+def _load_state(file: Path, parts: dict[str, Any], device: str) -> tuple[int, float]:
+    """Bring back what ``_save_state`` wrote, if there is anything; (steps done, seconds spent)."""
+    if not file.exists():
+        return 0, 0.0
+    state = torch.load(file, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"], state["seconds"]
+
+
+def _save_state(file: Path, parts: dict[str, Any], step: int, seconds: float) -> None:
+    """Keep model and optimizers; the file is there whole or as it was."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    replace(file, lambda part: torch.save({**states, "step": step, "seconds": seconds}, part))
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
