@@ -15,12 +15,16 @@ from stepmend.records import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
+bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
+app.add_typer(bench, name="bench")
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Kind = Literal["math", "number"]
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 DEMO = Path("runs/demo")
+JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
 PATH_ERRORS = frozenset(
@@ -108,6 +112,8 @@ def run(
     answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
+    judge_budget: Annotated[int | None, typer.Option(help="Tokens after which no judge is asked any more.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
@@ -120,6 +126,7 @@ def run(
     values = recipes.merge(values, recipes.Recipe.from_yaml(recipe)) if recipe else values
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
     given |= {"question_field": question_field, "answer_field": answer_field}
+    given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
     made = recipes.Recipe.make(recipes.override(values, assignments or []))
     if quick and out == DEMO:
@@ -237,6 +244,70 @@ def compare(
     for line in compared.notices(pairs):
         console.print(line, highlight=False, markup=False)
     console.print(f"\nThe page: {out}", highlight=False)
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    sample: Annotated[int, typer.Option(min=1, help="Failed solutions to label, drawn at random.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    score: Annotated[Path | None, typer.Option(help="Labels that the page has saved: print how far the pipeline agrees.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
+) -> None:
+    """Write a page on which a person labels first faulty steps, blind to the locators; then score the pipeline on those labels.
+
+    Examples: [bold]stepmend audit runs/demo[/]; [bold]stepmend audit runs/demo --score audit-labels.json[/]
+    """
+    from stepmend.report import audit as auditing
+    from stepmend.report import summary
+
+    found = summary.read(folder)
+    console = _console()
+    if score is None:
+        if as_json:
+            raise InputError("audit: --json goes with --score")
+        count = auditing.write(found, sample, seed, folder / "audit.html")
+        console.print(f"{folder / 'audit.html'}: {count} failed solutions", highlight=False)
+        console.print(f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json", highlight=False)
+        return
+    figures = auditing.score(found, score)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    for line in auditing.lines(figures):
+        console.print(line, highlight=False)
+
+
+@bench.command("locate")
+def bench_locate(
+    data: Annotated[Path, typer.Option(help="The benchmark's file, or a folder of such files (.json, .jsonl, .parquet).")],
+    benchmark: Annotated[Literal["processbench"], typer.Option(help="What is labelled.")] = "processbench",
+    locator: Annotated[Literal["equations", "judge"], typer.Option(help="What is measured.")] = "equations",
+    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
+    judge_budget: Annotated[int | None, typer.Option(min=1, help="Tokens after which no judge is asked any more.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many solutions only, drawn at random.")] = None,
+    answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Measure a locator against human labels of the first wrong step: accuracy on wrong and on right solutions, and F1.
+
+    Example: [bold]stepmend bench locate --data processbench/gsm8k.json --locator judge --judge small=Qwen/Qwen3-8B@http://localhost:8000/v1[/]
+    """
+    from stepmend.locate import bench as benches
+
+    if (locator == "judge") != bool(judge):
+        raise InputError("bench: --locator judge and --judge NAME=MODEL@BASE_URL go together")
+    solutions = benches.read(data, limit)
+    console = _console(stderr=as_json)
+    with benches.asking(judge or [], answers, judge_budget, console) as locate:
+        found, notes = locate(solutions)
+    figures = benches.figures(solutions, found)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        console.print(benches.text(figures), highlight=False)
+    for note in notes:
+        console.print(note, highlight=False)
 
 
 @app.command()

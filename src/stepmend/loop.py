@@ -16,14 +16,15 @@ from stepmend import curate, grading
 from stepmend.benchmarks import sources, story
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
-from stepmend.locate import locators, steps, taxonomy
+from stepmend.locate import faults, judges, locators, steps
+from stepmend.measure import damage as damages
 from stepmend.measure import statistics
 from stepmend.models import chat, load
 from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
-from stepmend.records import AGAIN, Bullet, Fault, Grade, Problem, Trace, digest
+from stepmend.records import AGAIN, Bullet, Fault, Grade, Judgement, Problem, Trace, digest
 from stepmend.restore import tune
 from stepmend.rundir import RunDir
 
@@ -58,6 +59,13 @@ class Loop:
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
         self.verifier = verify.Verifier()
+        self.panel = self._panel() if recipe.locate.judges else None
+
+    def _panel(self) -> judges.Panel:
+        """The recipe's judges; what they answer is kept with the run, and not asked again."""
+        kept, known = self.recipe.locate, self.dir.load(Judgement)
+        asked = [judges.parse(spec) for spec in kept.judges]
+        return judges.Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
 
     def run(self) -> None:
         """All stages, for all schemes."""
@@ -73,6 +81,7 @@ class Loop:
             self.engines = {arm: engine for arm, engine in self.engines.items() if arm == "full"}
             name = scheme.name
             quantized = self.solve(name, test, "test")
+            self.damage(name, test, full)
             self.locate(name, test, full, quantized, "test")
             pair = statistics.paired(*(self.outcomes(test, arm) for arm in ("full", name)))
             if (pair.p >= 0.05 or pair.only_first <= pair.only_second) and not self.recipe.restore.within_noise:
@@ -86,6 +95,8 @@ class Loop:
             restored = self.solve(f"{name}+restored", test, "test")
             self.locate(f"{name}+restored", test, full, restored, "test")
         self.locate_alone(test, full)
+        if self.panel:
+            self.dir.note("judges", **self.panel.tally())
 
     def __enter__(self) -> Self:
         return self
@@ -207,111 +218,55 @@ class Loop:
 
     def locate(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
         """The faults of an arm's regressions, in the order of the problems."""
-        lost = self.regressions(arm, problems)
-        kept = self.recipe.locate.model_dump()
-        made_by = digest("locate", self.digest("full"), self.digest(arm), kept, [p.id for p in lost], self.max_new_tokens, self.batch_size)
+        return self._locate_all(arm, self.regressions(arm, problems), full, traces, split)
+
+    def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
+        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
+        sizes = self.max_new_tokens, self.batch_size
+        made_by = digest("locate", steps.VERSION, self.digest("full"), self.digest(arm), kept, [p.id for p in lost], *sizes)
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures") as tick:
             for begin in range(0, len(lost), CHUNK):
                 chunk = lost[begin : begin + CHUNK]
                 if any(p.id not in done for p in chunk):
-                    faults = self._locate_chunk(arm, chunk, full, traces, made_by)
-                    self.dir.append([fault for fault in faults if fault.problem not in done])
-                    done |= {fault.problem: fault for fault in faults}
+                    cases = [locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk]
+                    found = self.locator().locate(chunk, cases, None if arm == "full" else self.engine(arm), made_by)
+                    self.dir.append([fault for fault in found if fault.problem not in done])
+                    done |= {fault.problem: fault for fault in found}
                 tick(len(chunk))
         return [done[problem.id] for problem in lost]
 
-    def _locate_chunk(
-        self, arm: str, chunk: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], made_by: str
-    ) -> list[Fault]:
-        cases = [locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk]
-        reference, size = self.engine("full"), self.batch_size
-        asked = self.recipe.locate.locators
+    def locator(self) -> faults.Locator:
+        """What locates, with this run's models, judges and grading."""
 
-        def arrives(index: int, text: str, finished: bool) -> bool:
+        def arrives(problem: Problem, text: str, finished: bool) -> bool:
             found = grading.extract(text, loose=finished)
-            return grading.judge([found], [chunk[index].answer], grading.kind_of(chunk[index].benchmark), self.verifier)[0][0] == "correct"
+            return grading.judge([found], [problem.answer], grading.kind_of(problem.benchmark), self.verifier)[0][0] == "correct"
 
-        rescued = locators.by_rescue(cases, reference, arrives, size) if "rescue" in asked else [None] * len(cases)
-        margins = locators.margins_of(cases, reference, self.engine(arm), 16)
-        faults = []
-        for case, rescue, margin in zip(cases, rescued, margins, strict=True):
-            spans = chat.token_spans(self.tokenizer, case.trace.tokens)
-            votes = {
-                "equations": locators.by_equations(case),
-                "rescue": rescue.vote if rescue else None,
-                "margins": locators.by_margins(case, margin, spans),
-            }
-            faults.append(self._fault(case, [v for name in asked if (v := votes[name])], rescue, margin, spans, made_by))
-        return faults
-
-    def _fault(
-        self,
-        case: locators.Case,
-        votes: list,
-        rescue: locators.Rescued | None,
-        margins: locators.Margins,
-        spans: list[tuple[int, int]],
-        made_by: str,
-    ) -> Fault:
-        step = locators.vote(votes)
-        trace = case.trace
-        place = case.spans[step] if step is not None else None
-        chosen = continuation = None
-        if rescue and rescue.completion is not None and step is not None and rescue.vote.step == step:
-            first = steps.split(rescue.completion)
-            chosen = rescue.completion[: first[0][1]] if first else None
-            continuation = rescue.completion[len(chosen or "") :] if first else None
-        frontier = None
-        if place is not None:
-            inside = [
-                i
-                for i, (begin, end) in enumerate(spans)
-                if place[0] <= begin < end <= place[1] or begin == end == place[1] == len(trace.text)
-            ]
-            frontier = next((i for i in inside if margins.full[i] > 0 >= margins.quantized[i]), None)
-        return Fault(
-            problem=trace.problem,
-            arm=trace.arm,
-            made_by=made_by,
-            step=step,
-            steps=len(case.spans),
-            span=place,
-            votes=tuple(votes),
-            error_class=taxonomy.classify(trace, trace.text[slice(*place)] if place else "", chosen, continuation),
-            frontier=frontier,
-            reference=self.tokenizer.decode([margins.reference[frontier]]) if frontier is not None else None,
-            margins=tuple(round(m, 3) for m in margins.quantized),
-            token_ends=tuple(end for _, end in spans),
-            chosen=chosen,
-            continuation=continuation,
+        return faults.Locator(
+            self.recipe.locate, self.engine("full"), self.tokenizer, self.batch_size, arrives, self.panel, self.recipe.seed
         )
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
-        """Faults of full precision's own failures, as far as equations tell: there is no better model to rescue it."""
-        made_by = digest("locate-alone", self.digest("full"), [p.id for p in problems])
-        done = {fault.problem for fault in self.dir.load(Fault, made_by)}
+        """Faults of full precision's own failures: it rescues itself by samples, as there is no better model to do it."""
         right = self.outcomes(problems, "full")
-        faults = []
-        for problem in [p for p, solved in zip(problems, right, strict=True) if not solved and p.id not in done]:
-            trace = full[problem.id]
-            case = locators.make_case(self.prompt_of(problem), trace, trace)
-            vote = locators.by_equations(case)
-            span = case.spans[vote.step] if vote.step is not None else None
-            error_class = taxonomy.classify(trace, trace.text[slice(*span)] if span else "", None, None)
-            faults.append(
-                Fault(
-                    problem=problem.id,
-                    arm="full",
-                    made_by=made_by,
-                    step=vote.step,
-                    steps=len(case.spans),
-                    span=span,
-                    error_class=error_class,
-                    votes=(vote,),
-                )
-            )
-        self.dir.append(faults)
+        failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
+        self._locate_all("full", failed, full, full, "own failures")
+
+    def damage(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
+        """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
+        made_by = digest("damage", self.digest("full"), self.digest(arm), self.prompt, self.max_new_tokens, [p.id for p in problems])
+        if self.dir.notes().get(f"damage-{arm}", {}).get("made_by") == made_by:
+            return
+        found, kinds = [], []
+        with self.stages.stage(f"{arm}: margins", len(problems), "solutions") as tick:
+            for begin in range(0, len(problems), CHUNK):
+                part = problems[begin : begin + CHUNK]
+                prompts, traces = [self.prompt_of(p) for p in part], [full[p.id] for p in part]
+                found += locators.margins_of(prompts, traces, self.engine("full"), self.engine(arm), faults.READ)
+                kinds += [[damages.kind(self.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
+                tick(len(part))
+        self.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))
 
     def curate(self, arm: str, test: list[Problem]) -> list[Bullet]:
         """Bullets at the faults of curate problems, which are solved round by round until there are enough."""
@@ -320,19 +275,19 @@ class Loop:
         if self.dir.notes().get(f"curate-{arm}", {}).get("made_by") == made_by:
             return self.dir.load(Bullet, made_by)
         bullets: list[Bullet] = []
-        leaked, faults, traces, solved = 0, [], {}, 0
+        leaked, located, traces, solved = 0, [], {}, 0
         for begin in range(0, len(pool), self.recipe.curate.round):
             part = pool[begin : begin + self.recipe.curate.round]
             label = f"curate {begin + 1}-{begin + len(part)}"
             full, quantized = self.solve("full", part, label), self.solve(arm, part, label)
-            faults += self.locate(arm, part, full, quantized, label)
+            located += self.locate(arm, part, full, quantized, label)
             traces |= quantized
             solved = begin + len(part)
             bullets, leaked = curate.curate(
                 {p.id: p for p in pool},
                 {p.id: self.prompt_of(p) for p in pool},
                 traces,
-                faults,
+                located,
                 test,
                 limit=self.recipe.curate.bullets,
                 made_by=made_by,

@@ -36,6 +36,21 @@ class Locate(Part):
     """Which locators vote."""
 
     locators: tuple[Literal["equations", "rescue", "margins"], ...] = Field(default=("equations", "rescue", "margins"), min_length=1)
+    samples: int = Field(default=1, ge=1, le=64, description="rescue: continuations a probe; 1 is greedy, more are sampled")
+    temperature: float = Field(default=0.8, gt=0, le=2, description="rescue: temperature of sampled continuations")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="rescue: share of them that must arrive")
+    judges: tuple[str, ...] = Field(default=(), description="LLM judges, each NAME=MODEL@BASE_URL; keys come from the environment")
+    judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
+    judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds to wait for a judge, each time")
+
+    @field_validator("judges")
+    @classmethod
+    def _judges(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        from stepmend.locate import judges
+
+        for spec in specs:
+            judges.parse(spec)
+        return specs
 
 
 class Curate(Part):
@@ -138,9 +153,10 @@ QUICK: dict[str, Any] = {
     "quick": True,
     "measure": {"problems": 80},
     "curate": {"problems": 450, "round": 450, "bullets": 64},
-    "restore": {"steps": 30, "within_noise": True},
+    "restore": {"steps": 30, "learning_rate": 0.002, "within_noise": True},
 }
-"""What ``--quick`` sets; so few problems may show no loss, so it restores in any case, and every stage is seen."""
+"""What ``--quick`` sets; so few problems may show no loss, so it restores in any case, and every stage is seen. So few steps are
+small ones: at the usual rate they end before they have come back from their first excursion."""
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:

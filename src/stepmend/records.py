@@ -91,17 +91,39 @@ class Grade(Made):
 
 
 class Vote(Record):
-    """One locator's word on one trace: the first faulty step, or None where it abstains; and why."""
+    """One locator's word on one trace: the first faulty step, or None where it abstains; and why.
+
+    ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a
+    judge says of the step.
+    """
 
     locator: str
     step: int | None
     evidence: str
+    confidence: float | None = None
+    error_class: ErrorClass | None = None
+
+
+class Judgement(Record):
+    """One judge's answer to one question, kept so that nothing is asked twice; ``asked`` is the digest of all that was asked.
+
+    ``content`` is the answer as it came, ``tokens`` what it cost (prompt and answer together, as the server counts).
+    """
+
+    asked: str
+    judge: str
+    model: str
+    content: str
+    tokens: int
 
 
 class Fault(Made):
     """The first faulty step of a trace.
 
-    ``step`` is None where the locators do not agree; ``span`` is the step's place in the text. ``frontier`` is the index, among the
+    ``outcome`` says how locating ended: ``located``; ``abstained``, where the locators contradict each other or none speaks;
+    ``misread``, where full precision arrives from the very end of the trace, so that only its answer is wrong or missing;
+    ``unrescuable``, where full precision does not even arrive from the start. ``step`` is None unless it is ``located``, and
+    ``confidence`` the vote's probability of it; ``span`` is the step's place in the text. ``frontier`` is the index, among the
     trace's tokens, of the first token of that step where the reference token's margin is positive in full precision and not in the
     quantized model; ``reference`` is that reference token's text. ``margins`` are, per token of the trace, the quantized model's
     margin of the full-precision model's token (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen``
@@ -109,6 +131,8 @@ class Fault(Made):
     answer.
     """
 
+    outcome: Literal["located", "abstained", "misread", "unrescuable"]
+    confidence: float | None = None
     step: int | None
     steps: int
     span: tuple[int, int] | None

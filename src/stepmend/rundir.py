@@ -18,9 +18,9 @@ from typing import Any, Self, TypeVar
 from pydantic import ValidationError
 
 from stepmend.recipe import Recipe
-from stepmend.records import InputError, Made, Problem
+from stepmend.records import InputError, Problem, Record
 
-T = TypeVar("T", bound=Made)
+T = TypeVar("T", bound=Record)
 
 
 class RunDir:
@@ -84,9 +84,9 @@ class RunDir:
         if bad:
             warnings.warn(f"{file}: {bad} damaged line(s) dropped; what they held is made again", stacklevel=2)
             replace(file, lambda part: part.write_bytes(b"".join(line for line, _ in good)))
-        return [record for _, record in good if made_by is None or record.made_by == made_by]
+        return [record for _, record in good if made_by in (None, getattr(record, "made_by", None))]
 
-    def append(self, records: Iterable[Made]) -> None:
+    def append(self, records: Iterable[Record]) -> None:
         """Write records of one kind behind the others, whole, and flush them to disk."""
         records = list(records)
         if not records:
@@ -123,7 +123,7 @@ class RunDir:
         """All notes, by name."""
         return {file.stem: json.loads(file.read_text()) for file in sorted((self.path / "notes").glob("*.json"))}
 
-    def _file(self, kind: type[Made]) -> Path:
+    def _file(self, kind: type[Record]) -> Path:
         return self.path / f"{kind.__name__.lower()}s.jsonl"
 
 

@@ -13,7 +13,7 @@ def problem(name: str, split: str, question: str = QUESTION) -> Problem:
 
 def fault(name: str, **changes) -> Fault:
     common = {"problem": name, "arm": "q", "made_by": "t", "step": 1, "steps": 3, "span": (BEGIN, END), "error_class": "computational"}
-    return Fault(**{**common, "votes": (), "chosen": "Step 2: 4 + 3 = 7\n", "continuation": "\\boxed{7}", **changes})
+    return Fault(**{**common, "outcome": "located", "votes": (), "chosen": "Step 2: 4 + 3 = 7\n", "continuation": "\\boxed{7}", **changes})
 
 
 def collect(faults, *, held_out=(), limit=10):

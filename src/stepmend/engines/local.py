@@ -1,10 +1,16 @@
-"""Greedy generation in this process, with transformers: batches of prompts of like length, padded on the left."""
+"""Generation and teacher-forced reading in this process, with transformers.
 
-from collections.abc import Callable, Iterator, Sequence
+Tensor names carry their shape: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+
+LOGITS = 1 << 26
+"""Logits held at once while reading (256 MiB in float32): texts of any length and vocabulary fit."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,17 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Read:
+    """What a model would have written at each place of a text: ``tokens``, and the ``margins`` of the tokens asked about.
+
+    A margin is a token's logit minus the best other logit at the same prefix (natural-log units, float32).
+    """
+
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LocalEngine:
     """One loaded model. Equal batches give equal completions, so callers keep their batches fixed when they resume."""
 
@@ -24,16 +41,50 @@ class LocalEngine:
     tokenizer: Any
     max_new_tokens: int
 
-    def complete(self, texts: Sequence[str]) -> list[Completion]:
-        """Complete rendered texts as one batch."""
+    def complete(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """Complete rendered texts as one batch: greedily, or sampled at a temperature, the same for the same seed."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
         cache = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
         # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
         plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
-        with torch.inference_mode():
+        if temperature:
+            plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **cache)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
+        """One teacher-forced pass over token ids, as one batch; of row ``i``, the places from ``begins[i]`` on.
+
+        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. No logits are kept: a long text is read
+        in pieces, behind the cache of what came before.
+        """
+        from transformers import DynamicCache
+
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
+        ids_BT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.model.device)
+        # Place t is predicted from t - 1; padding on the right is not seen by what stands before it.
+        asked_BT = ids_BT.new_zeros(ids_BT.shape)
+        for i, of in enumerate(asked or []):
+            asked_BT[i, begins[i] - 1 : begins[i] - 1 + len(of)] = torch.tensor(of, dtype=ids_BT.dtype)
+        piece = max(1, LOGITS // (len(rows) * self.model.config.get_text_config().vocab_size))
+        cache = DynamicCache(config=self.model.config) if piece < width else None
+        tokens, margins = [], []
+        with torch.inference_mode():
+            for begin in range(0, width, piece):
+                part = slice(begin, begin + piece)
+                out = self.model(input_ids=ids_BT[:, part], past_key_values=cache, use_cache=cache is not None)
+                best_BT2, choice_BT2 = out.logits.float().topk(2)
+                token_BT = choice_BT2[..., 0] if asked is None else asked_BT[:, part]
+                mine_BT = out.logits.gather(-1, token_BT[..., None])[..., 0].float()
+                other_BT = torch.where(choice_BT2[..., 0] == token_BT, best_BT2[..., 1], best_BT2[..., 0])
+                tokens.append(choice_BT2[..., 0].cpu())
+                margins.append((mine_BT - other_BT).cpu())
+        token_BT, margin_BT = torch.cat(tokens, 1), torch.cat(margins, 1)
+        places = [slice(begin - 1, len(row) - 1) for row, begin in zip(rows, begins, strict=True)]
+        return [Read(tuple(token_BT[i, p].tolist()), tuple(margin_BT[i, p].tolist())) for i, p in enumerate(places)]
 
     def _completion(self, row: list[int]) -> Completion:
         ends = self.model.generation_config.eos_token_id
@@ -50,12 +101,10 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
         yield order[begin : begin + size]
 
 
-def complete_all(
-    engine: LocalEngine, texts: Sequence[str], size: int, *, tick: Callable[[int], None] = lambda done: None
-) -> list[Completion]:
-    """Complete many texts, batch by batch, and give the completions in the order of the texts."""
+def complete_all(engine: LocalEngine, texts: Sequence[str], size: int, *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    """Complete many texts, batch by batch, and give the completions in the order of the texts; every batch samples by its own seed."""
     found: dict[int, Completion] = {}
-    for batch in batches(texts, size):
-        found |= dict(zip(batch, engine.complete([texts[i] for i in batch]), strict=True))
-        tick(len(batch))
+    for number, batch in enumerate(batches(texts, size)):
+        made = engine.complete([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+        found |= dict(zip(batch, made, strict=True))
     return [found[i] for i in range(len(texts))]

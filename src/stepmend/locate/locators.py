@@ -1,14 +1,10 @@
-"""The locators, each on its own: equations that can be checked, rescue by full precision, and margins of both models.
+"""The locators, each on its own: equations that can be checked, rescue by full precision, and margins of both models."""
 
-Tensor names carry their shape: B traces, T tokens, V vocabulary.
-"""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
-
-from stepmend.engines.local import Completion, LocalEngine, complete_all
+from stepmend.engines.local import Completion, LocalEngine
 from stepmend.locate import equations, steps
 from stepmend.models import chat
 from stepmend.records import Trace, Vote
@@ -38,49 +34,113 @@ def by_equations(case: Case) -> Vote:
 
 
 @dataclass(frozen=True)
-class Rescued:
-    """Rescue's vote, and the completion of full precision from just before the fault, which arrives at the right answer."""
+class Probe:
+    """What came of full precision's continuations of one cut trace: how many arrived, of how many, and one that did."""
 
-    vote: Vote
+    arrived: int
+    samples: int
     completion: str | None
 
+    def succeeds(self, threshold: float) -> bool:
+        return self.arrived >= threshold * self.samples and self.arrived > 0
 
-def by_rescue(
-    cases: Sequence[Case],
-    engine: LocalEngine,
-    arrives: Callable[[int, str, bool], bool],
-    size: int,
-) -> list[Rescued]:
+    def confidence(self, threshold: float) -> float:
+        """Posterior probability that the rate of arrival is on the side of the threshold that it was taken for, from a flat prior."""
+        from scipy.stats import beta
+
+        below = float(beta(self.arrived + 1, self.samples - self.arrived + 1).cdf(threshold))
+        return 1 - below if self.succeeds(threshold) else below
+
+
+@dataclass(frozen=True)
+class Rescued:
+    """Rescue's vote and outcome; full precision's completion from just before the fault, which arrives; what finding it cost."""
+
+    vote: Vote
+    outcome: Literal["located", "misread", "unrescuable", "abstained"]
+    completion: str | None
+    completions: int
+    tokens: int
+
+
+@dataclass
+class _Search:
+    """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on."""
+
+    low: int
+    high: int
+    probes: dict[int, Probe] = field(default_factory=dict)
+    completions: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Rescue:
     """Full precision continues each trace, cut after step k: the first k from which it no longer arrives marks the fault.
 
-    Found by bisection over the steps, as in OmegaPRM (2406.06592); every round probes all cases in one go. From the bare prompt full
-    precision arrives (that is what a regression is), from behind the whole trace it does not, so a trace of n steps takes log2(n)
-    rounds. ``arrives(index, text, finished)`` says whether the whole text of case ``index`` ends at the right answer.
+    Found by bisection over the steps, as in OmegaPRM (2406.06592); every round probes all cases in one go. A trace of n steps takes
+    one probe behind its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
+    ``arrives(case, text, finished)`` says whether a whole text ends at the right answer. With ``samples`` above one, full precision
+    arrives where at least ``threshold`` of its sampled continuations do, the start is probed too, and votes state a confidence.
     """
-    low = [0] * len(cases)
-    high = [len(case.spans) for case in cases]
-    rescued: list[str | None] = [case.full.text for case in cases]
-    while True:
-        open_cases = [i for i in range(len(cases)) if high[i] - low[i] > 1]
-        if not open_cases:
-            break
-        middles = {i: (low[i] + high[i]) // 2 for i in open_cases}
-        prefixes = {i: cases[i].trace.text[: cases[i].spans[middles[i]][0]] for i in open_cases}
-        texts = [cases[i].prompt + prefixes[i] for i in open_cases]
-        found: list[Completion] = complete_all(engine, texts, size)
-        for i, completion in zip(open_cases, found, strict=True):
-            if arrives(i, prefixes[i] + completion.text, completion.finish == "stop"):
-                low[i], rescued[i] = middles[i], completion.text
-            else:
-                high[i] = middles[i]
-    results = []
-    for i, case in enumerate(cases):
+
+    complete: Callable[[Sequence[str], int], Sequence[Sequence[Completion]]]
+    arrives: Callable[[int, str, bool], bool]
+    samples: int = 1
+    threshold: float = 0.5
+
+    def __call__(self, cases: Sequence[Case]) -> list[Rescued]:
+        searches = [_Search(0, len(case.spans)) for case in cases]
+        whole = [i for i, case in enumerate(cases) if case.spans]
+        if self.samples > 1:
+            self._probe(cases, searches, dict.fromkeys(whole, 0))
+        else:  # greedy: full precision's own solution is its continuation from the start
+            for i in whole:
+                arrived = self.arrives(i, cases[i].full.text, cases[i].full.finish == "stop")
+                searches[i].probes[0] = Probe(int(arrived), 1, cases[i].full.text if arrived else None)
+        live = [i for i in whole if self._succeeds(searches[i], 0)]
+        self._probe(cases, searches, {i: searches[i].high for i in live})
+        live = [i for i in live if not self._succeeds(searches[i], searches[i].high)]
+        while live := [i for i in live if searches[i].high - searches[i].low > 1]:
+            middles = {i: (searches[i].low + searches[i].high) // 2 for i in live}
+            self._probe(cases, searches, middles)
+            for i, middle in middles.items():
+                if self._succeeds(searches[i], middle):
+                    searches[i].low = middle
+                else:
+                    searches[i].high = middle
+        return [self._result(case, search) for case, search in zip(cases, searches, strict=True)]
+
+    def _succeeds(self, search: _Search, step: int) -> bool:
+        return search.probes[step].succeeds(self.threshold)
+
+    def _probe(self, cases: Sequence[Case], searches: Sequence[_Search], places: Mapping[int, int]) -> None:
+        """Let full precision continue the given cases from the given steps on."""
+        prefixes = {i: cases[i].trace.text[: ([*cases[i].spans, (len(cases[i].trace.text),) * 2])[k][0]] for i, k in places.items()}
+        found = self.complete([cases[i].prompt + prefix for i, prefix in prefixes.items()], self.samples)
+        for (i, prefix), completions in zip(prefixes.items(), found, strict=True):
+            good = [c.text for c in completions if self.arrives(i, prefix + c.text, c.finish == "stop")]
+            searches[i].probes[places[i]] = Probe(len(good), len(completions), good[0] if good else None)
+            searches[i].completions += len(completions)
+            searches[i].tokens += sum(len(c.tokens) for c in completions)
+
+    def _result(self, case: Case, search: _Search) -> Rescued:
+        spent = search.completions, search.tokens
         if not case.spans:
-            results.append(Rescued(Vote(locator="rescue", step=None, evidence="the trace is empty"), case.full.text))
-            continue
-        evidence = f"rescued before step {low[i] + 1} of {len(case.spans)}, lost behind it"
-        results.append(Rescued(Vote(locator="rescue", step=low[i], evidence=evidence), rescued[i]))
-    return results
+            return Rescued(Vote(locator="rescue", step=None, evidence="the trace is empty"), "abstained", None, *spent)
+        if not self._succeeds(search, 0):
+            return Rescued(Vote(locator="rescue", step=None, evidence="lost from the very start"), "unrescuable", None, *spent)
+        if (end := search.probes.get(len(case.spans))) and end.succeeds(self.threshold):
+            return Rescued(Vote(locator="rescue", step=None, evidence="arrives from its very end"), "misread", end.completion, *spent)
+        before, behind = search.probes[search.low], search.probes[search.high]
+        counts = f" ({before.arrived} and {behind.arrived} of {self.samples})" if self.samples > 1 else ""
+        vote = Vote(
+            locator="rescue",
+            step=search.low,
+            evidence=f"rescued before step {search.low + 1} of {len(case.spans)}, lost behind it{counts}",
+            confidence=before.confidence(self.threshold) * behind.confidence(self.threshold) if self.samples > 1 else None,
+        )
+        return Rescued(vote, "located", before.completion, *spent)
 
 
 @dataclass(frozen=True)
@@ -96,34 +156,17 @@ class Margins:
     quantized: tuple[float, ...]
 
 
-def margins_of(cases: Sequence[Case], full: LocalEngine, quantized: LocalEngine, size: int) -> list[Margins]:
-    """Margins of every case, ``size`` traces a pass."""
+def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: LocalEngine, quantized: LocalEngine, size: int) -> list[Margins]:
+    """Margins of every trace behind its prompt, ``size`` traces a pass."""
     found: list[Margins] = []
-    for begin in range(0, len(cases), size):
-        part = cases[begin : begin + size]
-        prompts = [chat.encode(full.tokenizer, case.prompt) for case in part]
-        rows = [prompt + list(case.trace.tokens) for prompt, case in zip(prompts, part, strict=True)]
-        logits_BTV = _logits(full, rows)
-        other_BTV = _logits(quantized, rows)
-        for row, (prompt, ids) in enumerate(zip(prompts, rows, strict=True)):
-            places = slice(len(prompt) - 1, len(ids) - 1)
-            reference_T = logits_BTV[row, places].argmax(-1)
-            mine, theirs = (_margin(l_BTV[row, places], reference_T) for l_BTV in (logits_BTV, other_BTV))
-            found.append(Margins(tuple(reference_T.tolist()), tuple(mine.tolist()), tuple(theirs.tolist())))
+    for begin in range(0, len(traces), size):
+        heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts[begin : begin + size]]
+        rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces[begin : begin + size], strict=True)]
+        begins = [len(head) for head in heads]
+        mine = full.read(rows, begins)
+        theirs = quantized.read(rows, begins, [read.tokens for read in mine])
+        found += [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
     return found
-
-
-def _logits(engine: LocalEngine, rows: list[list[int]]) -> torch.Tensor:
-    """Logits in float32 on the CPU; rows are padded on the right, which a causal model does not see."""
-    width = max(map(len, rows))
-    ids_BT = torch.tensor([row + [engine.tokenizer.pad_token_id] * (width - len(row)) for row in rows], device=engine.model.device)
-    with torch.inference_mode():
-        return engine.model(input_ids=ids_BT, use_cache=False).logits.float().cpu()
-
-
-def _margin(logits_TV: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
-    chosen_T = logits_TV.gather(-1, tokens_T[:, None])[:, 0]
-    return chosen_T - logits_TV.scatter(-1, tokens_T[:, None], -torch.inf).amax(-1)
 
 
 def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, int]]) -> Vote:
@@ -142,19 +185,3 @@ def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, in
 def step_of(spans: Sequence[tuple[int, int]], place: int) -> int | None:
     """The step that holds a character's place; the last one for places at the very end; None where there are no steps."""
     return next((i for i, (begin, end) in enumerate(spans) if begin <= place < end), len(spans) - 1 if spans else None)
-
-
-def vote(votes: Sequence[Vote]) -> int | None:
-    """The step that most locators name; a tie goes to rescue, which tests consequences, else nobody decides and it is None.
-
-    A false equation is proof: whatever the others say, the first fault is not behind it. (Full precision sometimes arrives in spite
-    of one, and then rescue and margins look too late.)
-    """
-    named = [v.step for v in votes if v.step is not None]
-    if not named:
-        return None
-    counts = {step: named.count(step) for step in named}
-    best = [step for step, count in counts.items() if count == max(counts.values())]
-    chosen = best[0] if len(best) == 1 else next((v.step for v in votes if v.locator == "rescue" and v.step in best), None)
-    proven = next((v.step for v in votes if v.locator == "equations"), None)
-    return min((step for step in (chosen, proven) if step is not None), default=None)

@@ -1,10 +1,22 @@
 """Steps of a trace: spans that join back to the text, character for character; and what an equation step says."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-MARKER = re.compile(r"^\s*(?:\*\*)?step\s+\d+\s*[:.)]", re.IGNORECASE | re.MULTILINE)
-EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
+VERSION = "steps-2"
+"""Changes whenever the same text may be split otherwise."""
+MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
+PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*(?=\S)")
+LINE = re.compile(r"\n\s*(?=\S)")
+SENTENCE = re.compile(r"(?<=[^\s.!?])[.!?]+[\"'”’)*]*\s+(?=[\"'“‘(\\*$A-Z0-9])")
+ABBREVIATIONS = frozenset("mr mrs ms dr st vs eq fig no approx etc e.g i.e min max hr hrs ft in oz lb lbs".split())  # noqa: SIM905
+FORMULA = re.compile(
+    r"\\\[.{0,2000}?\\\]|\\\(.{0,2000}?\\\)|\$\$.{0,2000}?\$\$|\\begin\{(?P<of>\w+\*?)\}.{0,4000}?\\end\{(?P=of)\}", re.DOTALL
+)
+"""Displayed and inline formulas. A single dollar sign is money more often than mathematics, so it marks none."""
+DISPLAYED = re.compile(r"\s*(?:\\\[|\$\$|\\begin\{)")
+EQUATION = re.compile(r"(?<![\d.*/+\-])(?<![*/+\-] )(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -20,21 +32,50 @@ class Equation:
 def split(text: str) -> list[tuple[int, int]]:
     """Half-open spans of the steps; they cover the text without gaps.
 
-    A step is a non-empty line; where lines begin with ``Step k:`` markers, a step reaches from one marker to the next, and the lines
-    from the one with the ``\\boxed{`` answer on are a step of their own.
+    Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, and the lines from the one with the
+    ``\\boxed{`` answer on are a step of their own. Else steps are paragraphs, else lines, else sentences, whichever there is more
+    than one of. No step begins inside a formula, and a displayed formula belongs to the words before it.
     """
     if not text:
         return []
-    starts = [m.start() for m in MARKER.finditer(text)]
-    if starts:
-        answer = text.rfind("\\boxed")
-        line = text.rfind("\n", 0, answer) + 1 if answer >= 0 else -1
-        if line > starts[-1]:
-            starts.append(line)
-    else:
-        starts = [m.start() for m in re.finditer(r"^.*\S.*$", text, re.MULTILINE)]
-    starts = sorted({0, *starts[1:]}) if starts else [0]
-    return [(a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b]
+    formulas = [match.span() for match in FORMULA.finditer(text)]
+    marks = _marks(text)
+    kept: list[int] = []
+    for starts in (_ends(PARAGRAPH, text), _ends(LINE, text), _sentences(text)) if marks is None else (marks,):
+        kept = sorted({place for place in starts if text[:place].strip() and not _inside(place, text, formulas)})
+        if kept:
+            break
+    return list(zip([0, *kept], [*kept, len(text)], strict=True))
+
+
+def _inside(place: int, text: str, formulas: Iterable[tuple[int, int]]) -> bool:
+    """Whether a place lies in a formula, or where a displayed one begins."""
+    return any(begin < place < end or (begin == place and DISPLAYED.match(text, place)) for begin, end in formulas)
+
+
+def _marks(text: str) -> list[int] | None:
+    """Where marked steps begin behind the first one; None where a text is not written in them: it neither begins with one nor has two."""
+    starts = [match.start() for match in MARK.finditer(text)]
+    if not starts or (len(starts) == 1 and text[: starts[0]].strip()):
+        return None
+    answer = text.rfind("\\boxed")
+    line = text.rfind("\n", 0, answer) + 1 if answer >= 0 else -1
+    return [*starts[1:], line] if line > starts[-1] else starts[1:]
+
+
+def _ends(boundary: re.Pattern[str], text: str) -> list[int]:
+    return [match.end() for match in boundary.finditer(text)]
+
+
+def _sentences(text: str) -> list[int]:
+    """Where sentences begin: not behind an abbreviation, an initial, or the number of a list's item."""
+    starts = [0]
+    for match in SENTENCE.finditer(text):
+        sentence = text[starts[-1] : match.start()].split()
+        last = sentence[-1].strip("(\"'“‘").lower()
+        if not (last in ABBREVIATIONS or (len(last) == 1 and last.isalpha() and last != "i") or (len(sentence) == 1 and last.isdigit())):
+            starts.append(match.end())
+    return starts[1:]
 
 
 def equations(step: str) -> list[Equation]:

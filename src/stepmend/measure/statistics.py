@@ -151,6 +151,13 @@ def recovery(full: Outcomes, quantized: Outcomes, restored: Outcomes, *, seed: i
     return Interval(value, *_percentiles(ratios[~np.isnan(ratios)]))
 
 
+def mean(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
+    """The mean of one value a problem, problems resampled; undefined without any."""
+    if not len(values):
+        return Interval(None, None, None, "no problems")
+    return Interval(float(values.mean()), *_percentiles(_resampled(values[:, None].astype(float), seed)[:, 0]))
+
+
 def _resampled(columns: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Means of each column over resampled rows, [RESAMPLES, columns].
 

@@ -1,13 +1,15 @@
 """The one JSON blob that the page is drawn from."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from stepmend.locate import steps
 from stepmend.measure import behaviour, statistics
+from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
-from stepmend.report import summary
+from stepmend.report import regularities, summary
 from stepmend.report.summary import RESTORED, Found
 
 PLACES = 10
@@ -27,6 +29,7 @@ def blob(found: Found) -> dict[str, Any]:
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
+        "judges": {name: summary.judge_text(tally) for name, tally in found.notes.get("judges", {}).items()},
         "card": _card(found),
     }
 
@@ -107,10 +110,25 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
             "classes": dict(Counter(b.error_class or "not classified" for b in bullets)),
             "examples": _bullets(bullets),
         },
+        "located": summary.locating(found.faults.get(scheme, {}).values()),
+        "damage": _damage(found, scheme),
+        "regularities": regularities.regularities(found, scheme),
         "agreement": summary.figures(found)["schemes"][scheme]["oracle_agreement"],
         "seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
         "losses": found.notes.get(f"restore-{scheme}", {}).get("losses", []),
     }
+
+
+def _damage(found: Found, scheme: str) -> dict[str, Any] | None:
+    """What quantization did to margins, with the published ratio for this many weight bits."""
+    note = found.notes.get(f"damage-{scheme}")
+    bits = re.search(r"w(\d)a", scheme)
+    return {**note, "published": PUBLISHED.get(int(bits[1])) if bits else None, "frontier": _frontier(found, scheme)} if note else None
+
+
+def _frontier(found: Found, scheme: str) -> dict[str, int]:
+    """Kinds of the tokens at the frontier of this scheme's faults."""
+    return dict(Counter(kind(f.reference) for f in found.faults.get(scheme, {}).values() if f.reference is not None))
 
 
 def _bullets(bullets: Sequence[Bullet]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,8 +120,17 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "bullets": len(found.bullets.get(scheme, [])),
         "restore_seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
         "regressions_located": sum(fault.step is not None for fault in faults),
+        "located": locating(faults),
         "oracle_agreement": oracle_agreement(found, faults),
     }
+
+
+def locating(faults: Iterable[Fault]) -> dict[str, int]:
+    """How locating ended, by outcome; and how many of the located faults have no error class."""
+    faults = list(faults)
+    counts = Counter(fault.outcome for fault in faults)
+    named = {name: counts[name] for name in ("located", "abstained", "misread", "unrescuable")}
+    return named | {"unclassified": sum(fault.step is not None and fault.error_class is None for fault in faults)}
 
 
 def recovery(found: Found, scheme: str) -> statistics.Interval:
@@ -188,9 +197,32 @@ def notices(found: Found) -> list[str]:
         lines.append(
             f"Noise floor: full precision in other batches changes {changed} of {noise['n']} outcomes ({points(noise['value'])} points)."
         )
+    for scheme in found.recipe.schemes:
+        if (damage := found.notes.get(f"damage-{scheme}")) and scheme in found.arms:
+            lines.append(f"{scheme}: {damage_text(damage)}")
+    for name, tally in found.notes.get("judges", {}).items():
+        lines.append(f"judge {name}: {judge_text(tally)}")
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines
+
+
+def damage_text(damage: Mapping[str, Any]) -> str:
+    """What quantization did to margins, in words."""
+    ratio, auc = damage["ratio"], damage["auc"]
+    foretold = "" if auc is None else f"; small margins foretell them with AUC {auc:.3f}"
+    return (
+        f"margins are {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) times full precision's; "
+        f"{damage['flips']} of {damage['tokens']:,} tokens flip{foretold}"
+    )
+
+
+def judge_text(tally: Mapping[str, Any]) -> str:
+    """What became of a judge's questions, in words; a judge without a single vote is said to be none."""
+    votes = tally["faults"] + tally["none"]
+    counts = f"{tally['faults']} faults named, {tally['none']} times none found, {tally['off_menu']} off the menu, {tally['failed']} failed"
+    counts += f", {tally['not_asked']} not asked; {tally['tokens']:,} tokens"
+    return (counts if votes else f"no vote at all: {counts}") + (f"; given up: {tally['given_up']}" if tally["given_up"] else "")
 
 
 def recovery_text(interval: statistics.Interval) -> str:

@@ -1,0 +1,143 @@
+"""Locators against ProcessBench (2412.06559): human labels of the first wrong step of solutions, right ones among them."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stepmend import tables
+from stepmend.locate import equations, judges
+from stepmend.records import InputError, Judgement
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One labelled solution; ``label`` is the first wrong step (0-based), or None where every step is right."""
+
+    problem: str
+    steps: tuple[str, ...]
+    label: int | None
+
+
+def read(path: Path, limit: int | None = None) -> list[Solution]:
+    """The solutions of a file, or of every file in a folder; ``limit`` of them, drawn with a fixed seed.
+
+    Raises InputError where there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
+    """
+    files = sorted(f for f in path.iterdir() if f.suffix in tables.SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"bench: {path} holds no files in {', '.join(sorted(tables.SUFFIXES))}")
+    found = [_solution(row, f"{file}, record {number}") for file in files for number, row in enumerate(tables.read(file), 1)]
+    return found if limit is None or limit >= len(found) else random.Random(0).sample(found, limit)
+
+
+def _solution(row: dict[str, Any], where: str) -> Solution:
+    problem, steps, label = (tables.field(row, name, where) for name in ("problem", "steps", "label"))
+    texts = list(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else []
+    if not texts or not all(isinstance(step, str) for step in texts):
+        raise InputError(f"{where}: steps must be a list of texts")
+    if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(texts):
+        raise InputError(f"{where}: label {label!r}; a step's index (0 to {len(texts) - 1}) or -1 is needed")
+    return Solution(str(problem), tuple(texts), None if label < 0 else label)
+
+
+def first_false(steps: Sequence[str]) -> int | None:
+    """The first step with an equation that does not hold."""
+    return next((i for i, step in enumerate(steps) if any(not claim.holds for claim in equations.claims(step))), None)
+
+
+ABSTAINED = -1
+"""Neither a step nor "every step is right": no right answer to any solution, as the benchmark has it."""
+Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
+
+
+@contextmanager
+def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any) -> Iterator[Locate]:
+    """What locates: equations, or these judges by their quorum, whose answers are kept in a file. Raises InputError as the judges do."""
+    if not specs:
+        yield lambda solutions: ([first_false(s.steps) for s in solutions], [])
+        return
+    named = [judges.parse(spec) for spec in specs]
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    known = _kept(answers)
+    from stepmend.progress import Stages
+
+    with answers.open("a", encoding="utf-8") as stream:
+
+        def keep(judgement: Judgement) -> None:
+            stream.write(judgement.model_dump_json() + "\n")
+            stream.flush()
+
+        panel = judges.Panel(named, keep, known, budget=budget)
+
+        def locate(solutions: Sequence[Solution]) -> tuple[list[int | None], list[str]]:
+            with Stages(console).stage("ask the judges", len(solutions) * len(named), "answers") as tick:
+                verdicts = panel.ask([judges.Question(s.problem, None, s.steps) for s in solutions], tick)
+            decided = [judges.quorum(of) for of in verdicts]
+            return [ABSTAINED if d.outcome == "abstained" else d.vote.step for d in decided], _notes(panel, verdicts, solutions)
+
+        yield locate
+
+
+def _kept(file: Path) -> list[Judgement]:
+    """Answers kept before; a line that a crash cut is closed, and what it held is asked again."""
+    found = []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    for line in lines:
+        with suppress(ValidationError):
+            found.append(Judgement.model_validate_json(line))
+    if lines and not lines[-1].endswith(b"\n"):
+        with file.open("ab") as stream:
+            stream.write(b"\n")
+    return found
+
+
+def _notes(panel: judges.Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions: Sequence[Solution]) -> list[str]:
+    """Each judge's own record, and how far they agree."""
+    from stepmend.report.summary import judge_text
+
+    notes = []
+    for place, (name, tally) in enumerate(panel.tally().items()):
+        said = [of[place] for of in verdicts]
+        own = figures(solutions, [v.step if v.outcome in ("fault", "none") else ABSTAINED for v in said])
+        notes.append(f"judge {name}: F1 {_percent(own['f1'])}; {judge_text(tally)}")
+    alpha = judges.agreement(verdicts)
+    return [*notes, f"Krippendorff's alpha of the judges: {'undefined' if alpha is None else f'{alpha:.3f}'}"]
+
+
+def figures(solutions: Sequence[Solution], found: Sequence[int | None]) -> dict[str, Any]:
+    """The benchmark's figures: accuracy on wrong solutions (the very step), on right ones (none named), and their harmonic mean.
+
+    ``fired`` counts the solutions in which a step is named, ``precision`` is the share of those where it is the labelled one. A share
+    of nothing is None, and so is what depends on it.
+    """
+    pairs = list(zip(solutions, found, strict=True))
+    wrong = [step == s.label for s, step in pairs if s.label is not None]
+    right = [step is None for s, step in pairs if s.label is None]
+    fired = [step == s.label for s, step in pairs if step not in (None, ABSTAINED)]
+    on_wrong, on_right, precision = (sum(of) / len(of) if of else None for of in (wrong, right, fired))
+    f1 = None if on_wrong is None or on_right is None else 2 * on_wrong * on_right / ((on_wrong + on_right) or 1)
+    return {
+        "n": len(pairs),
+        "accuracy_wrong": on_wrong,
+        "accuracy_right": on_right,
+        "f1": f1,
+        "fired": len(fired),
+        "precision": precision,
+    }
+
+
+def text(of: dict[str, Any]) -> str:
+    """The figures in words."""
+    return (
+        f"{of['n']} solutions: {_percent(of['accuracy_wrong'])} of the wrong ones located exactly, {_percent(of['accuracy_right'])} of "
+        f"the right ones left alone, F1 {_percent(of['f1'])}; fired {of['fired']} times, precision {_percent(of['precision'])}"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

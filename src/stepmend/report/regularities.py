@@ -1,0 +1,84 @@
+"""The paper's two regularities (2505.11574), tested on one run: do faults come early, and which classes of faults are raised?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stepmend.measure import statistics
+from stepmend.records import Fault
+from stepmend.report.summary import Found
+
+FEW = 10
+"""With fewer faults on either side nothing is concluded."""
+CONCEPTUAL = frozenset({"conceptual_misunderstanding", "contextual_oversight"})
+LOW_LEVEL = frozenset({"procedural", "formula_rule", "computational", "symbolic_manipulation"})
+"""The paper's method and execution errors."""
+
+
+def regularities(found: Found, arm: str) -> dict[str, Any]:
+    """Both tests for one quantized arm: figures with 95 % bootstrap intervals, and a sentence each."""
+    test = {problem.id for problem in found.test}
+    own = [f for p, f in found.faults.get("full", {}).items() if p in test]
+    regressions = [f for p, f in found.faults.get(arm, {}).items() if p in test]
+    return {"early": early(regressions, own), "classes": raised(found, arm, regressions, own)}
+
+
+def place(fault: Fault) -> float | None:
+    """How far into its solution a fault comes: 0 at the first step, 1 at the last; None where it is not located, or is the only step."""
+    return fault.step / (fault.steps - 1) if fault.step is not None and fault.steps > 1 else None
+
+
+def early(regressions: Sequence[Fault], own: Sequence[Fault]) -> dict[str, Any]:
+    """Whether the arm's faults come earlier than full precision's own: difference of mean places, and Mann and Whitney's test."""
+    theirs, mine = ([p for f in of if (p := place(f)) is not None] for of in (regressions, own))
+    figures: dict[str, Any] = {"n": len(theirs), "n_full": len(mine)}
+    if min(len(theirs), len(mine)) < FEW:
+        few = f"Too few located faults to say whether they come early ({len(theirs)}, and {len(mine)} of full precision's own)."
+        return figures | {"difference": None, "p": None, "sentence": few}
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(np.array(of), (statistics.RESAMPLES, len(of))).mean(axis=1) for of in (theirs, mine)]
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    value = float(np.mean(theirs) - np.mean(mine))
+    p = float(mannwhitneyu(theirs, mine).pvalue)
+    means = f"on average at {np.mean(theirs):.2f} of the way, full precision's own at {np.mean(mine):.2f}"
+    said = f"difference {value:+.2f}, {low:+.2f} to {high:+.2f}".replace("-", "−")
+    verdict = "Faults come earlier" if high < 0 else "Faults come later" if low > 0 else "That faults come early is not borne out"
+    return figures | {
+        "difference": {"value": value, "low": float(low), "high": float(high)},
+        "p": p,
+        "sentence": f"{verdict}: {means} ({said}; Mann–Whitney p = {p:.2g}).",
+    }
+
+
+def raised(found: Found, arm: str, regressions: Sequence[Fault], own: Sequence[Fault]) -> dict[str, Any]:
+    """Whether method and execution faults are raised more than conceptual ones.
+
+    A class is raised by the regressions that have it, less full precision's own faults of that class on problems that the arm solves,
+    a hundred problems; resampled over problems.
+    """
+    places = {problem.id: number for number, problem in enumerate(found.test)}
+    solved = {p.id for p in found.test if found.grades[arm][p.id].outcome == "correct"}
+    change_N2 = np.zeros((len(places), 2))
+    for sign, faults in ((1, regressions), (-1, [f for f in own if f.problem in solved])):
+        for fault in faults:
+            change_N2[places[fault.problem]] += sign * np.array([fault.error_class in LOW_LEVEL, fault.error_class in CONCEPTUAL])
+    sides = [statistics.mean(change_N2[:, 0]), statistics.mean(change_N2[:, 1])]
+    gap = statistics.mean(change_N2[:, 0] - change_N2[:, 1])
+    few = int(np.abs(change_N2).sum()) < FEW
+    low, high = gap.low or 0.0, gap.high or 0.0
+    verdict = "Method and execution faults are raised more than conceptual ones" if low > 0 else (
+        "Conceptual faults are raised more than those of method and execution" if high < 0 else
+        "That method and execution faults are raised more than conceptual ones is not borne out"
+    )  # fmt: skip
+    said = [f"{100 * (i.value or 0):+.1f} ({100 * (i.low or 0):+.1f} to {100 * (i.high or 0):+.1f})".replace("-", "−") for i in sides]
+    return {
+        "low_level": vars(sides[0]),
+        "conceptual": vars(sides[1]),
+        "gap": vars(gap),
+        "sentence": "Too few classified faults to say which classes are raised."
+        if few
+        else f"{verdict}: {said[0]} against {said[1]} of a hundred problems.",
+    }
