@@ -17,6 +17,7 @@ from stepmend.benchmarks import sources, story
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
 from stepmend.locate import faults, judges, locators, steps
+from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import statistics
 from stepmend.models import chat, load
@@ -61,11 +62,11 @@ class Loop:
         self.verifier = verify.Verifier()
         self.panel = self._panel() if recipe.locate.judges else None
 
-    def _panel(self) -> judges.Panel:
+    def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
         kept, known = self.recipe.locate, self.dir.load(Judgement)
         asked = [judges.parse(spec) for spec in kept.judges]
-        return judges.Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
+        return Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
 
     def run(self) -> None:
         """All stages, for all schemes."""

@@ -200,4 +200,6 @@ def _explain(item: Any) -> str:
         for name in item["loc"][:-1]:
             part = part.model_fields[str(name)].annotation
         return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
+    if key == "locate.judges":  # an address may hold a key by mistake, and is not repeated
+        return str(item.get("ctx", {}).get("error", f"recipe: {key}: a list of NAME=MODEL@BASE_URL is needed"))
     return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from stepmend import tables
 from stepmend.locate import equations, judges
+from stepmend.locate.panel import Panel
 from stepmend.records import InputError, Judgement
 
 
@@ -72,7 +73,7 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
             stream.write(judgement.model_dump_json() + "\n")
             stream.flush()
 
-        panel = judges.Panel(named, keep, known, budget=budget)
+        panel = Panel(named, keep, known, budget=budget)
 
         def locate(solutions: Sequence[Solution]) -> tuple[list[int | None], list[str]]:
             with Stages(console).stage("ask the judges", len(solutions) * len(named), "answers") as tick:
@@ -96,7 +97,7 @@ def _kept(file: Path) -> list[Judgement]:
     return found
 
 
-def _notes(panel: judges.Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions: Sequence[Solution]) -> list[str]:
+def _notes(panel: Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions: Sequence[Solution]) -> list[str]:
     """Each judge's own record, and how far they agree."""
     from stepmend.report.summary import judge_text
 

@@ -7,6 +7,7 @@ from typing import Any
 from stepmend.engines.local import Completion, LocalEngine, complete_all
 from stepmend.locate import judges, locators, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
+from stepmend.locate.panel import Panel
 from stepmend.locate.vote import vote
 from stepmend.models import chat
 from stepmend.recipe import Locate
@@ -27,7 +28,7 @@ class Locator:
     tokenizer: Any
     size: int
     arrives: Callable[[Problem, str, bool], bool]
-    panel: judges.Panel | None = None
+    panel: Panel | None = None
     seed: int = 0
 
     def locate(self, problems: Sequence[Problem], cases: Sequence[Case], quantized: LocalEngine | None, made_by: str) -> list[Fault]:
