@@ -1,6 +1,7 @@
 """The command line: light to start, one clear line and exit code 2 for what a user can put right."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -160,3 +161,21 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "File too large" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_audit_of_a_run(finished_run, tmp_path):
+    """The page is written beside the run's; what is no file of labels is one line. (The page itself: tests/report/test_audit.py.)"""
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy)
+    done = stepmend("audit", str(copy), "--sample", "5")
+    assert done.returncode == 0, done.stderr
+    assert "failed solutions" in done.stdout
+    page = (copy / "audit.html").read_text()
+    assert "rtn-w3a16" not in page
+    assert "audit" in refused("audit", str(copy), "--score", str(copy / "recipe.json"))
+    assert "--json goes with --score" in refused("audit", str(copy), "--json")
+
+
+def test_a_key_in_a_judge_s_address_is_refused_and_not_repeated(tmp_path):
+    assert "hidden-key" not in refused("run", "--judge", "a=m@http://user:hidden-key@host/v1", "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,9 @@ python benchmarks/clients/serve.py    # the server's venv and the runs lie in ru
 """
 
 import argparse
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from run import ROOT, WORK, venv  # pyright: ignore[reportAttributeAccessIssue]
 
 from stepmend.models.reasoner import CHECKPOINTS
 
-SMALL = ["measure.problems=40", "curate.problems=90", "curate.round=90", "restore.steps=2", "measure.noise_floor=false"]
+SMALL = ["measure.problems=40", "curate.problems=30", "curate.round=30", "restore.steps=2", "measure.noise_floor=false"]
+SHORT = 32
+"""Tokens after which the server ends an answer: nonsense has no end of its own."""
 
 
 def free_port() -> int:
@@ -50,14 +54,12 @@ def main() -> None:
     data, port = parser.parse_args().data, free_port()
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    model = CHECKPOINTS / "qwen2"
-    serve = [
-        venv("serving", "transformers[serving]") / "python",
-        "-c",
-        "from transformers.cli.transformers import main; main()",
-        "serve",
-        model,
-    ]
+    model = WORK / "judge"
+    shutil.copytree(CHECKPOINTS / "qwen2", model, dirs_exist_ok=True)
+    settings_file = model / "generation_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"max_new_tokens": SHORT}))
+    start = "from transformers.cli.transformers import main; main()"
+    serve = [venv("serving", "transformers[serving]") / "python", "-c", start, "serve", model]
     with (WORK / "serve.log").open("wb") as log, subprocess.Popen([*serve, "--port", str(port)], stdout=log, stderr=log) as server:
         try:
             wait(f"http://127.0.0.1:{port}/health", server)

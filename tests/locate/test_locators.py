@@ -1,52 +1,18 @@
 """Locators on real models: the built-in reasoner at full precision, and itself with noise in its weights."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
 from stepmend import Trace, Vote
-from stepmend.benchmarks import story
 from stepmend.engines import local
-from stepmend.engines.local import LocalEngine, complete_all
+from stepmend.engines.local import complete_all
 from stepmend.grading import boxed
 from stepmend.locate import locators, taxonomy
 from stepmend.locate.vote import vote
-from stepmend.models import chat, load
-from stepmend.models.reasoner import CHECKPOINTS
-
-
-@pytest.fixture(scope="module")
-def full() -> LocalEngine:
-    folder = str(CHECKPOINTS / "qwen2")
-    return LocalEngine(load.load_model(folder), load.load_tokenizer(folder), 180)
-
-
-def trace_of(engine: LocalEngine, text: str) -> Trace:
-    tokens = (*chat.encode(engine.tokenizer, text), engine.tokenizer.eos_token_id)
-    return Trace(problem="p", arm="a", made_by="t", text=text, tokens=tokens, finish="stop")
-
-
-@pytest.fixture(scope="module")
-def broken(full):
-    """Easy problems that full precision solves, each with one result in its reference solution changed and the rest following it."""
-    cases = []
-    problems = list(itertools.islice(story.problems("curate", "easy", seed=3), 24))
-    prompts = [chat.render(full.tokenizer, "plain-1", p.question) for p in problems]
-    for place, (problem, prompt, solved) in enumerate(zip(problems, prompts, full.complete(prompts), strict=True)):
-        lines = solved.text.splitlines()
-        if boxed(solved.text) != problem.answer or len(lines) < 3:
-            continue
-        step = place % (len(lines) - 1)
-        head, _, result = lines[step].rpartition(" = ")
-        prefix = "".join(f"{line}\n" for line in [*lines[:step], f"{head} = {int(result) + 1}"])
-        (rest,) = full.complete([prompt + prefix])
-        trace = trace_of(full, prefix + rest.text)
-        if boxed(trace.text) != problem.answer:
-            cases.append((step, problem, locators.make_case(prompt, trace, trace_of(full, solved.text))))
-    assert len(cases) >= 8
-    return cases
+from stepmend.models import chat
+from tests.locate.conftest import trace_of
 
 
 def test_equations_find_the_false_one_and_abstain_on_true_ones(full, broken):

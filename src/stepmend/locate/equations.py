@@ -5,11 +5,16 @@ as itself or as a share, one side in cents and the other in dollars. Variables, 
 """
 
 import itertools
+import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+from stepmend.locate.plain import normalize
+
+APPLY: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 WORDS_FOR = {"times": "*", "plus": "+", "minus": "-", "x": "*"}
 SILENT = frozenset(
     """
@@ -28,26 +33,6 @@ CONVERSIONS = tuple(Fraction(n) for n in (100, 60, 12, 24, 7, 1000, 3600, 16, 3,
 """Between units of one kind: cents, minutes, inches, hours, days, grams, ounces, feet, weeks."""
 TOKEN = re.compile(
     r"(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])|(?P<other>\S)"
-)
-FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-REWRITES: tuple[tuple[str, str], ...] = (
-    (r"<<[^<>]*>>", ""),
-    (r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
-    (r"\\boxed\s*\{([^{}]*)\}", r" \1 "),
-    (r"\\[()\[\]]", " ¦ "),
-    (r"\\(?:times|cdot|ast)\b|[×·∗]", " * "),
-    (r"\\div\b|÷", " / "),
-    (r"\\approx\b|\\simeq\b|≅", " ≈ "),
-    (r"\\(?:left|right|quad|qquad|displaystyle)\b|\\?[$€£&]|\\[,;:! ]|\\\\|\*\*", " "),
-    (r"\{,\}", ","),
-    (r"\\%", "%"),
-    (r"[−–]", "-"),
-    (r"\bdivided by\b", "/"),
-    (r"\bmultiplied by\b", "*"),
-    (r"(?<=\d)\s*[xX]\s*(?=\$?\d)", " * "),
-    (r"\([^()\d]*\)", " "),
-    (r"/\s*(?:per\s+)?[^\W\d_]+", " "),
-    (r"[!<>≠≤≥]\s*=|==", " ? "),
 )
 
 
@@ -114,17 +99,6 @@ def _name(tokens: Sequence[Token]) -> str:
             return ""
         words.append(token.text.lower())
     return " ".join(reversed(words)) if len(words) > 1 else ""
-
-
-def normalize(text: str) -> str:
-    """LaTeX and prose signs as plain ones; calculator notes, remarks in brackets and rates' units (``/day``) taken out."""
-    for pattern, by in REWRITES[:4]:
-        text = re.sub(pattern, by, text)
-    while FRACTION.search(text):
-        text = FRACTION.sub(r"((\1)/(\2))", text)
-    for pattern, by in REWRITES[4:]:
-        text = re.sub(pattern, by, text)
-    return text
 
 
 def _segments(line: str) -> list[tuple[list[Token], bool]]:
@@ -289,14 +263,11 @@ def _left_to_right(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
     """Operators applied as they come, and a last division by all that follows: how hurried people write."""
     if len(flat) < 4 or len(flat) % 2 == 0:
         return
-    value = flat[0]
-    assert isinstance(value, Fraction)
+    value: Any = flat[0]
     for sign, other in zip(flat[1::2], flat[2::2], strict=True):
-        assert isinstance(other, Fraction)
         if sign == "/" and other == 0:
             return
-        value = {"+": value + other, "-": value - other, "*": value * other}.get(str(sign)) if sign != "/" else value / other
-        assert isinstance(value, Fraction)
+        value = APPLY[str(sign)](value, other)
     yield value
 
 
