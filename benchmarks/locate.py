@@ -29,6 +29,7 @@ from stepmend.recipe import Recipe
 from stepmend.report.summary import percent
 
 ROOT = Path(__file__).parents[1]
+SAMPLES = 8
 SCHEMES = ("rtn-w4a16-g128", "rtn-w3a16-g128")
 
 
@@ -111,6 +112,7 @@ class Regression:
     fault: Fault
     truth: oracle.Truth
     rescued: locators.Rescued
+    sampled: locators.Rescued
 
 
 def regressions(family: str, out: Path, count: int) -> tuple[Loop, list[Regression]]:
@@ -136,13 +138,16 @@ def regressions(family: str, out: Path, count: int) -> tuple[Loop, list[Regressi
 def rescue_again(
     loop: Loop, arm: str, part: Sequence[Problem], faults: Sequence[Fault], full: dict[str, Trace], traces: dict[str, Trace]
 ) -> list[Regression]:
-    """Rescue once more, for what it costs."""
+    """Rescue once more, greedily and by samples, for what it costs."""
     cases = [locators.make_case(loop.prompt_of(p), traces[p.id], full[p.id]) for p in part]
     locator = loop.locator()
-    rescue = locators.Rescue(locator._complete, lambda i, text, finished: locator.arrives(part[i], text, finished))
+    found = [
+        locators.Rescue(locator._complete, lambda i, text, finished: locator.arrives(part[i], text, finished), samples)(cases)
+        for samples in (1, SAMPLES)
+    ]
     return [
-        Regression(f"{loop.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), rescued)
-        for p, fault, rescued in zip(part, faults, rescue(cases), strict=True)
+        Regression(f"{loop.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), *of)
+        for p, fault, *of in zip(part, faults, *found, strict=True)
     ]
 
 
@@ -182,28 +187,50 @@ def scored(name: str, found: Sequence[Regression], step_of: Callable[[Regression
     )
 
 
+def cost_of(found: Sequence[locators.Rescued]) -> str:
+    completions, tokens = (sum(getattr(r, name) for r in found) / len(found) for name in ("completions", "tokens"))
+    return f"{completions:.1f} completions, {tokens:.0f} tokens"
+
+
 def voted(name: str) -> Callable[[Regression], int | None]:
     return lambda r: next(v.step for v in r.fault.votes if v.locator == name)
 
 
 def against_the_oracle(found: Sequence[Regression], linear: int) -> list[str]:
     n = len(found)
-    completions, tokens = (sum(getattr(r.rescued, name) for r in found) for name in ("completions", "tokens"))
+    tokens = sum(r.rescued.tokens for r in found)
     within = sum(r.rescued.completions <= math.ceil(math.log2(r.fault.steps)) + 1 for r in found)
     counts = Counter(r.arm for r in found)
-    probes = f"{completions / n:.1f} completions, {tokens / n:.0f} tokens"
     return [
         "## Every locator against the oracle", "",
         f"{n} regressions: " + ", ".join(f"{arm} {count}" for arm, count in counts.items()) + ".", "",
         "| locator | exact first fault (95 %) | where it speaks | earlier | later | abstains | cost a fault |",
         "|---|---|---|---|---|---|---|",
         scored("equations", found, voted("equations"), "none"),
-        scored("rescue", found, lambda r: r.rescued.vote.step, probes),
+        scored("rescue", found, lambda r: r.rescued.vote.step, cost_of([r.rescued for r in found])),
+        scored(f"rescue, {SAMPLES} samples", found, lambda r: r.sampled.vote.step, cost_of([r.sampled for r in found])),
         scored("margins", found, voted("margins"), "one pass of both models"),
         scored("vote", found, lambda r: r.fault.step, "all of these"), "",
         f"Rescue stays within ceil(log2 steps) + 1 completions for {within} of {n}; a linear scan of the same cases in the same run takes "
         f"{linear:,} tokens, rescue {tokens:,} ({percent(tokens / linear)}).", "",
+        *confidence(found),
     ]  # fmt: skip
+
+
+def confidence(found: Sequence[Regression]) -> list[str]:
+    """Whether what sampled rescue and the vote state as confidence is what comes out."""
+    lines = ["Stated confidence beside the share that is exact:", "", "| | stated | n | mean stated | exact |", "|---|---|---|---|---|"]
+    said = {
+        f"rescue, {SAMPLES} samples": [(r.sampled.vote.confidence, r.sampled.vote.step == r.truth.step) for r in found],
+        "vote": [(r.fault.confidence, r.fault.step == r.truth.step) for r in found],
+    }
+    for name, pairs in said.items():
+        for low, high in ((0.0, 0.9), (0.9, 0.99), (0.99, 1.01)):
+            of = [(c, right) for c, right in pairs if c is not None and low <= c < high]
+            if of:
+                mean, exact = sum(c for c, _ in of) / len(of), sum(right for _, right in of) / len(of)
+                lines.append(f"| {name} | {low:g} to {min(high, 1):g} | {len(of)} | {mean:.3f} | {percent(exact)} |")
+    return [*lines, ""]
 
 
 def classes(found: Sequence[Regression]) -> list[str]:

@@ -135,17 +135,24 @@ def run(
 
     from stepmend.loop import Loop
     from stepmend.progress import Stages
-    from stepmend.report import page, summary
 
     console = _console(stderr=True)
     with Loop(made, out, Stages(console)) as loop:
         loop.run()
-    found = summary.read(out)
-    page.write(found, out / "report.html")
+    _show(out, console)
+    console.print(f"Next: stepmend report {out} --json; to check the located steps yourself: stepmend audit {out}", highlight=False)
+
+
+def _show(folder: Path, console: "Console") -> None:
+    """Write a run's page, and print its table and what a reader of it must be told."""
+    from stepmend.report import page, regularities, summary
+
+    found = summary.read(folder)
+    page.write(found, folder / "report.html")
     console.print(summary.table(found))
-    for line in summary.notices(found):
+    for line in [*summary.notices(found), *regularities.sentences(found)]:
         console.print(line, highlight=False)
-    console.print(f"\nThe page: {out / 'report.html'}\nNext: stepmend report {out} --json", highlight=False)
+    console.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
 
 
 @app.command()
@@ -154,18 +161,12 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Print a run's figures and write its page anew. Needs no model."""
-    from stepmend.report import page, summary
+    from stepmend.report import summary
 
-    found = summary.read(folder)
     if as_json:
-        print(json.dumps(summary.figures(found), indent=2))
+        print(json.dumps(summary.figures(summary.read(folder)), indent=2))
         return
-    page.write(found, folder / "report.html")
-    console = _console()
-    console.print(summary.table(found))
-    for line in summary.notices(found):
-        console.print(line, highlight=False)
-    console.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
+    _show(folder, _console())
 
 
 @app.command()

@@ -16,7 +16,7 @@ from stepmend import curate, grading
 from stepmend.benchmarks import sources, story
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
-from stepmend.locate import faults, judges, locators, steps
+from stepmend.locate import faults, judges, locators
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import statistics
@@ -224,7 +224,7 @@ class Loop:
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
         kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
         sizes = self.max_new_tokens, self.batch_size
-        made_by = digest("locate", steps.VERSION, self.digest("full"), self.digest(arm), kept, [p.id for p in lost], *sizes)
+        made_by = digest("locate", faults.VERSION, self.digest("full"), self.digest(arm), kept, [p.id for p in lost], *sizes)
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures") as tick:
             for begin in range(0, len(lost), CHUNK):

@@ -13,6 +13,8 @@ from stepmend.models import chat
 from stepmend.recipe import Locate
 from stepmend.records import Fault, Problem, Vote
 
+VERSION = f"locate-3 {steps.VERSION}"
+"""Changes whenever the same traces may be located or classified otherwise."""
 READ = 16
 """Traces read in one teacher-forced pass."""
 ALONE = 8

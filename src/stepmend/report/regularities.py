@@ -24,6 +24,12 @@ def regularities(found: Found, arm: str) -> dict[str, Any]:
     return {"early": early(regressions, own), "classes": raised(found, arm, regressions, own)}
 
 
+def sentences(found: Found) -> list[str]:
+    """Both tests in words, for every scheme that was measured; those without enough faults to say anything are left out."""
+    of = {scheme: regularities(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms}
+    return [f"{scheme}: {test['sentence']}" for scheme, tests in of.items() for test in tests.values() if "Too few" not in test["sentence"]]
+
+
 def place(fault: Fault) -> float | None:
     """How far into its solution a fault comes: 0 at the first step, 1 at the last; None where it is not located, or is the only step."""
     return fault.step / (fault.steps - 1) if fault.step is not None and fault.steps > 1 else None
