@@ -18,7 +18,7 @@ VERSION = f"locate-3 {steps.VERSION}"
 READ = 16
 """Traces read in one teacher-forced pass."""
 ALONE = 8
-"""Samples from which full precision rescues itself: greedily it would only fail again."""
+"""Samples of which one must arrive where full precision rescues itself: greedily it would only fail again."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,8 @@ class Locator:
         nothing to say.
         """
         samples = self.settings.samples if quantized else max(self.settings.samples, ALONE)
-        rescue = Rescue(
-            self._complete, lambda i, text, finished: self.arrives(problems[i], text, finished), samples, self.settings.threshold
-        )
+        threshold = self.settings.threshold if quantized else 1 / samples
+        rescue = Rescue(self._complete, lambda i, text, finished: self.arrives(problems[i], text, finished), samples, threshold)
         rescued = rescue(cases) if "rescue" in self.settings.locators else [None] * len(cases)
         margins: Sequence[Margins | None] = [None] * len(cases)
         if quantized:
