@@ -18,7 +18,8 @@ from run import ROOT, WORK, venv  # pyright: ignore[reportAttributeAccessIssue]
 
 from stepmend.models.reasoner import CHECKPOINTS
 
-SMALL = ["measure.problems=40", "curate.problems=30", "curate.round=30", "restore.steps=2", "measure.noise_floor=false"]
+SMALL = ["measure.problems=25", "curate.problems=30", "curate.round=30", "restore.steps=2", "measure.noise_floor=false"]
+SMALL += ["locate.judge_timeout=300"]  # one answer at a time, on a CPU
 SHORT = 32
 """Tokens after which the server ends an answer: nonsense has no end of its own."""
 
@@ -69,11 +70,11 @@ def main() -> None:
             run = command("run", "--quick", "--scheme", "rtn-w3a16", *judge, *settings, "--out", out)
             labelled = data / "processbench" / "gsm8k.json"
             answers = WORK / f"judgements-{port}.jsonl"
-            bench = command("bench", "locate", "--data", labelled, "--locator", "judge", *judge, "--limit", "12", "--answers", answers)
+            bench = command("bench", "locate", "--data", labelled, "--locator", "judge", *judge, "--limit", "4", "--answers", answers)
         finally:
             server.terminate()
     shown = [line for line in (run + bench).replace(str(port), "PORT").replace(str(data), "DATA").splitlines() if line.strip()]
-    kept = [line.rstrip() for line in shown if "judge" in line or "solutions" in line or "alpha" in line or "The page" in line]
+    kept = [line.rstrip() for line in shown if line.startswith("judge ") or " solutions: " in line or "alpha" in line]
     page = ["# A real server that answers nonsense", "", "`python benchmarks/clients/serve.py` wrote this page.", ""]
     page += [
         "The built-in reasoner behind `transformers serve` is asked to judge. It can only solve story problems, so nothing it says is the"

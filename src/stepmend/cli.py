@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["math", "number"]
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
+HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
 DEMO = Path("runs/demo")
 JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
 USAGE_ERRORS: Any = typer.BadParameter.__base__
@@ -46,7 +47,7 @@ def main() -> None:
     except USAGE_ERRORS as error:
         _stop(f"{error.format_message()} ('stepmend --help' and 'stepmend VERB --help' teach)")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets", "peft"}:
+        if (error.name or "").split(".")[0] not in HEAVY:
             raise
         _stop(EXTRA.format(module=error.name))
     except OSError as error:
@@ -151,7 +152,7 @@ def _show(folder: Path, console: "Console") -> None:
     page.write(found, folder / "report.html")
     console.print(summary.table(found))
     for line in [*summary.notices(found), *regularities.sentences(found)]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
     console.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
 
 
@@ -262,14 +263,13 @@ def audit(
     from stepmend.report import audit as auditing
     from stepmend.report import summary
 
-    found = summary.read(folder)
-    console = _console()
+    found, console = summary.read(folder), _console()
     if score is None:
         if as_json:
             raise InputError("audit: --json goes with --score")
         count = auditing.write(found, sample, seed, folder / "audit.html")
-        console.print(f"{folder / 'audit.html'}: {count} failed solutions", highlight=False)
-        console.print(f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json", highlight=False)
+        then = f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json"
+        console.print(f"{folder / 'audit.html'}: {count} failed solutions\n{then}", highlight=False)
         return
     figures = auditing.score(found, score)
     if as_json:
@@ -305,10 +305,8 @@ def bench_locate(
     figures = benches.figures(solutions, found)
     if as_json:
         print(json.dumps(figures, indent=2))
-    else:
-        console.print(benches.text(figures), highlight=False)
-    for note in notes:
-        console.print(note, highlight=False)
+    for line in notes if as_json else [benches.text(figures), *notes]:
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
 
 @app.command()

@@ -52,6 +52,14 @@ def interrupt_soon(seconds: float) -> None:
     threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT)).start()
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, even where the shell that started the tests has told its children to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -436,6 +444,7 @@ def test_keys_come_from_the_environment_and_go_nowhere_but_to_the_judge(monkeypa
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_keeps_what_was_answered_and_puts_nothing_more():
     kept: list[Judgement] = []
 
@@ -457,6 +466,7 @@ def test_an_interruption_keeps_what_was_answered_and_puts_nothing_more():
     assert max(request.count for request in server.requests) == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_does_not_wait_for_the_next_attempt():
     def script(request: Request) -> Reply:
         interrupt_soon(0.1)

@@ -120,7 +120,6 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "bullets": len(found.bullets.get(scheme, [])),
         "restore_seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
         "regressions_located": sum(fault.step is not None for fault in faults),
-        "located": locating(faults),
         "oracle_agreement": oracle_agreement(found, faults),
     }
 
@@ -200,6 +199,8 @@ def notices(found: Found) -> list[str]:
     for scheme in found.recipe.schemes:
         if (damage := found.notes.get(f"damage-{scheme}")) and scheme in found.arms:
             lines.append(f"{scheme}: {damage_text(damage)}")
+        if faults := found.faults.get(scheme):
+            lines.append(f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(faults.values()).items())}")
     for name, tally in found.notes.get("judges", {}).items():
         lines.append(f"judge {name}: {judge_text(tally)}")
     if found.recipe.quick:
