@@ -12,21 +12,22 @@ from typing import Self
 
 import numpy as np
 
-from stepmend import curate, grading
+from stepmend import grading
 from stepmend.benchmarks import sources, story
+from stepmend.curate import leakage
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
 from stepmend.locate import faults, judges, locators
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import statistics
+from stepmend.mend import Budget, Mend
 from stepmend.models import chat, load
 from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
-from stepmend.records import AGAIN, Bullet, Fault, Grade, Judgement, Problem, Trace, digest
-from stepmend.restore import tune
+from stepmend.records import AGAIN, Fault, Grade, Judgement, Problem, Trace, digest
 from stepmend.rundir import RunDir
 
 CHUNK = 64
@@ -53,6 +54,8 @@ class Loop:
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
         self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
         self._problems: dict[str, list[Problem]] = {}
+        self.held_out: leakage.Index | None = None
+        self.leaks: dict[str, dict[str, int]] = {}
         for split in ("test", "calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
         self.dir = RunDir(out, recipe)
@@ -88,16 +91,16 @@ class Loop:
             if (pair.p >= 0.05 or pair.only_first <= pair.only_second) and not self.recipe.restore.within_noise:
                 self.stages.say(f"  {name}: no loss beyond noise (McNemar p = {pair.p:.2g}); nothing to restore")
                 continue
-            bullets = self.curate(name, test)
-            if not bullets:
-                self.stages.say(f"  {name}: no regression was found among the curate problems; nothing to restore")
-                continue
-            self.restore(name, bullets)
-            restored = self.solve(f"{name}+restored", test, "test")
-            self.locate(f"{name}+restored", test, full, restored, "test")
+            Mend(self, name).run(test, full)
         self.locate_alone(test, full)
         if self.panel:
             self.dir.note("judges", **self.panel.tally())
+
+    def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
+        """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""
+        for scheme in self.schemes:
+            if self.folder(f"{scheme.name}+restored").exists():
+                Mend(self, scheme.name).controls(names, seeds, budgets, self.problems("test"))
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +119,7 @@ class Loop:
             "seed": self.recipe.seed,
             "prompt": self.prompt,
             "grading": grading.VERSION,
+            "leakage": self.leaks,
         }
 
     def problems(self, split: str) -> list[Problem]:
@@ -131,8 +135,15 @@ class Loop:
             count = (asked or 300) * len(story.LEVELS) if recipe.benchmark == "story" else asked
             return self.reported.problems("test", count, recipe.seed)
         count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
-        held_out = {problem.id for problem in self.problems("test")}
-        return [problem for problem in self.tuned.problems(split, count, recipe.seed) if problem.id not in held_out]
+        if self.held_out is None:
+            self.held_out = leakage.Index(self.problems("test"))
+        found = self.tuned.problems(split, count, recipe.seed)
+        hits, self.leaks[split] = leakage.check_all(found, self.held_out)
+        leaked = {hit.problem for hit in hits if hit.kind != "near"}
+        return [problem for problem in found if problem.id not in leaked]
+
+    def problem_ids(self, split: str) -> list[str]:
+        return [problem.id for problem in self.problems(split)]
 
     def folder(self, arm: str) -> Path:
         """Where an arm's checkpoint lies."""
@@ -268,57 +279,6 @@ class Loop:
                 kinds += [[damages.kind(self.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
                 tick(len(part))
         self.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))
-
-    def curate(self, arm: str, test: list[Problem]) -> list[Bullet]:
-        """Bullets at the faults of curate problems, which are solved round by round until there are enough."""
-        pool = self.problems("curate")
-        made_by = digest("curate", self.digest("full"), self.digest(arm), self.prompt, self.recipe.model_dump(), [p.id for p in test])
-        if self.dir.notes().get(f"curate-{arm}", {}).get("made_by") == made_by:
-            return self.dir.load(Bullet, made_by)
-        bullets: list[Bullet] = []
-        leaked, located, traces, solved = 0, [], {}, 0
-        for begin in range(0, len(pool), self.recipe.curate.round):
-            part = pool[begin : begin + self.recipe.curate.round]
-            label = f"curate {begin + 1}-{begin + len(part)}"
-            full, quantized = self.solve("full", part, label), self.solve(arm, part, label)
-            located += self.locate(arm, part, full, quantized, label)
-            traces |= quantized
-            solved = begin + len(part)
-            bullets, leaked = curate.curate(
-                {p.id: p for p in pool},
-                {p.id: self.prompt_of(p) for p in pool},
-                traces,
-                located,
-                test,
-                limit=self.recipe.curate.bullets,
-                made_by=made_by,
-            )
-            if len(bullets) == self.recipe.curate.bullets:
-                break
-        have = {bullet.problem for bullet in self.dir.load(Bullet, made_by)}
-        self.dir.append([bullet for bullet in bullets if bullet.problem not in have])
-        self.dir.note(f"curate-{arm}", made_by=made_by, bullets=len(bullets), leaked=leaked, problems=solved)
-        return bullets
-
-    def restore(self, name: str, bullets: list[Bullet]) -> None:
-        """The restored checkpoint of a scheme."""
-        out, note = self.folder(f"{name}+restored"), f"restore-{name}"
-        made_by = digest(
-            "restore", self.digest(name), self.recipe.restore.model_dump(), self.recipe.seed, [b.model_dump() for b in bullets]
-        )
-        if out.exists() and self.dir.notes().get(note, {}).get("made_by") == made_by:
-            return
-        with self.stages.stage(f"{name}: restore ({len(bullets)} bullets)", self.recipe.restore.steps, "steps") as tick:
-            begin = time.perf_counter()
-            tuned = tune.restore(self.parent, self.folder(name), bullets, self.recipe.restore, out, seed=self.recipe.seed, tick=tick)
-        self.dir.note(
-            note,
-            made_by=made_by,
-            seconds=time.perf_counter() - begin,
-            checkpoint=load.checkpoint_digest(out),
-            export_error=tuned.export_error,
-            losses=[round(loss, 5) for loss in tuned.losses],
-        )
 
 
 def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:

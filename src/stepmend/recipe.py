@@ -70,19 +70,26 @@ class Curate(Part):
 
 
 class Restore(Part):
-    """What is tuned, towards what, and on which part of a bullet."""
+    """What is tuned, towards what, and on which part of a bullet (formulas: ``restore/objectives.py``)."""
 
-    tune: Literal["scales", "lora"] = "scales"
+    tune: Literal["scales", "norms", "scales+norms", "lora"] = "scales"
     objective: Literal["sft", "dpo", "distill"] = "distill"
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
-        default=None, description="the part of a bullet that the loss is on; default: step for dpo, whole for the others"
+        default=None,
+        description="what the loss is on: the faulty step, the start through it, it to the end, all; default: step for dpo, else whole",
     )
+    prefix: Literal["quantized", "full"] = Field(default="quantized", description="whose text stands before the step")
+    weight: Literal["uniform", "low-entropy", "small-margin"] = Field(
+        default="uniform", description="distill: tokens that full precision is sure of, or nearly undecided about, count more"
+    )
+    features: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
     steps: int = Field(default=300, ge=1, description="optimizer steps")
     batch_size: int = Field(default=8, ge=1, description="bullets a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by what is tuned")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1)
+    rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
     within_noise: bool = Field(default=False, description="restore even where the loss is within noise (recovery stays undefined)")
 
 

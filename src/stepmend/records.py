@@ -147,10 +147,12 @@ class Fault(Made):
 
 
 class Bullet(Made):
-    """A Silver Bullet: prompt, shared correct prefix, and at the fault the chosen step and the rejected one.
+    """A Silver Bullet: the step chosen and the step rejected behind the same correct beginning of a solution.
 
-    ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed the
-    rejected one; the texts join without separators.
+    ``prompt`` is the rendered question with that beginning, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
+    reads one. ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed
+    the rejected one; the texts join without separators. ``solution`` is full precision's own solution from the very start, and
+    ``place`` the span in it of its step with the number ``step`` (its last one, where it has fewer).
     """
 
     prompt: str
@@ -159,8 +161,15 @@ class Bullet(Made):
     rejected: str
     continuation: str
     rejected_rest: str
+    solution: str
+    place: tuple[int, int]
     step: int
     error_class: ErrorClass | None
+
+    @property
+    def question(self) -> str:
+        """The rendered question: the prompt without the solution's beginning."""
+        return self.prompt.removesuffix(self.prefix)
 
 
 def digest(*parts: Any) -> str:

@@ -145,9 +145,19 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
             raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise
+    _readable(part)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
+
+
+def _readable(folder: Path) -> None:
+    """Files as a new file has them: safetensors keeps its own from everybody but their owner, and a server may be another user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def replace(file: Path, write: Callable[[Path], Any]) -> None:

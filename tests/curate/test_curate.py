@@ -1,14 +1,25 @@
-"""Bullets: what becomes one, what does not, and what leaks."""
+"""Bullets: what becomes one and what does not; and their controls."""
 
-from stepmend import Fault, Problem, Trace, curate
+import json
 
+import pytest
+
+from stepmend import Fault, InputError, Problem, Trace, curate
+from stepmend.curate import Solved, controls
+from stepmend.recipe import Restore
+
+SOLUTION = "Step 1: 2 + 2 = 4\nStep 2: 4 + 3 = 7\n\\boxed{7}"
 TEXT = "Step 1: 2 + 2 = 4\nStep 2: 4 + 3 = 8\n\\boxed{8}"
 BEGIN, END = TEXT.index("Step 2"), TEXT.index("\\boxed")
 QUESTION = "Tom has 2 eggs. Tom buys 2 eggs. Tom finds 3 more eggs. How many eggs does Tom have now?"
 
 
-def problem(name: str, split: str, question: str = QUESTION) -> Problem:
-    return Problem(id=name, benchmark="story", split=split, level="easy", question=question, answer="7")
+def solved(name: str, text: str = TEXT) -> Solved:
+    problem = Problem(id=name, benchmark="story", split="curate", level="easy", question=QUESTION, answer="7")
+    full, low = (
+        Trace(problem=name, arm=arm, made_by="t", text=of, tokens=(), finish="stop") for arm, of in (("full", SOLUTION), ("q", text))
+    )
+    return Solved(problem, "P", full, low)
 
 
 def fault(name: str, **changes) -> Fault:
@@ -16,19 +27,22 @@ def fault(name: str, **changes) -> Fault:
     return Fault(**{**common, "outcome": "located", "votes": (), "chosen": "Step 2: 4 + 3 = 7\n", "continuation": "\\boxed{7}", **changes})
 
 
-def collect(faults, *, held_out=(), limit=10):
-    names = [f.problem for f in faults]
-    traces = {n: Trace(problem=n, arm="q", made_by="t", text=TEXT, tokens=(), finish="stop") for n in names}
-    return curate.curate(
-        {n: problem(n, "curate") for n in names}, dict.fromkeys(names, "P"), traces, faults, held_out, limit=limit, made_by="c"
-    )
+def collect(faults, *, limit=10):
+    return curate.curate({f.problem: solved(f.problem) for f in faults}, faults, limit=limit, made_by="c")
 
 
 def test_a_bullet_joins_without_separators():
-    (bullet,), leaked = collect([fault("a")])
-    assert leaked == 0
+    (bullet,) = collect([fault("a")])
     assert bullet.prefix + bullet.rejected + bullet.rejected_rest == TEXT
-    assert bullet.prefix + bullet.chosen + bullet.continuation == TEXT.replace("8", "7")
+    assert bullet.prefix + bullet.chosen + bullet.continuation == SOLUTION
+    assert bullet.solution[slice(*bullet.place)] == bullet.chosen
+
+
+def test_the_prompt_ends_in_the_shared_beginning_as_a_preference_dataset_has_it():
+    (bullet,) = collect([fault("a")])
+    row = json.loads(bullet.model_dump_json())
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ("P" + TEXT[:BEGIN], "Step 2: 4 + 3 = 7\n", "Step 2: 4 + 3 = 8\n")
+    assert bullet.question == "P"
 
 
 def test_only_verified_and_different_steps_become_bullets():
@@ -38,17 +52,48 @@ def test_only_verified_and_different_steps_become_bullets():
         fault("same", chosen=TEXT[BEGIN:END]),
         fault("good"),
     ]
-    bullets, _ = collect(faults)
-    assert [b.problem for b in bullets] == ["good"]
+    assert [b.problem for b in collect(faults)] == ["good"]
 
 
 def test_the_limit_keeps_the_first():
-    bullets, _ = collect([fault(name) for name in "abcd"], limit=2)
-    assert [b.problem for b in bullets] == ["a", "b"]
+    assert [b.problem for b in collect([fault(name) for name in "abcd"], limit=2)] == ["a", "b"]
 
 
-def test_thirteen_words_shared_with_a_held_out_question_are_a_leak():
-    near = problem("t", "test", QUESTION.replace("now", "today"))
-    far = problem("t", "test", QUESTION.replace("2 eggs. Tom", "9 eggs. Ann"))
-    assert collect([fault("a")], held_out=[near]) == ([], 1)
-    assert collect([fault("a")], held_out=[far])[1] == 0
+@pytest.mark.parametrize("objective", ["distill", "dpo"])
+def test_a_random_step_is_of_the_same_texts_and_seeded(objective):
+    located = collect([fault(name) for name in "abcdefgh"])
+    recipe = Restore(objective=objective)
+    made = controls.bullets_of("random-step", located, [], recipe, seed=0)
+    assert made == controls.bullets_of("random-step", located, [], recipe, seed=0)
+    assert [b.problem for b in made] == [b.problem for b in located]
+    for bullet in made:
+        assert bullet.prefix + bullet.chosen + bullet.continuation == SOLUTION
+        assert bullet.prompt == bullet.question + bullet.prefix
+    steps = {b.step for b in made}
+    # A preference needs a step at which the two texts differ; elsewhere any step will do.
+    assert steps <= {1, 2} if objective == "dpo" else len(steps) > 1
+
+
+def test_whole_responses_share_nothing():
+    (bullet,) = controls.bullets_of("whole-response", collect([fault("a")]), [], Restore(), seed=0)
+    assert (bullet.prompt, bullet.prefix, bullet.chosen, bullet.rejected) == ("P", "", SOLUTION, TEXT)
+
+
+def test_solved_problems_are_others_and_no_more_than_located_ones():
+    located = collect([fault("a"), fault("b")])
+    made = controls.bullets_of("solved-problems", located, [solved(n, SOLUTION) for n in "xyz"], Restore(), seed=0)
+    assert [b.problem for b in made] == ["x", "y"]
+    with pytest.raises(InputError, match="solved-problems has nothing to tune on"):
+        controls.bullets_of("solved-problems", located, [solved("x", SOLUTION)], Restore(objective="dpo"), seed=0)
+
+
+def test_controls_change_what_they_are_named_for():
+    located = Restore(span="prefix")
+    assert controls.recipe_of("random-step", located) == located
+    assert controls.recipe_of("whole-trace", located).span == "whole"
+    assert controls.recipe_of("sft-chosen", located).objective == "sft"
+    assert (controls.recipe_of("full-tuned", located).tune, controls.recipe_of("full-tuned", located).objective) == ("lora", "sft")
+    assert controls.parse("random-step, whole-trace") == ("random-step", "whole-trace")
+    for wrong in ("nonsense", "", "random-step,nonsense"):
+        with pytest.raises(InputError, match="allowed: random-step, whole-response"):
+            controls.parse(wrong)

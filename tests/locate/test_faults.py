@@ -29,6 +29,7 @@ def test_faults_are_whole(full, broken):
         assert (fault.outcome, fault.step, fault.error_class) == ("located", step, "computational")
         assert [v.locator for v in fault.votes] == ["equations", "rescue", "margins"]
         assert fault.confidence > 0.9
+        assert fault.span
         begin, end = fault.span
         assert boxed(case.trace.text[:begin] + fault.chosen + fault.continuation) == problem.answer
         assert fault.chosen != case.trace.text[begin:end]

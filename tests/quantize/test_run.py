@@ -15,7 +15,7 @@ from tests.texts import calibration_texts
 ALL = (
     "rtn-w3a16-g128",
     "rtn-w4a16-g64",
-    "rtn-w4a16",
+    "rtn-w4a16-asym",
     "rtn-w8a8",
     "gptq-w3a16-g128",
     "gptq-w4a16-g128-kv8",

@@ -20,6 +20,7 @@ def test_a_name_says_what_is_done():
     assert (scheme.method, scheme.weight_bits, scheme.activation_bits, scheme.group, scheme.kv_bits) == ("awq", 3, 16, 64, 8)
     assert not scheme.symmetric
     assert schemes.parse("rtn-w4a16").group is None
+    assert [schemes.parse(n).symmetric for n in ("rtn-w4a16", "gptq-w3a16-g64-asym", "awq-w4a16-g32-sym")] == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ def test_a_name_says_what_is_done():
         ("awq-w8a8", "awq is offered as"),
         ("gptq-w4a16-g100", "groups of 32, 64, 128"),
         ("smoothquant-w8a8-g128", "one scale a row"),
+        ("rtn-w8a8-asym", "zero points (-asym) with a16 only"),
     ],
 )
 def test_unknown_names_are_refused_in_one_line(name, line):

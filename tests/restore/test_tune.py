@@ -1,32 +1,36 @@
 """Tuning for real: what is frozen stays, what is exported is what was trained, and a stopped tuning continues."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stepmend import Bullet, InputError
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.quantize import run, schemes
 from stepmend.recipe import Restore
-from stepmend.restore import objectives, scales, tune
+from stepmend.restore import memory, objectives, scales, training, tune
+from stepmend.restore.losses import Loss
 from tests.texts import calibration_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
 
 
 def bullets(count: int = 8) -> list[Bullet]:
-    """Bullets of one sum: the rejected step is off by one."""
+    """Bullets of one sum, behind a correct first line: the rejected step is off by one."""
     made = []
     for i in range(count):
         a, b = 10 + 3 * i, 20 + i
+        first, right, wrong = f"Step 1: {a} + 1 = {a + 1}\n", f"Step 2: {a} + {b} = {a + b}\n", f"Step 2: {a} + {b} = {a + b + 1}\n"
         made.append(
             Bullet(
-                problem=f"p{i}", arm="q", made_by="t", prompt=f"<|user|>Tom has {a} eggs. Tom buys {b} eggs.<|assistant|>", prefix="",
-                chosen=f"Step 1: {a} + {b} = {a + b}\n", rejected=f"Step 1: {a} + {b} = {a + b + 1}\n", continuation=f"\\boxed{{{a + b}}}",
-                rejected_rest=f"\\boxed{{{a + b + 1}}}", step=0, error_class="computational",
+                problem=f"p{i}", arm="q", made_by="t", prefix=first,
+                prompt=f"<|user|>Tom has {a} eggs. Tom buys {b} eggs.<|assistant|>{first}",
+                chosen=right, rejected=wrong, continuation=f"\\boxed{{{a + b}}}", rejected_rest=f"\\boxed{{{a + b + 1}}}",
+                solution=f"{first}{right}\\boxed{{{a + b}}}", place=(len(first), len(first + right)), step=1, error_class="computational",
             )
         )  # fmt: skip
     return made
@@ -44,7 +48,7 @@ def low_bit(tiny_llama, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("what", ["scales", "lora"])
+@pytest.mark.parametrize("what", ["scales", "norms", "scales+norms", "lora"])
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_every_objective_lowers_its_loss_and_exports_what_it_trained(tiny_llama, low_bit, tmp_path, what, objective):
     recipe = Restore.model_validate({"tune": what, "objective": objective, "steps": 12, "batch_size": 4})
@@ -76,7 +80,13 @@ def test_restored_differs_in_scales_and_in_nothing_else(tiny_llama, low_bit, tmp
     assert all(i in scale_bytes for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
 
 
-@pytest.mark.parametrize("scheme", ["awq-w3a16-g64", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
+def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune="norms"), tmp_path / "restored", seed=0)
+    before, after = load_file(low_bit / "model.safetensors"), load_file(tmp_path / "restored/model.safetensors")
+    assert {name for name, t in before.items() if not torch.equal(t, after[name])} == {name for name in before if "norm" in name}
+
+
+@pytest.mark.parametrize("scheme", ["awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
 def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
     quantized(tiny, scheme, tmp_path / "low")
     tuned = tune.restore(tiny, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
@@ -99,12 +109,12 @@ def test_gradients_reach_every_scale_through_rounded_activations(tiny_llama, tmp
     model = scales.attach(str(tmp_path / "low"), Restore())
     ids_BT = torch.tensor([chat.encode(load.load_tokenizer(tiny_llama), bullets()[0].prompt)])
     with scales.straight_through():
-        objectives.logits_of(model, ids_BT).logsumexp(-1).sum().backward()
+        model(input_ids=ids_BT).logits.logsumexp(-1).sum().backward()
     assert all(layer.change.grad.abs().sum() > 0 for layer in scales.scales(model).values())
 
 
 def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SAVE_EVERY", 3)
+    monkeypatch.setattr(training, "SAVE_EVERY", 3)
     recipe = Restore(steps=10, batch_size=4)
     whole = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "whole", seed=0)
 
@@ -126,15 +136,86 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
 
 
 @pytest.mark.parametrize(("span", "text"), [
-    ("step", "Step 1: 10 + 20 = 30\n"), ("prefix", "So:\nStep 1: 10 + 20 = 30\n"), ("tail", "Step 1: 10 + 20 = 30\n\\boxed{30}"),
-    ("whole", "So:\nStep 1: 10 + 20 = 30\n\\boxed{30}"),
+    ("step", "Step 2: 10 + 20 = 30\n"),
+    ("prefix", "Step 1: 10 + 1 = 11\nStep 2: 10 + 20 = 30\n"),
+    ("tail", "Step 2: 10 + 20 = 30\n\\boxed{30}"),
+    ("whole", "Step 1: 10 + 1 = 11\nStep 2: 10 + 20 = 30\n\\boxed{30}"),
 ])  # fmt: skip
 def test_a_span_targets_its_own_tokens(tiny_llama, span, text):
     tokenizer = load.load_tokenizer(tiny_llama)
-    bullet = bullets(1)[0].model_copy(update={"prefix": "So:\n"})
-    row = objectives.chosen_row(tokenizer, bullet, span)
+    row = objectives.chosen_row(tokenizer, bullets(1)[0], span)
     targets = [token for token, wanted in zip(row.ids, row.targets, strict=True) if wanted]
     assert tokenizer.decode(targets, skip_special_tokens=True) == text
+
+
+def test_the_prefix_is_the_text_of_whom_it_names(tiny_llama):
+    tokenizer = load.load_tokenizer(tiny_llama)
+    bullet = bullets(1)[0].model_copy(update={"solution": "Step 1: 20 + 1 = 21\nStep 2: 10 + 20 = 30\n\\boxed{30}", "place": (20, 41)})
+    own, others = (tokenizer.decode(objectives.chosen_row(tokenizer, bullet, "step", p).ids) for p in ("quantized", "full"))
+    assert "10 + 1 = 11" in own
+    assert "20 + 1 = 21" in others
+
+
+@pytest.mark.parametrize("span", ["step", "prefix", "whole"])
+def test_a_shared_prefix_is_computed_once_to_the_same_likelihoods(tiny, span):
+    model, tokenizer = load.load_model(tiny), load.load_tokenizer(tiny)
+    chosen = [objectives.chosen_row(tokenizer, b, span) for b in bullets(3)]
+    rejected = [objectives.rejected_row(tokenizer, b, span) for b in bullets(3)]
+    packed = [objectives.pack(*sides) for sides in zip(chosen, rejected, strict=True)]
+    assert all(len(p.ids) < len(c.ids) + len(r.ids) for p, c, r in zip(packed, chosen, rejected, strict=True))
+    with torch.no_grad():
+        sums = objectives.pairs_of(model, packed, 0)
+        for rows, found in zip((chosen, rejected), sums, strict=True):
+            for row, value in zip(rows, found, strict=True):
+                logits_TV = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+                alone = sum(logits_TV[t - 1, row.ids[t]] for t, wanted in enumerate(row.targets) if wanted)
+                assert value.item() == pytest.approx(alone.item(), abs=1e-3)
+
+
+def test_distillation_is_zero_from_itself_and_its_weights_have_mean_one():
+    torch.manual_seed(0)
+    one, other = torch.randn(5, 7), torch.randn(5, 7)
+    for weight in ("uniform", "low-entropy", "small-margin"):
+        assert objectives.distill(one, one, weight).item() == pytest.approx(0, abs=1e-6)
+        assert objectives.distill(other, one, weight).item() > 0
+    p, q = one.softmax(-1), other.softmax(-1)
+    assert objectives.distill(other, one).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    same = one[:1].repeat(4, 1)  # equal tokens have equal weights
+    assert objectives.distill(other[:4], same, "small-margin").item() == pytest.approx(objectives.distill(other[:4], same).item(), rel=1e-5)
+
+
+def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit):
+    tokenizer, student = load.load_tokenizer(tiny_llama), scales.attach(str(low_bit), Restore())
+    loss_of = Loss(Restore(), student, tiny_llama, tokenizer, bullets(3))
+    row = loss_of.rows[1]
+    with torch.no_grad():
+        teacher_TV, student_TV = (m(input_ids=torch.tensor([row.ids])).logits[0] for m in (load.load_model(tiny_llama), student))
+        places = [t - 1 for t, wanted in enumerate(row.targets) if wanted]
+        assert loss_of([1]).item() == pytest.approx(objectives.distill(student_TV[places], teacher_TV[places]).item(), rel=1e-4)
+
+
+def test_what_cannot_learn_is_refused_before_it_starts(tiny_llama, low_bit, tmp_path):
+    same = [b.model_copy(update={"rejected": b.chosen, "rejected_rest": b.continuation}) for b in bullets()]
+    recipe = Restore(objective="dpo", keep_chosen=0, steps=2)
+    with pytest.raises(InputError, match="no gradient reaches"):
+        tune.restore(tiny_llama, low_bit, same, recipe, tmp_path / "restored", seed=0)
+    assert not (tmp_path / "restored").exists()
+
+
+def test_a_broken_checkpoint_is_refused_before_it_starts(tiny_llama, low_bit, tmp_path):
+    shutil.copytree(low_bit, tmp_path / "low")
+    tensors = load_file(tmp_path / "low/model.safetensors")
+    tensors[next(n for n in tensors if n.endswith("weight_scale"))][:] = float("inf")
+    save_file(tensors, tmp_path / "low/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="the loss is"):
+        tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+
+
+def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path):
+    said = []
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=1), tmp_path / "restored", seed=0, say=said.append)
+    assert "memory: about" in said[0]
+    assert "may not fit" in memory.text({"model": 1.0, "teacher": 0.0, "logits": 9.0}, free=8)
 
 
 def test_dpo_is_its_closed_form():

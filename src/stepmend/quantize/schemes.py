@@ -1,6 +1,7 @@
 """The table of schemes: what a name such as ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
 
-A name reads ``<method>-w<bits>a<bits>[-g<group>][-kv8]``; without ``-g`` there is one scale a row. This module needs no torch.
+A name reads ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``; without ``-g`` there is one scale a row. With zero points
+(``-asym``) or without (``-sym``): AWQ has them by itself, as its authors do, the others have not. This module needs no torch.
 """
 
 import re
@@ -24,7 +25,7 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
 """Method -> (weight bits, activation bits) that it is offered in."""
 
 GROUPS = (32, 64, 128)
-NAME = re.compile(r"(?P<method>[a-z]+)-w(?P<weights>\d+)a(?P<activations>\d+)(-g(?P<group>\d+))?(?P<kv>-kv8)?")
+NAME = re.compile(r"(?P<method>[a-z]+)-w(?P<weights>\d+)a(?P<activations>\d+)(-g(?P<group>\d+))?(-(?P<zeros>sym|asym))?(?P<kv>-kv8)?")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,8 @@ class Scheme:
     weight_bits: int
     activation_bits: int
     group: int | None
+    symmetric: bool
     kv_bits: int | None
-
-    @property
-    def symmetric(self) -> bool:
-        """AWQ keeps integer zero points, as its authors do; the others have none."""
-        return self.method != "awq"
 
     @property
     def calibrated(self) -> bool:
@@ -61,9 +58,8 @@ def parse(name: str) -> Scheme:
     match = NAME.fullmatch(name)
     allowed = "; ".join(f"{m}-{{{','.join(f'w{w}a{a}' for w, a in widths)}}}" for m, widths in WIDTHS.items())
     if match is None or match["method"] not in METHODS:
-        raise InputError(
-            f"scheme: unknown {name!r}; allowed: {allowed}; then -g32, -g64 or -g128 for a16, and -kv8 for all ('stepmend schemes')"
-        )
+        ends = "-g32, -g64 or -g128 and -sym or -asym for a16, and -kv8 for all"
+        raise InputError(f"scheme: unknown {name!r}; allowed: {allowed}; then {ends} ('stepmend schemes')")
     widths = (int(match["weights"]), int(match["activations"]))
     group = int(match["group"]) if match["group"] else None
     if widths not in WIDTHS[match["method"]]:
@@ -71,17 +67,20 @@ def parse(name: str) -> Scheme:
         raise InputError(f"scheme: {name!r}: {match['method']} is offered as {offered}")
     if group is not None and (group not in GROUPS or widths[1] != 16):
         raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16; a8 has one scale a row")
-    return Scheme(name, match["method"], *widths, group, 8 if match["kv"] else None)
+    if match["zeros"] == "asym" and widths[1] != 16:
+        raise InputError(f"scheme: {name!r}: zero points (-asym) with a16 only")
+    symmetric = match["zeros"] == "sym" if match["zeros"] else match["method"] != "awq"
+    return Scheme(name, match["method"], *widths, group, symmetric, 8 if match["kv"] else None)
 
 
 def listing() -> list[Scheme]:
-    """The schemes that ``stepmend schemes`` prints: every method, width and group, and one example with a quantized KV cache."""
+    """The schemes that ``stepmend schemes`` prints: every method, width and group; zero points and KV cache by example."""
     names = []
     for method, widths in WIDTHS.items():
         for weights, activations in widths:
             stem = f"{method}-w{weights}a{activations}"
             names += [f"{stem}-g{group}" for group in GROUPS] if activations == 16 else [stem]
-    return [parse(name) for name in [*names, "gptq-w4a16-g128-kv8", "smoothquant-w8a8-kv8"]]
+    return [parse(name) for name in [*names, "gptq-w4a16-g128-asym", "gptq-w4a16-g128-kv8", "smoothquant-w8a8-kv8"]]
 
 
 def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:

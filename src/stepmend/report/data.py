@@ -9,8 +9,8 @@ from stepmend.locate import steps
 from stepmend.measure import behaviour, statistics
 from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
-from stepmend.report import regularities, summary
-from stepmend.report.summary import RESTORED, Found
+from stepmend.report import controlled, effects, regularities, summary
+from stepmend.report.summary import Found
 
 PLACES = 10
 """Steps that the histogram of first faults tells apart; later ones are counted with the last."""
@@ -96,7 +96,7 @@ def _places(found: Found, arm: str) -> list[int]:
 
 
 def _scheme(found: Found, scheme: str) -> dict[str, Any]:
-    restored = scheme + RESTORED if scheme + RESTORED in found.arms else None
+    restored = summary.final(found, scheme)
     pairs = [("full", scheme), *([(scheme, restored), ("full", restored)] if restored else [])]
     bullets = found.bullets.get(scheme, [])
     return {
@@ -114,8 +114,11 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "damage": _damage(found, scheme),
         "regularities": regularities.regularities(found, scheme),
         "agreement": summary.figures(found)["schemes"][scheme]["oracle_agreement"],
-        "seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
-        "losses": found.notes.get(f"restore-{scheme}", {}).get("losses", []),
+        "seconds": summary.tuning(found, scheme).get("seconds"),
+        "tuned": found.recipe.restore.tune.replace("+", " and ").replace("lora", "an adapter"),
+        "effects": effects.effects(found, scheme),
+        "controls": controlled.controls(found, scheme),
+        "rounds": [{"arm": arm, "classes": dict(summary.classes(found, arm))} for arm in found.arms if summary.scheme_of(arm) == scheme],
     }
 
 
@@ -137,7 +140,14 @@ def _bullets(bullets: Sequence[Bullet]) -> list[dict[str, Any]]:
     for bullet in bullets:
         first.setdefault(bullet.error_class or "not classified", bullet)
     return [
-        {"class": name, "prompt": b.prompt, "prefix": b.prefix, "chosen": b.chosen, "rejected": b.rejected, "continuation": b.continuation}
+        {
+            "class": name,
+            "question": b.question,
+            "prefix": b.prefix,
+            "chosen": b.chosen,
+            "rejected": b.rejected,
+            "continuation": b.continuation,
+        }
         for name, b in first.items()
     ]
 

@@ -38,8 +38,9 @@ class Found:
 
     @property
     def arms(self) -> list[str]:
-        """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twin."""
-        order = ["full", *(arm for s in self.recipe.schemes for arm in (s, s + RESTORED))]
+        """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twins, round by round."""
+        later = [f"{RESTORED}-{number}" for number in range(2, self.recipe.restore.rounds + 1)]
+        order = ["full", *(s + end for s in self.recipe.schemes for end in ("", RESTORED, *later))]
         solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
         return [arm for arm in order if self.test and all(p.id in solved[arm] for p in self.test)]
 
@@ -118,10 +119,15 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "recovery": {"value": recovered.value, "low": recovered.low, "high": recovered.high, "reason": recovered.reason},
         "mcnemar_p": statistics.paired(full, quantized).p,
         "bullets": len(found.bullets.get(scheme, [])),
-        "restore_seconds": found.notes.get(f"restore-{scheme}", {}).get("seconds"),
+        "restore_seconds": tuning(found, scheme).get("seconds"),
         "regressions_located": sum(fault.step is not None for fault in faults),
         "oracle_agreement": oracle_agreement(found, faults),
     }
+
+
+def tuning(found: Found, scheme: str) -> dict[str, Any]:
+    """What was noted of a scheme's last tuning: seconds, losses, tokens; empty where nothing was restored."""
+    return found.notes.get(f"restore-{final(found, scheme)}", {})
 
 
 def locating(faults: Iterable[Fault]) -> dict[str, int]:
@@ -132,11 +138,21 @@ def locating(faults: Iterable[Fault]) -> dict[str, int]:
     return named | {"unclassified": sum(fault.step is not None and fault.error_class is None for fault in faults)}
 
 
-def recovery(found: Found, scheme: str) -> statistics.Interval:
-    """Recovery of a scheme with its interval; None with a reason where the loss is within noise or nothing was restored."""
+def final(found: Found, scheme: str) -> str | None:
+    """The restored arm of a scheme, of the last round; None where nothing was restored."""
+    return next((arm for arm in reversed(found.arms) if arm.startswith(scheme + RESTORED)), None)
+
+
+def scheme_of(arm: str) -> str:
+    """The scheme that an arm belongs to."""
+    return arm.partition("+")[0]
+
+
+def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.Interval:
+    """Recovery of a scheme (by ``arm``, or its last restored one) with its interval; None with a reason where it is undefined."""
     full, quantized = found.outcomes("full"), found.outcomes(scheme)
-    restored = scheme + RESTORED in found.arms
-    interval = statistics.recovery(full, quantized, found.outcomes(scheme + RESTORED) if restored else quantized)
+    restored = arm or final(found, scheme)
+    interval = statistics.recovery(full, quantized, found.outcomes(restored) if restored else quantized)
     if interval.value is not None and not restored:
         return statistics.Interval(None, None, None, "not restored yet")
     return interval
@@ -183,7 +199,7 @@ def table(found: Found) -> Table:
         against = (
             ["", ""] if arm == "full" else [f"{points(change.value)} ({points(change.low)} to {points(change.high)})", f"{pair.p:.1g}"]
         )
-        back = recovery_text(recovery(found, arm.removesuffix(RESTORED))) if arm.endswith(RESTORED) else ""
+        back = recovery_text(recovery(found, scheme_of(arm), arm)) if RESTORED in arm else ""
         shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *against, back)
     return shown
 

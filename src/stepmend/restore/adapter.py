@@ -17,17 +17,18 @@ FOLDER = "adapter"
 
 
 def attach(folder: str, recipe: Restore) -> Any:
-    """The checkpoint, dequantized in memory (its values are those that are served), with a fresh adapter on every quantized layer."""
+    """The checkpoint with a fresh adapter on every linear layer but the head.
+
+    A quantized one is dequantized in memory: its values are those that are served.
+    """
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = CompressedTensorsConfig(dequantize=True)
-    dtype = "auto" if device == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
-    targets = [
-        n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and getattr(m, "quantization_scheme", None) is not None
-    ]
+    quantized = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None
+    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32, **config)
+    targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model.to(device), lora)
 

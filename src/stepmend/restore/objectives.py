@@ -1,6 +1,7 @@
 """What tuning moves towards: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
 
-Tensor names carry their shape: B rows, T tokens, V vocabulary.
+A target is a token to be predicted; its *place* is where it is predicted from, one token earlier. Tensor names carry their shape: B rows,
+T tokens, N targets of all rows, V vocabulary, H hidden width.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import chat
+from stepmend.models.forward import collate, head_of, hidden_of
 from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
+Weight = Literal["uniform", "low-entropy", "small-margin"]
 DEFAULT_SPAN: dict[str, Span] = {"sft": "whole", "distill": "whole", "dpo": "step"}
 
 
@@ -25,26 +28,47 @@ class Row:
     targets: tuple[bool, ...]
 
 
-def chosen_row(tokenizer: Any, bullet: Bullet, span: Span) -> Row:
-    """Prompt, correct prefix, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
+@dataclass(frozen=True)
+class Pair:
+    """Chosen and rejected behind the beginning they share, which is computed once: ``shared + chosen + rejected`` in one row of tokens.
+
+    The rejected tokens do not see the chosen ones. Each side's targets are (place, token) pairs.
+    """
+
+    ids: tuple[int, ...]
+    shared: int
+    split: int
+    chosen: tuple[tuple[int, int], ...]
+    rejected: tuple[tuple[int, int], ...]
+
+
+def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
+    """What stands before the step, full precision's step, and what follows it; before it, the text of whom ``prefix`` names."""
+    if prefix == "quantized":
+        return bullet.prefix, bullet.chosen, bullet.continuation
+    begin, end = bullet.place
+    return bullet.solution[:begin], bullet.solution[begin:end], bullet.solution[end:]
+
+
+def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
+    """Prompt, correct beginning, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
 
     ``step``: the chosen step. ``prefix``: from the start through it. ``tail``: from it to the end. ``whole``: all of the answer.
     """
-    return _row(tokenizer, bullet, bullet.chosen, bullet.continuation, span)
+    return _row(tokenizer, bullet.question, *texts(bullet, prefix), span)
 
 
-def rejected_row(tokenizer: Any, bullet: Bullet, span: Span) -> Row:
+def rejected_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
     """The same with the rejected step and what the quantized model wrote behind it."""
-    return _row(tokenizer, bullet, bullet.rejected, bullet.rejected_rest, span)
+    return _row(tokenizer, bullet.question, texts(bullet, prefix)[0], bullet.rejected, bullet.rejected_rest, span)
 
 
-def _row(tokenizer: Any, bullet: Bullet, step: str, rest: str, span: Span) -> Row:
-    before, through = len(bullet.prefix), len(bullet.prefix) + len(step)
-    whole = through + len(rest)
-    begin, end = {"step": (before, through), "prefix": (0, through), "tail": (before, whole), "whole": (0, whole)}[span]
-    text = bullet.prefix + step + (rest if end == whole else "")
+def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span: Span) -> Row:
+    through, whole = len(before) + len(step), len(before) + len(step) + len(rest)
+    begin, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
+    text = before + step + (rest if end == whole else "")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    prompt, ids = chat.encode(tokenizer, bullet.prompt), list(encoded["input_ids"])
+    prompt, ids = chat.encode(tokenizer, question), list(encoded["input_ids"])
     targets = [b < end and e > begin for b, e in encoded["offset_mapping"]]
     if end == whole:
         ids.append(tokenizer.eos_token_id)
@@ -52,34 +76,68 @@ def _row(tokenizer: Any, bullet: Bullet, step: str, rest: str, span: Span) -> Ro
     return Row((*prompt, *ids), (False,) * len(prompt) + tuple(targets))
 
 
-def collate(rows: Sequence[Row], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [B, T], padded on the right, and the mask [B, T-1] of positions whose next token is a target."""
-    width = max(len(row.ids) for row in rows)
-    ids_BT = torch.tensor([[*row.ids, *[pad] * (width - len(row.ids))] for row in rows], device=device)
-    mask_BT = torch.tensor([[*row.targets, *[False] * (width - len(row.ids))] for row in rows], device=device)[:, 1:]
-    return ids_BT, mask_BT
+def pack(chosen: Row, rejected: Row) -> Pair:
+    """Two rows as one: what they share stands in it once."""
+    least = min(len(chosen.ids), len(rejected.ids))
+    shared = next((i for i in range(least) if chosen.ids[i] != rejected.ids[i]), least)
+    split = len(chosen.ids)
+    moved = split - shared  # rejected tokens stand so much further back than in a row of their own
+    first = [(i - 1, chosen.ids[i]) for i, wanted in enumerate(chosen.targets) if wanted]
+    second = [(i - 1 if i <= shared else i - 1 + moved, rejected.ids[i]) for i, wanted in enumerate(rejected.targets) if wanted]
+    return Pair((*chosen.ids, *rejected.ids[shared:]), shared, split, tuple(first), tuple(second))
 
 
-def logits_of(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Float32 logits [B, T-1, V] that predict the next token; right padding is behind everything that a causal model looks at."""
-    return model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+def places(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """(row, place) of every target, row by row."""
+    return [(r, t - 1) for r, row in enumerate(rows) for t, wanted in enumerate(row.targets) if wanted]
 
 
-def log_likelihood(logits_BTV: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Summed log-probability of the targets, [B]."""
-    losses = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none").view_as(mask_BT)
-    return -(losses * mask_BT).sum(1)
+def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log-probabilities of chosen and of rejected targets, [B] each, from one pass in which shared beginnings stand once."""
+    ids_BT = collate([pair.ids for pair in pairs], pad, model.device)
+    width = ids_BT.shape[1]
+    position_BT = torch.arange(width, device=ids_BT.device).repeat(len(pairs), 1)
+    seen_B1TT = torch.ones(len(pairs), 1, width, width, dtype=torch.bool, device=ids_BT.device).tril()
+    for row, pair in enumerate(pairs):
+        position_BT[row, pair.split :] -= pair.split - pair.shared
+        seen_B1TT[row, :, pair.split :, pair.shared : pair.split] = False
+    where = [(row, place) for row, pair in enumerate(pairs) for place, _ in (*pair.chosen, *pair.rejected)]
+    mask_B1TT = torch.zeros(seen_B1TT.shape, dtype=model.dtype, device=ids_BT.device)
+    mask_B1TT = mask_B1TT.masked_fill(~seen_B1TT, torch.finfo(model.dtype).min)
+    logits_NV = head_of(model, hidden_of(model, ids_BT, where, attention_mask=mask_B1TT, position_ids=position_BT))
+    token_N = torch.tensor([token for pair in pairs for _, token in (*pair.chosen, *pair.rejected)], device=ids_BT.device)
+    loss_N = F.cross_entropy(logits_NV, token_N, reduction="none")
+    sides = torch.tensor([2 * row + side for row, pair in enumerate(pairs) for side in (0, 1) for _ in (pair.chosen, pair.rejected)[side]])
+    sums = torch.zeros(2 * len(pairs), device=ids_BT.device).index_add(0, sides.to(ids_BT.device), -loss_N)
+    return sums[0::2], sums[1::2]
 
 
-def sft(student_BTV: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the targets."""
-    return -log_likelihood(student_BTV, ids_BT, mask_BT).sum() / mask_BT.sum()
+def sft(student_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of the targets: -1/N sum_n log p(token_n)."""
+    return F.cross_entropy(student_NV, token_N)
 
 
-def distill(student_BTV: torch.Tensor, teacher_BTV: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Mean KL divergence, teacher from student, over the targets (natural log; as in QAD, 2601.20088)."""
-    student, teacher = student_BTV[mask_BT].log_softmax(-1), teacher_BTV[mask_BT].log_softmax(-1)
-    return F.kl_div(student, teacher, log_target=True, reduction="sum") / mask_BT.sum()
+def distill(student_NV: torch.Tensor, teacher_NV: torch.Tensor, weight: Weight = "uniform") -> torch.Tensor:
+    """Weighted mean over the targets of KL(teacher || student), natural log (as in QAD, 2601.20088).
+
+    Weights have mean 1. ``low-entropy``: exp(-H) of the teacher's distribution, for digits and operators carry the damage (after ReQAT,
+    2606.15682). ``small-margin``: 1 / (1 + m) of the teacher's margin between its first and second token (ours: small margins flip).
+    """
+    student, teacher = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+    loss_N = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+    if weight == "uniform":
+        return loss_N.mean()
+    if weight == "low-entropy":
+        weight_N = (teacher.exp() * teacher).sum(-1).exp()
+    else:
+        best_N2 = teacher_NV.topk(2).values
+        weight_N = 1 / (1 + best_N2[:, 0] - best_N2[:, 1])
+    return (loss_N * weight_N).sum() / weight_N.sum()
+
+
+def features(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
+    """Squared distance of last hidden states over the teacher's mean square (FitNets, 1412.6550, at the last layer): H facts a token."""
+    return (student_NH.float() - teacher_NH.float()).pow(2).mean() / teacher_NH.float().pow(2).mean()
 
 
 def dpo(

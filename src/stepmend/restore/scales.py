@@ -1,4 +1,5 @@
-"""What is tuned: the group scales of a quantized checkpoint, its integer codes frozen (EfficientQAT, 2407.11062, end-to-end phase).
+"""What is tuned: group scales, norms or both of a quantized checkpoint, its integer codes frozen (EfficientQAT, 2407.11062, end-to-end
+phase). Both are floats in every format, so what is trained is exactly what is stored.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
 in, so that what is trained is what is served. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder
@@ -56,6 +58,23 @@ def straight_through() -> Iterator[None]:
             place.forward_quantize = original
 
 
+class Stored(nn.Module):
+    """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start."""
+
+    def __init__(self, start: torch.Tensor, storage: torch.dtype) -> None:
+        super().__init__()
+        self.storage = storage
+        self.start: torch.Tensor
+        self.register_buffer("start", start.detach().clone(), persistent=False)
+
+    def forward(self, change: torch.Tensor) -> torch.Tensor:
+        exact = self.start * (1 + change)
+        return straight(exact, exact.to(self.storage).to(exact.dtype))
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(value, dtype=torch.float32)
+
+
 class ScaleLinear(nn.Module):
     """A linear layer with frozen integer codes and trainable scales.
 
@@ -68,15 +87,13 @@ class ScaleLinear(nn.Module):
         codes_MN, scale_MG, zeros_MG = _integers(linear, scheme)
         self.quantization_scheme = scheme
         self.quantization_status = linear.quantization_status
-        self.storage = storage
         self.groups = scale_MG.shape[1]
         centred_MN = codes_MN.float()
         if zeros_MG is not None:
             centred_MN = (centred_MN.unflatten(1, (self.groups, -1)) - zeros_MG.float()[:, :, None]).flatten(1)
         self.centred_MN: torch.Tensor
         self.register_buffer("centred_MN", centred_MN.to(scale_MG.dtype), persistent=False)
-        self.start_MG: torch.Tensor
-        self.register_buffer("start_MG", scale_MG.detach().clone(), persistent=False)
+        self.stored = Stored(scale_MG, storage)
         self.change = nn.Parameter(torch.zeros_like(scale_MG, dtype=torch.float32))
         self.bias = linear.bias
         if self.bias is not None:
@@ -84,8 +101,7 @@ class ScaleLinear(nn.Module):
 
     def scale(self) -> torch.Tensor:
         """The scales as stored, [M, G], in the dtype that is computed in."""
-        exact_MG = self.start_MG * (1 + self.change)
-        return straight(exact_MG, exact_MG.to(self.storage).to(exact_MG.dtype))
+        return self.stored(self.change)
 
     def weight(self) -> torch.Tensor:
         """The dequantized weight, [M, N]."""
@@ -118,7 +134,7 @@ def _integers(linear: nn.Linear, scheme: Any) -> tuple[torch.Tensor, torch.Tenso
 
 
 def attach(folder: str, recipe: Restore) -> Any:
-    """The quantized checkpoint with every quantized layer made a ScaleLinear; nothing else asks for gradients."""
+    """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     storage: Any = AutoConfig.from_pretrained(folder).dtype
@@ -128,10 +144,21 @@ def attach(folder: str, recipe: Restore) -> Any:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, ScaleLinear(module, storage))
+            layer = ScaleLinear(module, storage)
+            layer.change.requires_grad_("scales" in recipe.tune)
+            setattr(model.get_submodule(parent), child, layer)
+        elif "norms" in recipe.tune and _is_norm(module):
+            parametrize.register_parametrization(module, "weight", Stored(module.weight, storage))
+            module.get_parameter("parametrizations.weight.original").requires_grad_(True)
     model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
     del model.ct_decompress_hook
     return model.to(device).train()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Every family has a norm class of its own; what they share is the name and one weight vector."""
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
 
 
 def scales(model: Any) -> dict[str, ScaleLinear]:
@@ -139,14 +166,21 @@ def scales(model: Any) -> dict[str, ScaleLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ScaleLinear)}
 
 
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """What was tuned, by the names that the checkpoint's file has for it."""
+    found = {f"{name}.weight_scale": layer.scale() for name, layer in scales(model).items() if layer.change.requires_grad}
+    norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
+    return {name: t.detach() for name, t in (found | {f"{name}.weight": module.weight for name, module in norms.items()}).items()}
+
+
 def export(model: Any, folder: Path, out: Path) -> None:
-    """Copy the checkpoint ``folder`` to ``out`` with the trained scales in place of its own; every other byte is the same."""
+    """Copy the checkpoint ``folder`` to ``out`` with what was trained in place of its own; every other byte is the same."""
     import shutil
 
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    trained = {f"{name}.weight_scale": layer.scale().detach() for name, layer in scales(model).items()}
+    values = trained(model)
 
     def fill(part: Path) -> None:
         written = 0
@@ -159,10 +193,10 @@ def export(model: Any, folder: Path, out: Path) -> None:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata()
             tensors = load_file(file)
-            for name in trained.keys() & tensors.keys():
-                tensors[name] = trained[name].to(tensors[name].dtype).cpu().contiguous()
+            for name in values.keys() & tensors.keys():
+                tensors[name] = values[name].to(tensors[name].dtype).cpu().contiguous()
                 written += 1
             save_file(tensors, part / file.name, metadata=metadata)
-        assert written == len(trained), f"{written} of {len(trained)} scale tensors found in {folder}"
+        assert written == len(values), f"{written} of {len(values)} tuned tensors found in {folder}"
 
     make_folder(out, fill)

@@ -1,0 +1,74 @@
+"""The entry point of the command line. What a user can put right is one line on standard error and exit code 2."""
+
+import errno
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from stepmend import __version__
+from stepmend.cli import measuring, running
+from stepmend.cli.common import app
+from stepmend.records import InputError
+
+app.add_typer(measuring.bench, name="bench")
+
+EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
+HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
+USAGE_ERRORS: Any = typer.BadParameter.__base__
+"""What a wrong option or argument raises; typer has no public name for it."""
+PATH_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+__all__ = ["app", "main", "running"]
+
+
+def main() -> None:
+    """The entry point: runs a verb, and turns what a user can put right into one line and exit code 2."""
+    warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
+    warnings.showwarning = lambda message, *rest: print(f"stepmend: {message}", file=sys.stderr)
+    warnings.filterwarnings("always", module="stepmend")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    try:
+        sys.exit(app(standalone_mode=False))
+    except InputError as error:
+        _stop(str(error))
+    except USAGE_ERRORS as error:
+        _stop(f"{error.format_message()} ('stepmend --help' and 'stepmend VERB --help' teach)")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in HEAVY:
+            raise
+        _stop(EXTRA.format(module=error.name))
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            where = error.filename or "a file"
+            _stop(f"{where}: {error.strerror}; nothing was left half-written: make room and run the same command again")
+        if error.errno not in PATH_ERRORS:
+            raise
+        _stop(f"{error.filename}: {error.strerror}")
+    except (typer.Abort, KeyboardInterrupt):
+        print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stop(message: str) -> None:
+    print("stepmend: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Find the step at which a quantized model starts to reason wrongly, and mend the model there.
+
+    [bold]stepmend run[/] takes a model through quantize → measure → locate → curate → restore → report.
+    """

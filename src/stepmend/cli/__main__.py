@@ -1,0 +1,5 @@
+"""``python -m stepmend.cli``."""
+
+from stepmend.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""What the verbs share: the app they hang on, consoles, and checks that come before any work."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from stepmend.records import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Kind = Literal["math", "number"]
+DEMO = Path("runs/demo")
+CONTROLS = (
+    "What to compare located bullets with, a list with commas: random-step, whole-response, whole-trace, solved-problems, sft-chosen, "
+    "full-tuned."
+)
+JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
+
+
+def check_out(out: Path, inputs: list[Path]) -> None:
+    """Before any work: whether a single file can be written there. Raises InputError where it cannot, or would replace an input."""
+    if not out.name:
+        raise InputError(f"out: {str(out)!r} names no file")
+    if out.exists() and not out.is_file():
+        raise InputError(f"out: {out} is no regular file; choose another name")
+    if out.resolve() in {file.resolve() for file in inputs}:
+        raise InputError(f"out: {out} is an input; choose another name")
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"out: cannot write into {parent}")
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console that is wide enough for our tables where no terminal says how wide it is."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=110)
+
+
+def show(folder: Path, screen: "Console") -> None:
+    """Write a run's page, and print its table and what a reader of it must be told."""
+    from stepmend.report import controlled, effects, page, regularities, summary
+
+    found = summary.read(folder)
+    page.write(found, folder / "report.html")
+    screen.print(summary.table(found))
+    lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
+    for line in lines:
+        screen.print(line, highlight=False, soft_wrap=not screen.is_terminal)
+    screen.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
+
+
+def silence() -> None:
+    """The libraries' own progress bars and advice, which would break ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tqdm
+
+    begin = tqdm.tqdm.__init__
+
+    def silent(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **{**options, "disable": True})
+
+    tqdm.tqdm.__init__ = silent

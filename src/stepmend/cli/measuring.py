@@ -1,0 +1,120 @@
+"""The verbs that measure without a model: grades, other tools' logs, and stepmend's own locators against labels."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from stepmend.cli.common import JUDGE, Kind, app, check_out, console
+from stepmend.records import InputError
+
+bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
+
+
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help="Solutions, one a record: .jsonl, .json (a list), .csv or .parquet.")],
+    answer_field: Annotated[str, typer.Option(help="The field of the solution or answer; a.b is field b inside a.")],
+    gold_field: Annotated[str, typer.Option(help="The field of the right answer, or of a worked solution that ends in it.")],
+    kind: Annotated[Kind, typer.Option(help="What answers are: any mathematics, or numbers with or without units.")] = "math",
+    strict: Annotated[bool, typer.Option("--marked-only", help="An answer that is not boxed or marked as such is none.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Keep each record's grade, extracted answer and reason in this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
+) -> None:
+    """Grade solutions against gold answers: correct, wrong, or unscored with a reason. Needs no model.
+
+    Example: [bold]stepmend grade solutions.jsonl --answer-field solution --gold-field answer --out grades.jsonl[/]
+    """
+    if out:
+        check_out(out, [file])
+    from stepmend.grading import files
+
+    graded = files.grade_file(file, answer_field, gold_field, kind=kind, loose=not strict)
+    if out:
+        files.write(graded, out)
+    counts = files.counts(graded)
+    if as_json:
+        print(json.dumps(counts, indent=2))
+        return
+    screen = console()
+    for name in ("correct", "wrong", "unscored"):
+        share = f"{100 * counts[name] / counts['n']:5.1f} %"
+        screen.print(f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}", highlight=False)
+    for reason, count in counts["reasons"].items():
+        screen.print(f"  {reason}: {count}", highlight=False)
+    keep = "--out FILE keeps every grade" if not out else f"the grades: {out}"
+    screen.print(f"n = {counts['n']}; {keep}", highlight=False)
+
+
+@app.command()
+def compare(
+    logs: Annotated[list[Path], typer.Argument(help="Two or more logs, full precision first: lm-eval, lighteval, Inspect, CSV, JSONL.")],
+    id_field: Annotated[str | None, typer.Option(help="Plain tables: the field that names the problem.")] = None,
+    correct_field: Annotated[str | None, typer.Option(help="Plain tables: the field that says right or wrong.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Plain tables: the solution or answer, to be graded …")] = None,
+    gold_field: Annotated[str | None, typer.Option(help="… against this field.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Logs with several metrics: the one that says right or wrong.")] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
+    kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
+    name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print every pair's figures as one JSON list.")] = False,
+) -> None:
+    """Compare arms that other tools measured, paired by problem. Needs no model.
+
+    Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
+    """
+    if len(logs) < 2:
+        raise InputError("compare: two logs or more are needed, full precision first")
+    if name and (len(name) != len(logs) or len(set(name)) < len(name)):
+        raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
+    check_out(out, logs)
+    if len({file.resolve() for file in logs}) < len(logs):
+        raise InputError("compare: one log is given twice")
+    from stepmend.measure import compare as comparing
+    from stepmend.measure.logs import Fields, read
+    from stepmend.report import compared
+
+    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, filter_name, kind)
+    found = comparing.named([read(file, fields) for file in logs], name or [], [file.resolve().parent.name for file in logs])
+    pairs = comparing.compare(found)
+    compared.write(pairs, out)
+    if as_json:
+        print(json.dumps([pair.figures() for pair in pairs], indent=2))
+        return
+    screen = console()
+    screen.print(compared.table(pairs))
+    for line in compared.notices(pairs):
+        screen.print(line, highlight=False, markup=False)
+    screen.print(f"\nThe page: {out}", highlight=False)
+
+
+@bench.command("locate")
+def bench_locate(
+    data: Annotated[Path, typer.Option(help="The benchmark's file, or a folder of such files (.json, .jsonl, .parquet).")],
+    benchmark: Annotated[Literal["processbench"], typer.Option(help="What is labelled.")] = "processbench",
+    locator: Annotated[Literal["equations", "judge"], typer.Option(help="What is measured.")] = "equations",
+    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
+    judge_budget: Annotated[int | None, typer.Option(min=1, help="Tokens after which no judge is asked any more.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many solutions only, drawn at random.")] = None,
+    answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Measure a locator against human labels of the first wrong step: accuracy on wrong and on right solutions, and F1.
+
+    Example: [bold]stepmend bench locate --data processbench/gsm8k.json --locator judge --judge small=Qwen/Qwen3-8B@http://localhost:8000/v1[/]
+    """
+    from stepmend.locate import bench as benches
+
+    if (locator == "judge") != bool(judge):
+        raise InputError("bench: --locator judge and --judge NAME=MODEL@BASE_URL go together")
+    solutions = benches.read(data, limit)
+    screen = console(stderr=as_json)
+    with benches.asking(judge or [], answers, judge_budget, screen) as locate:
+        found, notes = locate(solutions)
+    figures = benches.figures(solutions, found)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    for line in notes if as_json else [benches.text(figures), *notes]:
+        screen.print(line, highlight=False, soft_wrap=not screen.is_terminal)

@@ -1,0 +1,260 @@
+"""The verbs that work with models, and those that read what a run has left."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, show, silence
+from stepmend.records import InputError
+
+Match = Literal["steps", "tokens", "both"]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="How to quantize; may be given again ('stepmend schemes' lists them).")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,
+    data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
+    question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
+    judge_budget: Annotated[int | None, typer.Option(help="Tokens after which no judge is asked any more.")] = None,
+    control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of located bullets and of every control.")] = 3,
+    match: Annotated[Match, typer.Option(help="What controls get as much of as located bullets.")] = "steps",
+    quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
+) -> None:
+    """Take a model through the whole loop, and show it on one page.
+
+    Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/]
+    """
+    from stepmend import recipe as recipes
+
+    values = recipes.QUICK if quick else {}
+    values = recipes.merge(values, recipes.Recipe.from_yaml(recipe)) if recipe else values
+    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
+    given |= {"question_field": question_field, "answer_field": answer_field}
+    given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
+    values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
+    made = recipes.Recipe.make(recipes.override(values, assignments or []))
+    if quick and out == DEMO:
+        out = Path("runs/quick")
+    screen = console(stderr=True)
+    _loop(made, out, screen, control, seeds, match)
+    screen.print(f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}", highlight=False)
+
+
+def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int, match: Match) -> None:
+    """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
+    from stepmend.curate import controls
+
+    names = controls.parse(control) if control else ()
+    silence()
+    from stepmend.loop import Loop
+    from stepmend.progress import Stages
+
+    with Loop(recipe, out, Stages(screen)) as loop:
+        loop.run()
+        if names:
+            loop.controls(names, seeds, ("steps", "tokens") if match == "both" else (match,))
+    show(out, screen)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes to export; needed where several were restored.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Copy the restored checkpoint here, with a model card; it must not exist yet.")
+    ] = None,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Refuse to export a model that restoring made worse anywhere beyond noise.")
+    ] = False,
+    control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of located bullets and of every control.")] = 3,
+    match: Annotated[Match, typer.Option(help="What controls get as much of as located bullets.")] = "steps",
+) -> None:
+    """Finish a run's restoring; compare it with controls; export the restored checkpoint.
+
+    Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls random-step[/]
+    """
+    from stepmend.recipe import Recipe
+    from stepmend.report import card, summary
+
+    if not (folder / "recipe.json").exists():
+        raise InputError(f"restore: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    if guard and not export:
+        raise InputError("restore: --guard goes with --export DIR")
+    recipe = Recipe.from_json(folder / "recipe.json")
+    if scheme is not None and scheme not in recipe.schemes:
+        raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
+    screen = console(stderr=True)
+    _loop(recipe, folder, screen, control, seeds, match)
+    if export:
+        found = summary.read(folder)
+        restored = [s for s in recipe.schemes if summary.final(found, s)]
+        if scheme is None and len(restored) > 1:
+            raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
+        card.export(found, folder, scheme or (restored or list(recipe.schemes))[0], export, guard=guard)
+        screen.print(f"\n{export}: the restored checkpoint and its model card. Next: vllm serve {export}", highlight=False)
+
+
+@app.command()
+def align(
+    model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the aligned checkpoint; it must not exist yet.")],
+    benchmark: Annotated[str, typer.Option(help="Where training and held-out problems come from.")] = "story",
+    data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
+    problems: Annotated[int, typer.Option(min=8, help="Training problems that are sampled.")] = 300,
+    samples: Annotated[int, typer.Option(min=1, help="Samples a problem.")] = 4,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out problems, solved before and after.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Teach a model the step format from its own correct answers, so that the format teaches no mathematics.
+
+    Example: [bold]stepmend align Qwen/Qwen2.5-0.5B-Instruct out/aligned --benchmark gsm8k[/]; then stepmend run --model out/aligned
+    """
+    from stepmend.benchmarks import sources
+
+    if benchmark not in sources.NAMES:
+        raise InputError(f"benchmark: {benchmark!r}; allowed: {', '.join(sources.NAMES)}")
+    silence()
+    from stepmend.curate import leakage
+    from stepmend.progress import Stages
+    from stepmend.restore import align as aligning
+
+    screen = console(stderr=True)
+    source = sources.Data(benchmark, data)
+    test, train = source.problems("test", held_out, seed), source.problems("train", problems, seed)
+    index = leakage.Index(test)
+
+    def leaks(problem: Any) -> bool:
+        return (hit := index.check(problem)) is not None and hit.kind != "near"
+
+    stages = Stages(screen)
+    done = aligning.align(model, out, train=train, test=test, leaks=leaks, samples=samples, steps=steps, seed=seed, stages=stages)
+    for line in aligning.lines(done):
+        screen.print(line, highlight=False)
+    screen.print(f"{out}\nNext: stepmend run --model {out} --benchmark {benchmark} --out runs/mine", highlight=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Print a run's figures and write its page anew. Needs no model."""
+    from stepmend.report import summary
+
+    if as_json:
+        print(json.dumps(summary.figures(summary.read(folder)), indent=2))
+        return
+    show(folder, console())
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    sample: Annotated[int, typer.Option(min=1, help="Failed solutions to label, drawn at random.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    score: Annotated[Path | None, typer.Option(help="Labels that the page has saved: print how far the pipeline agrees.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
+) -> None:
+    """Write a page on which a person labels first faulty steps, blind to the locators; then score the pipeline on those labels.
+
+    Examples: [bold]stepmend audit runs/demo[/]; [bold]stepmend audit runs/demo --score audit-labels.json[/]
+    """
+    from stepmend.report import audit as auditing
+    from stepmend.report import summary
+
+    found, screen = summary.read(folder), console()
+    if score is None:
+        if as_json:
+            raise InputError("audit: --json goes with --score")
+        count = auditing.write(found, sample, seed, folder / "audit.html")
+        then = f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json"
+        screen.print(f"{folder / 'audit.html'}: {count} failed solutions\n{then}", highlight=False)
+        return
+    figures = auditing.score(found, score)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    for line in auditing.lines(figures):
+        screen.print(line, highlight=False)
+
+
+@app.command()
+def schemes() -> None:
+    """List the schemes: name, bits, group, what calibrates it, where it loads."""
+    from rich.table import Table
+
+    from stepmend.quantize import schemes as table
+
+    shown = Table("scheme", "weights", "acts", "group", "KV", "calibrated on", "loads in", title="stepmend quantize MODEL SCHEME OUT")
+    shown.columns[0].no_wrap = True
+    for s in table.listing():
+        shown.add_row(
+            s.name,
+            f"int{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
+            "int8" if s.activation_bits == 8 else "–",
+            str(s.group or "a row"),
+            "fp8" if s.kv_bits else "–",
+            "own traces" if s.calibrated else "–",
+            s.loads,
+        )
+    screen = console()
+    screen.print(shown)
+    for name, text in table.METHODS.items():
+        screen.print(f"{name}: {text}", highlight=False)
+
+
+@app.command()
+def benchmarks() -> None:
+    """List the benchmarks: name, splits with their counts, kind of answer, licence, where from."""
+    from rich.table import Table
+
+    from stepmend.benchmarks import sources
+
+    shown = Table("benchmark", "problems", "answers", "licence", "from", title="stepmend run --benchmark NAME [--data PATH]")
+    shown.columns[0].no_wrap = True
+    for row in sources.listing():
+        shown.add_row(*row)
+    screen = console()
+    screen.print(shown)
+    screen.print("Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
+    scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
+    samples: Annotated[int, typer.Option(min=8, help="Calibration problems, solved by the model itself.")] = 64,
+    benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
+    data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
+) -> None:
+    """Quantize a model with llm-compressor, calibrated on its own traces of calibration problems.
+
+    Example: [bold]stepmend quantize builtin:qwen2 gptq-w3a16-g128 out/w3[/]
+    """
+    from stepmend.quantize import schemes as table
+
+    parsed = table.parse(scheme)
+    if out.exists():
+        raise InputError(f"out: {out} exists already; choose another folder")
+    check_out(out, [])
+    silence()
+    from stepmend import loop
+    from stepmend.benchmarks import sources
+
+    if benchmark not in sources.NAMES:
+        raise InputError(f"benchmark: {benchmark!r}; allowed: {', '.join(sources.NAMES)}")
+    loop.quantize_alone(model, parsed, out, samples, sources.Data(benchmark, data))
+    print(f"{out}: {scheme}\nNext: stepmend run --model {model} --scheme {scheme} --out runs/{scheme}")

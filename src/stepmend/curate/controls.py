@@ -1,0 +1,101 @@
+"""Controls of the claim that located steps matter: as many examples of the same problems or of others, made without the locators' word."""
+
+import random
+from collections.abc import Iterable, Sequence
+
+from stepmend.curate import Solved, place
+from stepmend.locate import steps
+from stepmend.recipe import Restore
+from stepmend.records import Bullet, InputError
+
+CONTROLS: dict[str, str] = {
+    "random-step": "the same bullets, each at a step drawn at random instead of the located one",
+    "whole-response": "preference between whole responses, full precision's and the low-bit model's (QDPO, 2407.03051)",
+    "whole-trace": "the same bullets and objective, over the whole trace",
+    "solved-problems": "the same objective on as many problems that both models solve, at a step drawn at random",
+    "sft-chosen": "plain likelihood of what the located bullets choose",
+    "full-tuned": "the full-precision model tuned on the same bullets (LoRA, plain likelihood): what they teach beyond mending",
+}
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Names of controls from a list with commas. Raises InputError that lists what is allowed."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in CONTROLS] or (["nothing"] if not names else []):
+        raise InputError(f"controls: unknown {', '.join(unknown)}; allowed: {', '.join(CONTROLS)}")
+    return names
+
+
+def recipe_of(control: str, restore: Restore) -> Restore:
+    """How a control is tuned: as the located bullets are, but for what the control changes."""
+    changes = {
+        "whole-response": {"objective": "dpo", "span": "whole"},
+        "whole-trace": {"span": "whole"},
+        "sft-chosen": {"objective": "sft"},
+        "full-tuned": {"objective": "sft", "tune": "lora", "learning_rate": None},
+    }
+    return restore.model_copy(update=changes.get(control, {}))
+
+
+def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved], restore: Restore, seed: int) -> list[Bullet]:
+    """A control's bullets, at most as many as the located ones.
+
+    ``solved`` are the curate problems that both models solve, in their order. Raises InputError where a control has nothing to tune on.
+    """
+    rng = random.Random(f"control {control} {seed}")
+    if control == "random-step":
+        found = [_elsewhere(bullet, rng, restore.objective == "dpo") for bullet in bullets]
+    elif control == "whole-response":
+        found = [_whole(bullet) for bullet in bullets]
+    elif control == "solved-problems":
+        made = (_of_solved(one, rng, bullets[0].made_by, restore.objective == "dpo") for one in solved)
+        found = [bullet for _, bullet in zip(bullets, (b for b in made if b), strict=False)]
+    else:
+        found = list(bullets)
+    kept = [bullet for bullet in found if bullet]
+    if not kept:
+        raise InputError(f"controls: {control} has nothing to tune on here")
+    return kept
+
+
+def _elsewhere(bullet: Bullet, rng: random.Random, differing: bool) -> Bullet | None:
+    """The bullet's two texts at another step; a preference needs a step at which they differ."""
+    chosen, rejected = bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
+    return _at_random(bullet, chosen, rejected, rng, differing)
+
+
+def _of_solved(one: Solved, rng: random.Random, made_by: str, differing: bool) -> Bullet | None:
+    bullet = Bullet(
+        problem=one.problem.id, arm=one.quantized.arm, made_by=made_by, prompt=one.prompt, prefix="", chosen=one.full.text,
+        rejected=one.quantized.text, continuation="", rejected_rest="", solution=one.full.text, place=(0, 0), step=0, error_class=None,
+    )  # fmt: skip
+    return _at_random(bullet, one.full.text, one.quantized.text, rng, differing)
+
+
+def _at_random(bullet: Bullet, chosen: str, rejected: str, rng: random.Random, differing: bool) -> Bullet | None:
+    ours, theirs = steps.split(chosen), steps.split(rejected)
+    usable = [k for k in range(min(len(ours), len(theirs))) if not differing or chosen[slice(*ours[k])] != rejected[slice(*theirs[k])]]
+    if not usable:
+        return None
+    step = rng.choice(usable)
+    (begin, end), (from_, to) = ours[step], theirs[step]
+    return bullet.model_copy(
+        update={
+            "prompt": bullet.question + chosen[:begin],
+            "prefix": chosen[:begin],
+            "chosen": chosen[begin:end],
+            "continuation": chosen[end:],
+            "rejected": rejected[from_:to],
+            "rejected_rest": rejected[to:],
+            "step": step,
+            "place": place(bullet.solution, step),
+            "error_class": None,
+        }
+    )
+
+
+def _whole(bullet: Bullet) -> Bullet:
+    """Both models' whole responses, nothing shared."""
+    update = {"prompt": bullet.question, "prefix": "", "chosen": bullet.solution, "continuation": ""}
+    update |= {"rejected": bullet.prefix + bullet.rejected + bullet.rejected_rest, "rejected_rest": ""}
+    return bullet.model_copy(update={**update, "step": 0, "place": (0, len(bullet.solution))})

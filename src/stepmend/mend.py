@@ -1,0 +1,173 @@
+"""The loop's second half: from bullets to restored models, their controls, and what restoring did elsewhere.
+
+Every model that is tuned is an arm: ``<scheme>+restored``, its later rounds ``<scheme>+restored-2``, and for controls
+``<scheme>+<control>-<budget>-s<seed>``. A control's checkpoint is measured and then removed: what is kept of it is its records.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stepmend import curate
+from stepmend.curate import Solved, controls
+from stepmend.measure import statistics
+from stepmend.models import chat, forward, load
+from stepmend.recipe import Restore
+from stepmend.records import Bullet, Fault, Problem, Trace, digest
+from stepmend.restore import tune
+
+if TYPE_CHECKING:
+    from stepmend.loop import Loop
+
+Budget = Literal["steps", "tokens"]
+
+
+class Mend:
+    """What a loop does with the faults of one scheme."""
+
+    def __init__(self, loop: "Loop", scheme: str) -> None:
+        self.loop, self.scheme = loop, scheme
+
+    def run(self, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+        """Bullets, the restored model, and its measurement; as many rounds as the recipe asks for."""
+        loop, bullets, arm = self.loop, [], self.scheme
+        for number in range(1, loop.recipe.restore.rounds + 1):
+            fresh = self.bullets(arm)
+            if not fresh:
+                loop.stages.say(f"  {arm}: no regression was found among the curate problems; nothing to restore")
+                return
+            bullets = [*fresh, *bullets][: loop.recipe.curate.bullets]
+            base, arm = arm, f"{self.scheme}+restored" + (f"-{number}" if number > 1 else "")
+            self.restore(base, arm, bullets, loop.recipe.restore, loop.recipe.seed)
+            restored = loop.solve(arm, test, "test")
+            loop.locate(arm, test, full, restored, "test")
+            self.effects(arm, test, full)
+
+    def rounds(self, arm: str) -> Iterator[dict[str, Solved]]:
+        """The curate problems as full precision and an arm solve them, round by round."""
+        loop, pool, size = self.loop, self.loop.problems("curate"), self.loop.recipe.curate.round
+        for begin in range(0, len(pool), size):
+            part = pool[begin : begin + size]
+            label = f"curate {begin + 1}-{begin + len(part)}"
+            full, low = loop.solve("full", part, label), loop.solve(arm, part, label)
+            yield {p.id: Solved(p, loop.prompt_of(p), full[p.id], low[p.id]) for p in part}
+
+    def bullets(self, arm: str) -> list[Bullet]:
+        """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
+        loop = self.loop
+        made_by = digest("curate", loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(), loop.problem_ids("test"))
+        note = f"curate-{arm}"
+        if loop.dir.notes().get(note, {}).get("made_by") == made_by:
+            return loop.dir.load(Bullet, made_by)
+        solved: dict[str, Solved] = {}
+        located: list[Fault] = []
+        bullets: list[Bullet] = []
+        for part in self.rounds(arm):
+            begin, solved = len(solved) + 1, solved | part
+            full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
+            located += loop.locate(arm, [s.problem for s in part.values()], full, low, f"curate {begin}-{len(solved)}")
+            bullets = curate.curate(solved, located, limit=loop.recipe.curate.bullets, made_by=made_by)
+            if len(bullets) == loop.recipe.curate.bullets:
+                break
+        have = {bullet.problem for bullet in loop.dir.load(Bullet, made_by)}
+        loop.dir.append([bullet for bullet in bullets if bullet.problem not in have])
+        loop.dir.note(note, made_by=made_by, bullets=len(bullets), problems=len(solved))
+        return bullets
+
+    def restore(self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int) -> None:
+        """The checkpoint of ``arm``: that of ``base``, tuned on bullets."""
+        loop, out, note = self.loop, self.loop.folder(arm), f"restore-{arm}"
+        made_by = digest("restore", loop.digest(base), recipe.model_dump(), seed, [b.model_dump() for b in bullets])
+        if out.exists() and loop.dir.notes().get(note, {}).get("made_by") == made_by:
+            return
+        with loop.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
+            begin = time.perf_counter()
+            tuned = tune.restore(loop.parent, loop.folder(base), list(bullets), recipe, out, seed=seed, tick=tick, say=loop.stages.say)
+        if tuned.chosen_change is not None and tuned.chosen_change < 0:
+            loop.stages.say(f"  {arm}: the chosen steps lost {-tuned.chosen_change:.3f} nats a token; raise restore.keep_chosen")
+        loop.dir.note(
+            note,
+            made_by=made_by,
+            seconds=time.perf_counter() - begin,
+            checkpoint=load.checkpoint_digest(out),
+            export_error=tuned.export_error,
+            chosen_change=tuned.chosen_change,
+            tokens=tuned.tokens,
+            bullets=len(bullets),
+            losses=[round(loss, 5) for loss in tuned.losses],
+        )
+
+    def effects(self, arm: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+        """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where the low-bit model was right."""
+        loop, note = self.loop, f"effects-{arm}"
+        made_by = digest("effects", loop.digest("full"), loop.digest(self.scheme), loop.digest(arm), loop.prompt, [p.id for p in test])
+        if loop.dir.notes().get(note, {}).get("made_by") == made_by:
+            return
+        pad, right = loop.tokenizer.pad_token_id, loop.outcomes(test, self.scheme)
+        questions = [chat.encode(loop.tokenizer, loop.prompt_of(p)) for p in test]
+        rows = [[*ids, *full[p.id].tokens] for ids, p in zip(questions, test, strict=True)]
+        kept = [i for i in range(len(test)) if right[i] and full[test[i].id].tokens]
+        with loop.stages.stage(f"{arm}: what else changed", 4, "passes") as tick:
+            values: dict[str, Any] = {}
+            for name in (self.scheme, arm):
+                model = loop.engine(name).model
+                values[f"question {name}"] = np.array(forward.losses(model, questions, [1] * len(questions), pad))
+                tick(1)
+                chosen = [rows[i] for i in kept]
+                kl = forward.divergences(loop.engine("full").model, model, chosen, [len(questions[i]) for i in kept], pad)
+                values[f"kl {name}"] = np.array(kl)
+                tick(1)
+        changes = {
+            key: {"before": float(values[f"{key} {self.scheme}"].mean()), "after": float(values[f"{key} {arm}"].mean()), "n": len(change)}
+            | {"low": found.low, "high": found.high, "value": found.value}
+            for key in ("question", "kl")
+            if len(change := values[f"{key} {arm}"] - values[f"{key} {self.scheme}"]) and (found := statistics.mean(change))
+        }
+        loop.dir.note(note, made_by=made_by, **changes)
+
+    def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget], test: Sequence[Problem]) -> None:
+        """Tune and measure located bullets under every seed, and every control under every seed and budget."""
+        recipe, bullets = self.loop.recipe.restore, self.bullets(self.scheme)
+        target = tune.tokens_of(self.loop.tokenizer, bullets, recipe)
+        for seed in range(seeds):
+            self._control("located", "steps", recipe, lambda seed: bullets, seed, test)
+        for name in names:
+            changed = controls.recipe_of(name, recipe)
+            for seed in range(seeds):
+
+                def made(seed: int, name: str = name) -> list[Bullet]:
+                    return controls.bullets_of(name, bullets, self._both_solved(), recipe, seed)
+
+                for budget in budgets:
+                    steps = changed
+                    if budget == "tokens":
+                        own = tune.tokens_of(self.loop.tokenizer, made(seed), changed)
+                        steps = changed.model_copy(update={"steps": max(1, round(changed.steps * target / own))})
+                    self._control(name, budget, steps, made, seed, test)
+
+    def _control(
+        self, name: str, budget: Budget, recipe: Restore, made: Callable[[int], list[Bullet]], seed: int, test: Sequence[Problem]
+    ) -> None:
+        loop, arm = self.loop, f"{self.scheme}+{name}-{budget}-s{seed}"
+        note, bullets = f"control-{arm}", made(seed)
+        base = "full" if name == "full-tuned" else self.scheme
+        made_by = digest("control", loop.digest(base), recipe.model_dump(), seed, [b.model_dump() for b in bullets], [p.id for p in test])
+        if loop.dir.notes().get(note, {}).get("made_by") == made_by:
+            return
+        self.restore(base, arm, bullets, recipe, seed)
+        loop.solve(arm, test, "test")
+        kept = loop.dir.notes()[f"restore-{arm}"]
+        facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
+        loop.dir.note(note, made_by=made_by, scheme=self.scheme, control=name, budget=budget, seed=seed, steps=recipe.steps, **facts)
+        loop.engines.pop(arm, None)
+        shutil.rmtree(loop.folder(arm), ignore_errors=True)
+
+    def _both_solved(self) -> Iterator[Solved]:
+        """Curate problems that full precision and the low-bit model both solve, in their order."""
+        for part in self.rounds(self.scheme):
+            problems = [solved.problem for solved in part.values()]
+            both = self.loop.outcomes(problems, "full") & self.loop.outcomes(problems, self.scheme)
+            yield from (part[p.id] for p, right in zip(problems, both, strict=True) if right)

@@ -1,0 +1,79 @@
+"""One teacher-forced pass, in pieces that fit memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H width."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+WIDTH = 16
+"""Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
+LOGITS = 1 << 26
+"""Logits held at once where only a number of each is wanted (256 MiB in float32)."""
+
+
+def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tensor:
+    """Ids [B, T], padded on the right: padding is behind everything that a causal model looks at."""
+    width = -(-max(map(len, rows)) // WIDTH) * WIDTH
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+
+
+def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]], **options: Any) -> torch.Tensor:
+    """The last hidden states, behind the final norm, at (row, place) pairs: [N, H]. No logits are made."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    body = getattr(base, base.base_model_prefix)
+    hidden_BTH = body(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
+    row_N, place_N = torch.tensor(where, device=ids_BT.device).T
+    return hidden_BTH[row_N, place_N]
+
+
+def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [N, V] of last hidden states."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return base.get_output_embeddings()(hidden_NH).float()
+
+
+def losses(model: Any, rows: Sequence[Sequence[int]], begins: Sequence[int], pad: int) -> list[float]:
+    """Each row's mean negative log-likelihood (natural log) of its tokens from ``begins[i]`` (at least 1) on."""
+    return _means(rows, begins, lambda ids_BT, where: _likelihoods(model, ids_BT, where), pad, model.device)
+
+
+def divergences(first: Any, second: Any, rows: Sequence[Sequence[int]], begins: Sequence[int], pad: int) -> list[float]:
+    """Each row's mean KL divergence, first model from second, over its tokens from ``begins[i]`` (at least 1) on."""
+    return _means(rows, begins, lambda ids_BT, where: _divergences(first, second, ids_BT, where), pad, first.device)
+
+
+def _means(rows: Sequence[Sequence[int]], begins: Sequence[int], of: Any, pad: int, device: Any, size: int = 32) -> list[float]:
+    found: dict[int, float] = {}
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    with torch.inference_mode():
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            where = [(r, t - 1) for r, i in enumerate(batch) for t in range(begins[i], len(rows[i]))]
+            values = of(collate([rows[i] for i in batch], pad, device), where)
+            counts = [len(rows[i]) - begins[i] for i in batch]
+            found |= {i: float(part.mean()) for i, part in zip(batch, values.split(counts), strict=True)}
+    return [found[i] for i in range(len(rows))]
+
+
+def _likelihoods(model: Any, ids_BT: torch.Tensor, where: list[tuple[int, int]]) -> torch.Tensor:
+    hidden_NH = hidden_of(model, ids_BT, where)
+    row_N, place_N = torch.tensor(where, device=ids_BT.device).T
+    token_N = ids_BT[row_N, place_N + 1]
+    piece = max(1, LOGITS // model.config.get_text_config().vocab_size)
+    parts = [
+        F.cross_entropy(head_of(model, hidden_NH[i : i + piece]), token_N[i : i + piece], reduction="none")
+        for i in range(0, len(where), piece)
+    ]
+    return torch.cat(parts)
+
+
+def _divergences(first: Any, second: Any, ids_BT: torch.Tensor, where: list[tuple[int, int]]) -> torch.Tensor:
+    one_NH, other_NH = hidden_of(first, ids_BT, where), hidden_of(second, ids_BT, where)
+    piece = max(1, LOGITS // (2 * first.config.get_text_config().vocab_size))
+    parts = []
+    for i in range(0, len(where), piece):
+        mine = head_of(first, one_NH[i : i + piece]).log_softmax(-1)
+        theirs = head_of(second, other_NH[i : i + piece]).log_softmax(-1)
+        parts.append(F.kl_div(theirs, mine, log_target=True, reduction="none").sum(-1))
+    return torch.cat(parts)

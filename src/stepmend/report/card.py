@@ -1,0 +1,75 @@
+"""A restored checkpoint for others: its files, with a model card that says what it is, what was measured, and how to make it again."""
+
+import json
+import shutil
+from pathlib import Path
+
+from stepmend.records import InputError
+from stepmend.report import effects, summary
+from stepmend.report.summary import Found, final, percent
+from stepmend.rundir import make_folder
+
+
+def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -> None:
+    """Copy a run's restored checkpoint to ``out``, whole or not at all, and write its model card.
+
+    Raises InputError where nothing was restored, ``out`` exists, or ``guard`` is set and the restored model is worse anywhere beyond
+    noise.
+    """
+    arm = final(found, scheme)
+    if arm is None:
+        raise InputError(f"export: {scheme} was not restored in {folder} ({summary.recovery(found, scheme).reason or 'not measured yet'})")
+    checkpoint = folder / arm.replace("+", "-")
+    if not checkpoint.is_dir():
+        raise InputError(f"export: {checkpoint} is not there any more; 'stepmend restore {folder}' makes it again")
+    if out.exists():
+        raise InputError(f"export: {out} exists already; choose another folder")
+    measured = effects.effects(found, scheme)
+    if guard and measured and measured["worse"]:
+        raise InputError(f"export: refused by --guard, restoring made something worse beyond noise: {'; '.join(measured['worse'])}")
+
+    def fill(part: Path) -> None:
+        shutil.copytree(checkpoint, part, dirs_exist_ok=True)
+        (part / "README.md").write_text(text(found, scheme, arm), encoding="utf-8")
+
+    make_folder(out, fill)
+
+
+def text(found: Found, scheme: str, arm: str) -> str:
+    """The model card, Markdown with the front matter that the hub reads."""
+    note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
+    head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": ["stepmend", "compressed-tensors", scheme]}
+    worse = measured["worse"] if measured else []
+    card = {**found.notes.get("card", {}), "checkpoint": note.get("checkpoint"), "export_error": note.get("export_error")}
+    lines = [
+        "---",
+        *[f"{key}: {json.dumps(value)}" for key, value in head.items()],
+        "---",
+        "",
+        f"# {found.recipe.model}, {scheme}, restored",
+        "",
+        f"Quantized as `{scheme}`, then mended by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
+        f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
+        "",
+        f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
+        "|---|---|",
+        *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in ("full", scheme, arm)],
+        "",
+        f"Recovery: {summary.recovery_text(summary.recovery(found, scheme))}.",
+        *([f"Turned right: {measured['gained']}; turned wrong: {measured['lost']}."] if measured else []),
+        "",
+        *(["## Worse than before, beyond noise", "", *[f"- {line}" for line in worse], ""] if worse else []),
+        "## Run card",
+        "",
+        "```json",
+        json.dumps({**card, "recipe": found.recipe.model_dump(mode="json")}, indent=2),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _what(tune: str) -> str:
+    if tune == "lora":
+        return "The adapter lies in `adapter/`, in PEFT's format; without it this is the quantized model."
+    return f"Only {tune.replace('+', ' and ')} differ from the quantized checkpoint: same codes, same size, same kernels."

@@ -1,0 +1,79 @@
+"""Whether located steps mattered: located bullets against every control, paired by problem, seeds pooled."""
+
+from typing import Any
+
+import numpy as np
+
+from stepmend.measure import statistics
+from stepmend.report.summary import Found, points
+
+LOCATED = "located"
+
+
+def controls(found: Found, scheme: str) -> dict[str, Any] | None:
+    """Every control of a scheme beside located bullets; None where none was measured.
+
+    ``rows`` hold, for each control and budget: accuracy over seeds, located minus control with its 95 % interval (problems resampled,
+    seeds kept together), the sign-flip test with Holm's adjustment over the rows, tokens and seconds. ``sentence`` says what follows.
+    """
+    groups = _groups(found, scheme)
+    located = groups.pop((LOCATED, "steps"), None)
+    if located is None or not groups:
+        return None
+    ours, rows = _outcomes(found, located), []
+    for (name, budget), notes in groups.items():
+        theirs = _outcomes(found, notes)
+        change = statistics.difference(ours, theirs)
+        row = {"name": f"{name}, equal {budget}", "control": name, "budget": budget, "seeds": len(notes)}
+        row |= {"accuracy": statistics.average_at(theirs), "p": statistics.permutation(ours, theirs)}
+        row |= {"difference": {"value": change.value, "low": change.low, "high": change.high}}
+        row |= {key: float(np.mean([note[key] for note in notes])) for key in ("tokens", "seconds")}
+        rows.append(row)
+    for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
+        row["p"] = p
+    first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "tokens": float(np.mean([n["tokens"] for n in located]))}
+    return {"located": first, "rows": rows, "sentence": _sentence(rows, found, scheme)}
+
+
+def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, note in found.notes.items():
+        arm = name.removeprefix("control-")
+        if name.startswith("control-") and note["scheme"] == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
+            groups.setdefault((note["control"], note["budget"]), []).append({**note, "arm": arm})
+    return groups
+
+
+def _outcomes(found: Found, notes: list[dict[str, Any]]) -> statistics.Shares:
+    """Right or not, [problems, seeds]."""
+    return np.stack([found.outcomes(note["arm"]) for note in notes], axis=1)
+
+
+def _sentence(rows: list[dict[str, Any]], found: Found, scheme: str) -> str:
+    chosen = [row for row in rows if row["control"] == "random-step"]
+    if not chosen:
+        return "Whether located steps mattered was not tested: the control random-step is not among these."
+    span = found.recipe.restore.span or ("step" if found.recipe.restore.objective == "dpo" else "whole")
+    if span == "whole":
+        return f"Under {scheme} the loss is on whole traces, so a random step gives nearly the same texts: this does not test the step."
+    row = min(chosen, key=lambda row: row["p"])
+    said = _said(row)
+    if row["p"] >= 0.05:
+        return f"Located steps were not shown to matter here: {said} against random ones, at equal {row['budget']}."
+    verb = "mattered" if row["difference"]["value"] > 0 else "did harm"
+    return f"Located steps {verb} here: {said} against random ones, at equal {row['budget']}."
+
+
+def sentences(found: Found) -> list[str]:
+    """Whether located steps mattered, and every control's figures, a line each."""
+    lines = []
+    for scheme in found.recipe.schemes:
+        if scheme in found.arms and (of := controls(found, scheme)):
+            lines.append(f"{scheme}: {of['sentence']}")
+            lines += [f"  located minus {row['name']}: {_said(row)}; {row['tokens']:,.0f} tokens" for row in of["rows"]]
+    return lines
+
+
+def _said(row: dict[str, Any]) -> str:
+    change = row["difference"]
+    return f"{points(change['value'])} points ({points(change['low'])} to {points(change['high'])}, p = {row['p']:.2g})"

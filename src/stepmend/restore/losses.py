@@ -1,0 +1,81 @@
+"""One objective over bullets, ready to be asked for the loss of a batch: what the teacher, or the untouched low-bit model, says of the
+bullets is read once, before training. Tensor names: N targets of a text, H hidden width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stepmend.models.forward import collate, head_of, hidden_of
+from stepmend.models.load import load_model
+from stepmend.recipe import Restore
+from stepmend.records import Bullet
+from stepmend.restore import objectives
+
+READ = 16
+"""Texts read at once before training."""
+
+
+class Loss:
+    """The loss of one recipe over its bullets; call it with the indices of a batch.
+
+    ``targets`` is how many tokens each bullet is supervised on. Of full precision only the head is kept, and its last hidden states at
+    the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
+    """
+
+    def __init__(self, recipe: Restore, student: Any, parent: str, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
+        span = recipe.span or objectives.DEFAULT_SPAN[recipe.objective]
+        self.recipe, self.student, self.pad = recipe, student, tokenizer.pad_token_id
+        self.rows = [objectives.chosen_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
+        self.targets = [sum(row.targets) for row in self.rows]
+        self.states_NH: list[torch.Tensor] = []
+        self.head: Any = None
+        if recipe.objective == "distill":
+            self._read_teacher(parent)
+        if recipe.objective == "dpo":
+            rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
+            self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
+            self.reference_B2 = self.preferences()
+
+    def __call__(self, batch: Sequence[int]) -> torch.Tensor:
+        if self.recipe.objective == "dpo":
+            return self._preference(batch)
+        rows = [self.rows[i] for i in batch]
+        where, ids_BT = objectives.places(rows), collate([row.ids for row in rows], self.pad, self.student.device)
+        student_NH = hidden_of(self.student, ids_BT, where)
+        student_NV = head_of(self.student, student_NH)
+        if self.recipe.objective == "sft":
+            row_N, place_N = torch.tensor(where, device=ids_BT.device).T
+            return objectives.sft(student_NV, ids_BT[row_N, place_N + 1])
+        teacher_NH = torch.cat([self.states_NH[i] for i in batch]).to(student_NH.device)
+        with torch.no_grad():
+            teacher_NV = self.head(teacher_NH).float()
+        loss = objectives.distill(student_NV, teacher_NV, self.recipe.weight)
+        return loss + self.recipe.features * objectives.features(student_NH, teacher_NH) if self.recipe.features else loss
+
+    def _read_teacher(self, parent: str) -> None:
+        teacher = load_model(parent)
+        self.head = teacher.get_output_embeddings()
+        with torch.no_grad():
+            for begin in range(0, len(self.rows), READ):
+                rows = self.rows[begin : begin + READ]
+                ids_BT = collate([row.ids for row in rows], self.pad, teacher.device)
+                states_NH = hidden_of(teacher, ids_BT, objectives.places(rows)).cpu()
+                self.states_NH += states_NH.split(self.targets[begin : begin + READ])
+
+    def preferences(self) -> torch.Tensor:
+        """Log-probabilities of chosen and rejected as the student has them now, without gradient: [bullets, 2]."""
+        found = []
+        with torch.no_grad():
+            for begin in range(0, len(self.pairs), READ):
+                found.append(torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad), dim=1))
+        return torch.cat(found)
+
+    def _preference(self, batch: Sequence[int]) -> torch.Tensor:
+        chosen_B, rejected_B = objectives.pairs_of(self.student, [self.pairs[i] for i in batch], self.pad)
+        before_B2 = self.reference_B2[list(batch)]
+        # DPO alone lowers the chosen text's likelihood as well; the second term keeps it (TRL calls its weight rpo_alpha).
+        kept = -chosen_B.sum() / sum(self.targets[i] for i in batch)
+        loss = objectives.dpo(chosen_B, rejected_B, before_B2[:, 0], before_B2[:, 1], self.recipe.beta)
+        return loss + self.recipe.keep_chosen * kept

@@ -1,0 +1,50 @@
+"""How much memory a tuning needs, said before it starts."""
+
+from typing import Any
+
+import torch
+
+from stepmend.restore.losses import Loss
+
+GIB = 1 << 30
+STATES = 12
+"""Hidden-width vectors that a layer keeps a token for its backward pass: norms' inputs, projections' inputs, queries, keys, values."""
+
+
+def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
+    """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings),
+    ``activations`` of the longest batch, with the dense weights that its layers are made into, and ``logits`` of its targets.
+    """
+    config = model.config.get_text_config()
+    element = model.dtype.itemsize
+    held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    head = 0 if loss.head is None else loss.head.weight.numel() * loss.head.weight.element_size()
+    lengths = sorted((len(p.ids) for p in loss.pairs) if loss.recipe.objective == "dpo" else (len(r.ids) for r in loss.rows))[-batch_size:]
+    tokens = len(lengths) * lengths[-1]
+    layer = STATES * config.hidden_size + 4 * config.intermediate_size + 2 * config.num_attention_heads * lengths[-1]
+    targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
+    return {
+        "model": held,
+        "optimizer": 12 * sum(p.numel() for p in tuned),
+        "teacher": head + sum(t.numel() * t.element_size() for t in loss.states_NH),
+        "activations": element * (config.num_hidden_layers * tokens * layer + 2 * sum(b.numel() for b in model.buffers())),
+        "logits": 4 * 6 * targets * config.vocab_size,
+    }
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free now, on the device that is trained on."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def text(parts: dict[str, float], free: int | None = None) -> str:
+    """The estimate in one line, and what to do where it does not fit."""
+    free = available(torch.device("cuda" if torch.cuda.is_available() else "cpu")) if free is None else free
+    needed = sum(parts.values()) - parts["model"] - parts["teacher"]  # those two are held already
+    detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
+    return line if needed < free else f"{line}: this may not fit; lower restore.batch_size"

@@ -1,0 +1,100 @@
+"""What is tuned in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it.
+
+Tensor names carry their shape: B rows, T tokens, N targets of all rows, V vocabulary.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepmend.models.forward import collate, head_of, hidden_of
+from stepmend.models.load import load_tokenizer
+from stepmend.recipe import Restore
+from stepmend.records import digest
+from stepmend.restore import adapter, objectives, training
+from stepmend.restore.training import Batches
+from stepmend.rundir import make_folder, write_text
+
+NOTE = "align.json"
+"""The file of a written checkpoint that says how it was made."""
+ROWS = 8
+"""Texts that one optimizer step is made of."""
+LOGITS = 1 << 27
+"""Logits of a backward pass held at once (512 MiB in float32); a batch with more is taken in parts."""
+BESIDE_WEIGHTS = frozenset({".json", ".jinja", ".model", ".txt"})
+"""Files of a checkpoint that are copied as they are: configuration, tokenizer, chat template."""
+
+
+def train(
+    parent: str,
+    rows: Sequence[objectives.Row],
+    out: Path,
+    note: dict[str, Any],
+    *,
+    steps: int,
+    rank: int,
+    rate: float,
+    seed: int,
+    tick: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Train an adapter of ``rank`` on texts, merge it and write ``out``, whole or not at all; continues from ``<out>.state``.
+
+    ``rate`` is the peak learning rate. ``note``, what decides the result, is kept in ``out`` with the loss of every step. Raises
+    InputError where the loss is no number.
+    """
+    pad = load_tokenizer(parent).pad_token_id
+    torch.manual_seed(seed)
+    model = adapter.attach(parent, Restore(lora_rank=rank))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    batches = Batches(len(rows), ROWS, seed)
+
+    def backward(step: int) -> float:
+        return _backward(model, [rows[i] for i in batches[step]], pad)
+
+    state_file, made_by = out.with_name(out.name + ".state"), digest(note, [row.ids for row in rows])
+    losses = training.train(parameters, backward, steps=steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
+    _export(model, Path(parent), out, {**note, "losses": losses})
+    state_file.unlink(missing_ok=True)
+
+
+def _backward(model: Any, rows: Sequence[objectives.Row], pad: int) -> float:
+    """Add the gradient of the mean loss over all targets of these rows, in parts that fit memory; the loss."""
+    targets, longest = sum(sum(row.targets) for row in rows), max(sum(row.targets) for row in rows)
+    size = max(1, LOGITS // (longest * model.config.get_text_config().vocab_size))
+    total = 0.0
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        ids_BT, where = collate([row.ids for row in part], pad, model.device), objectives.places(part)
+        row_N, place_N = torch.tensor(where, device=model.device).T
+        logits_NV = head_of(model, hidden_of(model, ids_BT, where))
+        loss = objectives.sft(logits_NV, ids_BT[row_N, place_N + 1]) * (len(where) / targets)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
+    """Merge in float32, round once to the dtype that the parent is stored in, and write ``out`` with the parent's other files."""
+    dtype = _stored(parent)
+    whole = model.cpu().float().merge_and_unload().to(dtype)
+
+    def fill(part: Path) -> None:
+        whole.save_pretrained(part)
+        for file in sorted(parent.iterdir()):
+            if file.suffix in BESIDE_WEIGHTS and not file.name.endswith(".index.json"):
+                shutil.copy(file, part / file.name)
+        write_text(part / NOTE, json.dumps(note, indent=2) + "\n")
+
+    make_folder(out, fill)
+
+
+def _stored(folder: Path) -> torch.dtype:
+    """The dtype in which a checkpoint's first tensor is stored."""
+    from safetensors import safe_open
+
+    with safe_open(min(folder.glob("*.safetensors")), "pt") as opened:
+        return opened.get_tensor(next(iter(opened.keys()))).dtype

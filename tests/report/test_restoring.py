@@ -1,0 +1,138 @@
+"""What restoring did: effects against noise, controls against located bullets, and what is exported."""
+
+import json
+
+import pytest
+
+from stepmend import InputError
+from stepmend.recipe import Recipe
+from stepmend.records import Grade, Problem, Trace
+from stepmend.report import card, controlled, effects, page, summary
+
+SCHEME, N = "rtn-w3a16-g128", 60
+RESTORED = SCHEME + summary.RESTORED
+COUNTS = {"checked": 3, "same": 1, "overlap": 1, "near": 1, "clean": 0}
+
+
+def found(right: dict[str, set[int]], notes=None, **restore) -> summary.Found:
+    """A run of ``N`` problems, half of them easy; of every arm, which ones it solves."""
+    levels = ("easy", "hard")
+    problems = [Problem(id=f"p{i}", benchmark="story", split="test", level=levels[i % 2], question="Q", answer="1") for i in range(N)]
+    traces = {a: {p.id: Trace(problem=p.id, arm=a, made_by="t", text="1", tokens=(1,), finish="stop") for p in problems} for a in right}
+    grades = {
+        a: {p.id: Grade(problem=p.id, arm=a, made_by="g", outcome="correct" if i in of else "wrong") for i, p in enumerate(problems)}
+        for a, of in right.items()
+    }
+    recipe = Recipe.make({"schemes": [SCHEME], "restore": restore})
+    return summary.Found(
+        recipe, {"card": {"leakage": {"curate": COUNTS}}, **(notes or {})}, {p.id: p for p in problems}, traces, grades, {}, {}
+    )
+
+
+FULL, LOW = set(range(N)), set(range(30))
+MEASURE = {"before": 1.0, "after": 1.5, "n": N, "value": 0.5, "low": 0.4, "high": 0.6}
+
+
+def test_nothing_worse_is_said_where_nothing_is():
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL - {3}})
+    of = effects.effects(run, SCHEME)
+    assert (of["gained"], of["lost"], of["worse"]) == (30, 1, [])
+    assert "nothing is worse beyond noise" in effects.sentences(run)[0]
+
+
+def test_a_level_that_got_worse_is_said_though_the_whole_got_better():
+    lost = set(range(0, 20, 2))  # ten easy ones, while every hard one is won
+    of = effects.effects(found({"full": FULL, SCHEME: LOW, RESTORED: (FULL - lost) - {i for i in range(30, N) if i % 2 == 0}}), SCHEME)
+    assert of["gained"] > of["lost"]
+    assert [line.split(":")[0] for line in of["worse"]] == ["easy"]
+
+
+def test_loss_on_text_and_kl_count_only_beyond_noise():
+    arms = {"full": FULL, SCHEME: LOW, RESTORED: FULL}
+    worse = found(arms, {f"effects-{RESTORED}": {"question": MEASURE, "kl": {**MEASURE, "low": -0.1}}})
+    assert effects.effects(worse, SCHEME)["worse"] == ["loss on the questions' text (nats a token): 1.0000 before, 1.5000 after"]
+
+
+def test_the_last_round_is_what_counts():
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: LOW, RESTORED + "-2": FULL}, rounds=2)
+    assert summary.final(run, SCHEME) == RESTORED + "-2"
+    assert summary.recovery(run, SCHEME).value == 1.0
+    assert summary.recovery(run, SCHEME, RESTORED).value == 0.0
+
+
+def controls_of(located: set[int], other: set[int], span="step", seeds=3) -> summary.Found:
+    arms, notes = {"full": FULL, SCHEME: LOW, RESTORED: located}, {}
+    for name, of in (("located", located), ("random-step", other)):
+        for seed in range(seeds):
+            arm = f"{SCHEME}+{name}-steps-s{seed}"
+            arms[arm] = of
+            facts = {"scheme": SCHEME, "control": name, "budget": "steps", "seed": seed, "tokens": 100, "seconds": 1.0, "bullets": 5}
+            notes[f"control-{arm}"] = facts
+    return found(arms, notes, span=span)
+
+
+def test_located_steps_mattered_where_they_are_better_beyond_noise():
+    of = controlled.controls(controls_of(FULL, LOW), SCHEME)
+    (row,) = of["rows"]
+    assert row["difference"]["value"] == 0.5
+    assert row["p"] < 0.01
+    assert (row["seeds"], row["tokens"]) == (3, 100)
+    assert "mattered here: +50.0 points" in of["sentence"]
+    assert "did harm here" in controlled.controls(controls_of(LOW, FULL), SCHEME)["sentence"]
+
+
+def test_what_is_not_shown_is_said_to_be_not_shown():
+    assert "not shown to matter" in controlled.controls(controls_of(FULL, FULL - {1}), SCHEME)["sentence"]
+    assert "does not test the step" in controlled.controls(controls_of(FULL, LOW, span="whole"), SCHEME)["sentence"]
+    assert controlled.controls(found({"full": FULL, SCHEME: LOW}), SCHEME) is None
+
+
+def test_the_page_shows_controls_effects_and_leakage(tmp_path):
+    run = controls_of(FULL, LOW)
+    run.notes[f"effects-{RESTORED}"] = {"question": MEASURE, "kl": MEASURE}
+    page.write(run, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "Did the located steps matter?" in html
+    assert "random-step, equal steps" in html
+    assert "worse beyond noise: loss on the questions" in html
+    assert "3 checked, 1 the same and 1 overlapping (dropped), 1 near" in html
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "run" / RESTORED.replace("+", "-")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return tmp_path / "run"
+
+
+def test_an_export_is_the_checkpoint_and_a_card(checkpoint, tmp_path):
+    run = found(
+        {"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"restore-{RESTORED}": {"bullets": 7, "checkpoint": "abc", "export_error": 0.0}}
+    )
+    card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"weights"
+    text = (tmp_path / "out/README.md").read_text()
+    assert text.startswith('---\nbase_model: "builtin:qwen2"\n')
+    assert "on 7 bullets" in text
+    assert "Turned right: 30; turned wrong: 0." in text
+    shown = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    assert (shown["checkpoint"], shown["recipe"]["schemes"]) == ("abc", [SCHEME])
+    with pytest.raises(InputError, match="exists already"):
+        card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
+
+
+def test_the_guard_refuses_what_got_worse_and_without_it_the_card_says_so(checkpoint, tmp_path):
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"effects-{RESTORED}": {"question": MEASURE}})
+    with pytest.raises(InputError, match="refused by --guard"):
+        card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
+    assert not (tmp_path / "out").exists()
+    card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=False)
+    assert "Worse than before, beyond noise" in (tmp_path / "out/README.md").read_text()
+
+
+def test_what_was_not_restored_or_is_gone_is_said(tmp_path):
+    with pytest.raises(InputError, match="was not restored"):
+        card.export(found({"full": FULL, SCHEME: LOW}), tmp_path, SCHEME, tmp_path / "out", guard=False)
+    with pytest.raises(InputError, match="is not there any more"):
+        card.export(found({"full": FULL, SCHEME: LOW, RESTORED: FULL}), tmp_path, SCHEME, tmp_path / "out", guard=False)

@@ -1,0 +1,94 @@
+"""Restoring from the command line: controls, export, and what it refuses. On copies of one small finished run."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from stepmend.report import summary
+from tests.conftest import LOSSY
+
+RESTORED = LOSSY + summary.RESTORED
+
+
+def stepmend(*arguments) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "stepmend.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported(run_copy, tmp_path):
+    before = (run_copy / "traces.jsonl").read_bytes()
+    done = stepmend("restore", run_copy, "--scheme", LOSSY, "--controls", "random-step", "--seeds", "1", "--export", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "memory: about" in done.stderr
+    assert "located minus random-step, equal steps" in done.stderr
+    assert (run_copy / "traces.jsonl").read_bytes().startswith(before), "what was measured before is measured again"
+    assert not list(run_copy.glob("*random-step*")), "a control's checkpoint is left behind"
+    note = json.loads((run_copy / f"notes/control-{LOSSY}+random-step-steps-s0.json").read_text())
+    assert (note["control"], note["seed"], note["steps"]) == ("random-step", 0, 60)
+    low, out = load_file(run_copy / LOSSY / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert {n for n, t in low.items() if not t.equal(out[n])} == {n for n in low if n.endswith("weight_scale")}
+    assert f"# builtin:qwen2, {LOSSY}, restored" in (tmp_path / "out/README.md").read_text()
+    again = stepmend("restore", run_copy, "--controls", "random-step", "--seeds", "1")
+    assert again.returncode == 0
+    assert "memory: about" not in again.stderr, "what was tuned before is tuned again"
+
+
+def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
+    note = json.loads((finished_run / f"notes/effects-{RESTORED}.json").read_text())
+    for measure in ("question", "kl"):
+        assert note[measure]["low"] <= note[measure]["value"] <= note[measure]["high"]
+    card = json.loads((finished_run / "notes/card.json").read_text())
+    for split, checked in (("calibration", 9), ("curate", 216)):
+        counts = card["leakage"][split]
+        assert counts["checked"] == checked == sum(count for kind, count in counts.items() if kind != "checked")
+
+
+def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
+    from datasets import load_dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    from stepmend.models import load
+    from stepmend.models.reasoner import CHECKPOINTS
+
+    data = load_dataset("json", data_files=str(finished_run / "bullets.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
+    folder = str(CHECKPOINTS / "qwen2")
+    options = DPOConfig(
+        output_dir=str(tmp_path / "trl"), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False, save_strategy="no", logging_steps=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = DPOTrainer(load.load_model(folder), args=options, train_dataset=data, processing_class=load.load_tokenizer(folder))
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 2
+    assert 0 < losses[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("restore", "nowhere"), "nowhere holds no run"),
+        (("restore", "RUN", "--guard"), "--guard goes with --export"),
+        (("restore", "RUN", "--scheme", "rtn-w8a8"), "has no scheme 'rtn-w8a8'; it has gptq-w4a16-g128"),
+        (("restore", "RUN", "--controls", "nonsense"), "controls: unknown nonsense; allowed: random-step"),
+        (("run", "--set", "restore.rounds=0"), "restore.rounds = 0"),
+        (("run", "--set", "restore.tune=zeros"), "restore.tune = 'zeros': input should be 'scales', 'norms'"),
+        (("align", "builtin:qwen2", "RUN"), "exists already"),
+        (("align", "builtin:qwen2", "new", "--benchmark", "nonsense"), "allowed: story"),
+    ],
+)
+def test_bad_input_is_one_line(finished_run, arguments, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = stepmend(*(finished_run if a == "RUN" else a for a in arguments))
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
