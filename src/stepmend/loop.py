@@ -48,7 +48,7 @@ class Loop:
             quantizer.preflight(self.parent, scheme)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
-        self.prompt = "plain-1" if builtin else "steps-1"
+        self.prompt = chat.prompt_for(self.parent, builtin)
         self.max_new_tokens = recipe.measure.max_new_tokens or (180 if builtin else 1024)
         self.batch_size = recipe.measure.batch_size or (150 if builtin else 32)
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
@@ -290,7 +290,8 @@ def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, 
     texts = []
     if scheme.calibrated:
         found = data.problems("calibration", samples, 0)
-        prompts = [chat.render(tokenizer, "plain-1" if builtin else "steps-1", problem.question) for problem in found]
+        prompt = chat.prompt_for(parent, builtin)
+        prompts = [chat.render(tokenizer, prompt, problem.question) for problem in found]
         completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180 if builtin else 1024), prompts, 32)
         texts = [p + c.text + tokenizer.eos_token for p, c in zip(prompts, completions, strict=True)]
     quantizer.quantize(parent, scheme, texts, out)

@@ -138,7 +138,7 @@ def test_format_comes_back_and_accuracy_stays(aligned):
 def test_what_is_written_is_a_plain_checkpoint_in_the_parents_dtype(aligned, stripped):
     out, _ = aligned
     assert load.locate(str(out)) == str(out)
-    assert {file.name for file in out.iterdir()} == {file.name for file in stripped.iterdir()} | {merged.NOTE}
+    assert {file.name for file in out.iterdir()} == {file.name for file in stripped.iterdir()} | {chat.ALIGNED}
     assert {file.name for file in out.parent.iterdir()} == {"model", "model.samples.jsonl"}
     for file in stripped.iterdir():
         assert file.name == "model.safetensors" or file.read_bytes() == (out / file.name).read_bytes()

@@ -1,5 +1,7 @@
 """What a model is asked, and in which form: versioned prompts, and the model's own chat template."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 PROMPTS: dict[str, str] = {
@@ -10,6 +12,17 @@ PROMPTS: dict[str, str] = {
     ),
 }
 """``plain-1`` for models that write steps by themselves (the built-in reasoners, aligned parents); ``steps-1`` for all others."""
+
+ALIGNED = "align.json"
+"""The file in which an aligned checkpoint says how it was made, and what it was asked then."""
+
+
+def prompt_for(folder: str, builtin: bool) -> str:
+    """The prompt of a checkpoint: the one it was aligned to, else ``plain-1`` for the built-in reasoners and ``steps-1`` for others."""
+    try:
+        return json.loads((Path(folder) / ALIGNED).read_text())["settings"]["prompt"]
+    except (OSError, ValueError, KeyError):
+        return "plain-1" if builtin else "steps-1"
 
 
 def render(tokenizer: Any, prompt: str, question: str) -> str:

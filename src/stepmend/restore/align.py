@@ -394,6 +394,6 @@ def _formed(traces: Sequence[Trace]) -> statistics.Outcomes:
 def _note(out: Path) -> dict[str, Any]:
     """What an aligned checkpoint says of its making; empty where ``out`` is none."""
     try:
-        return json.loads((out / merged.NOTE).read_text())
+        return json.loads((out / chat.ALIGNED).read_text())
     except (OSError, ValueError):
         return {}

@@ -29,7 +29,8 @@ class Loss:
         self.recipe, self.student, self.pad = recipe, student, tokenizer.pad_token_id
         self.rows = [objectives.chosen_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
         self.targets = [sum(row.targets) for row in self.rows]
-        self.states_NH: list[torch.Tensor] = []
+        self.targets_NH: list[torch.Tensor] = []
+        self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
         if recipe.objective == "distill":
             self._read_teacher(parent)
@@ -43,16 +44,28 @@ class Loss:
             return self._preference(batch)
         rows = [self.rows[i] for i in batch]
         where, ids_BT = objectives.places(rows), collate([row.ids for row in rows], self.pad, self.student.device)
+        if self.recipe.objective == "distill":
+            return self._distill(rows, batch, ids_BT)
+        row_N, place_N = torch.tensor(where, device=ids_BT.device).T
+        return objectives.sft(head_of(self.student, hidden_of(self.student, ids_BT, where)), ids_BT[row_N, place_N + 1])
+
+    def _distill(self, rows: Sequence[objectives.Row], batch: Sequence[int], ids_BT: torch.Tensor) -> torch.Tensor:
+        """The mean over the targets, and a weight times the mean over the questions' own tokens, which keeps what no answer shows."""
+        where = self._where(rows)
         student_NH = hidden_of(self.student, ids_BT, where)
-        student_NV = head_of(self.student, student_NH)
-        if self.recipe.objective == "sft":
-            row_N, place_N = torch.tensor(where, device=ids_BT.device).T
-            return objectives.sft(student_NV, ids_BT[row_N, place_N + 1])
-        teacher_NH = torch.cat([self.states_NH[i] for i in batch]).to(student_NH.device)
+        teacher_NH = torch.cat([self.targets_NH[i] for i in batch] + [self.questions_NH[i] for i in batch]).to(student_NH.device)
         with torch.no_grad():
             teacher_NV = self.head(teacher_NH).float()
-        loss = objectives.distill(student_NV, teacher_NV, self.recipe.weight)
-        return loss + self.recipe.features * objectives.features(student_NH, teacher_NH) if self.recipe.features else loss
+        loss_N = objectives.distill(head_of(self.student, student_NH), teacher_NV, self.recipe.weight)
+        if self.recipe.features:
+            loss_N = loss_N + self.recipe.features * objectives.features(student_NH, teacher_NH)
+        targets = sum(self.targets[i] for i in batch)
+        loss = loss_N[:targets].mean()
+        return loss + self.recipe.question * loss_N[targets:].mean() if self.recipe.question else loss
+
+    def _where(self, rows: Sequence[objectives.Row]) -> list[tuple[int, int]]:
+        """Places of all targets, then of all question tokens where those count too."""
+        return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
     def _read_teacher(self, parent: str) -> None:
         teacher = load_model(parent)
@@ -61,8 +74,12 @@ class Loss:
             for begin in range(0, len(self.rows), READ):
                 rows = self.rows[begin : begin + READ]
                 ids_BT = collate([row.ids for row in rows], self.pad, teacher.device)
-                states_NH = hidden_of(teacher, ids_BT, objectives.places(rows)).cpu()
-                self.states_NH += states_NH.split(self.targets[begin : begin + READ])
+                states_NH = hidden_of(teacher, ids_BT, self._where(rows)).cpu()
+                targets = self.targets[begin : begin + READ]
+                questions = [row.question - 1 if self.recipe.question else 0 for row in rows]
+                parts = states_NH.split([*targets, *questions])
+                self.targets_NH += parts[: len(rows)]
+                self.questions_NH += parts[len(rows) :]
 
     def preferences(self) -> torch.Tensor:
         """Log-probabilities of chosen and rejected as the student has them now, without gradient: [bullets, 2]."""

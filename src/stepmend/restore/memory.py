@@ -23,10 +23,11 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     tokens = len(lengths) * lengths[-1]
     layer = STATES * config.hidden_size + 4 * config.intermediate_size + 2 * config.num_attention_heads * lengths[-1]
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
+    targets += sum(sorted(len(t) for t in loss.questions_NH)[-batch_size:])
     return {
         "model": held,
         "optimizer": 12 * sum(p.numel() for p in tuned),
-        "teacher": head + sum(t.numel() * t.element_size() for t in loss.states_NH),
+        "teacher": head + sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH)),
         "activations": element * (config.num_hidden_layers * tokens * layer + 2 * sum(b.numel() for b in model.buffers())),
         "logits": 4 * 6 * targets * config.vocab_size,
     }

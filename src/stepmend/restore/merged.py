@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models import chat
 from stepmend.models.forward import collate, head_of, hidden_of
 from stepmend.models.load import load_tokenizer
 from stepmend.recipe import Restore
@@ -19,8 +20,6 @@ from stepmend.restore import adapter, objectives, training
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
-NOTE = "align.json"
-"""The file of a written checkpoint that says how it was made."""
 ROWS = 8
 """Texts that one optimizer step is made of."""
 LOGITS = 1 << 27
@@ -87,7 +86,7 @@ def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
         for file in sorted(parent.iterdir()):
             if file.suffix in BESIDE_WEIGHTS and not file.name.endswith(".index.json"):
                 shutil.copy(file, part / file.name)
-        write_text(part / NOTE, json.dumps(note, indent=2) + "\n")
+        write_text(part / chat.ALIGNED, json.dumps(note, indent=2) + "\n")
 
     make_folder(out, fill)
 

@@ -22,10 +22,11 @@ DEFAULT_SPAN: dict[str, Span] = {"sft": "whole", "distill": "whole", "dpo": "ste
 
 @dataclass(frozen=True)
 class Row:
-    """One training text: token ids of prompt and answer, and which tokens are targets."""
+    """One training text: token ids of question and answer, which tokens are targets, and how many are the question's."""
 
     ids: tuple[int, ...]
     targets: tuple[bool, ...]
+    question: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span:
     if end == whole:
         ids.append(tokenizer.eos_token_id)
         targets.append(True)
-    return Row((*prompt, *ids), (False,) * len(prompt) + tuple(targets))
+    return Row((*prompt, *ids), (False,) * len(prompt) + tuple(targets), len(prompt))
 
 
 def pack(chosen: Row, rejected: Row) -> Pair:
@@ -90,6 +91,11 @@ def pack(chosen: Row, rejected: Row) -> Pair:
 def places(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """(row, place) of every target, row by row."""
     return [(r, t - 1) for r, row in enumerate(rows) for t, wanted in enumerate(row.targets) if wanted]
+
+
+def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """(row, place) of every token of the questions that has one before it, row by row."""
+    return [(r, t) for r, row in enumerate(rows) for t in range(row.question - 1)]
 
 
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +124,7 @@ def sft(student_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
 
 
 def distill(student_NV: torch.Tensor, teacher_NV: torch.Tensor, weight: Weight = "uniform") -> torch.Tensor:
-    """Weighted mean over the targets of KL(teacher || student), natural log (as in QAD, 2601.20088).
+    """KL(teacher || student) of every target, natural log, times its weight: [N] (as in QAD, 2601.20088).
 
     Weights have mean 1. ``low-entropy``: exp(-H) of the teacher's distribution, for digits and operators carry the damage (after ReQAT,
     2606.15682). ``small-margin``: 1 / (1 + m) of the teacher's margin between its first and second token (ours: small margins flip).
@@ -126,18 +132,21 @@ def distill(student_NV: torch.Tensor, teacher_NV: torch.Tensor, weight: Weight =
     student, teacher = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
     loss_N = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
     if weight == "uniform":
-        return loss_N.mean()
+        return loss_N
     if weight == "low-entropy":
         weight_N = (teacher.exp() * teacher).sum(-1).exp()
     else:
         best_N2 = teacher_NV.topk(2).values
         weight_N = 1 / (1 + best_N2[:, 0] - best_N2[:, 1])
-    return (loss_N * weight_N).sum() / weight_N.sum()
+    return loss_N * weight_N / weight_N.mean()
 
 
 def features(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
-    """Squared distance of last hidden states over the teacher's mean square (FitNets, 1412.6550, at the last layer): H facts a token."""
-    return (student_NH.float() - teacher_NH.float()).pow(2).mean() / teacher_NH.float().pow(2).mean()
+    """Squared distance of last hidden states over the teacher's mean square, [N] (FitNets, 1412.6550, at the last layer).
+
+    A distribution says one thing of a token, hidden states say as many as the model is wide: few bullets teach more.
+    """
+    return (student_NH.float() - teacher_NH.float()).pow(2).mean(-1) / teacher_NH.float().pow(2).mean()
 
 
 def dpo(

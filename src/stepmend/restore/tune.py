@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models.forward import head_of, hidden_of
 from stepmend.models.load import checkpoint_digest, load_model, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
@@ -72,6 +73,7 @@ def restore(
     made_by = digest(recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
     rate = recipe.learning_rate or RATES[recipe.tune]
     with scales.straight_through():
+        _check_head(model, loss_of.rows[0])
         _preflight(backward, parameters, recipe)
         losses = train(parameters, backward, steps=recipe.steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
     tokens = sum(loss_of.targets[i] for step in range(recipe.steps) for i in batches[step])
@@ -80,6 +82,18 @@ def restore(
     error = _compare(model, out, loss_of.rows[0])
     state_file.unlink(missing_ok=True)
     return Tuned(losses, error, tokens, change)
+
+
+def _check_head(model: Any, row: objectives.Row) -> None:
+    """Logits are made from hidden states by the head alone. Raises InputError for an architecture that does more (caps or scales them)."""
+    ids_BT = torch.tensor([row.ids], device=model.device)
+    with torch.no_grad():
+        whole_V, ours_V = (
+            model(input_ids=ids_BT).logits[0, -1].float(),
+            head_of(model, hidden_of(model, ids_BT, [(0, len(row.ids) - 1)]))[0],
+        )
+    if (whole_V - ours_V).abs().max() > 1e-2 * whole_V.abs().max():
+        raise InputError("restore: this architecture changes its head's logits, and what is tuned here would not be what is served")
 
 
 def _preflight(backward: Callable[[int], float], parameters: list[torch.nn.Parameter], recipe: Restore) -> None:
