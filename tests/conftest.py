@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 
 from stepmend.models import reasoner
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",

@@ -82,8 +82,8 @@ class Restore(Part):
     weight: Literal["uniform", "low-entropy", "small-margin"] = Field(
         default="uniform", description="distill: tokens that full precision is sure of, or nearly undecided about, count more"
     )
-    features: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
-    question: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
+    features: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
+    question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
     steps: int = Field(default=300, ge=1, description="optimizer steps")
     batch_size: int = Field(default=8, ge=1, description="bullets a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by what is tuned")

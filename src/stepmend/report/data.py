@@ -202,6 +202,8 @@ def _tokens(text: str, fault: Fault, begin: int, end: int) -> list[dict[str, Any
 
 def _card(found: Found) -> dict[str, Any]:
     card = dict(found.notes.get("card", {}))
-    seconds = {name: round(note["seconds"], 1) for name, note in found.notes.items() if "seconds" in note}
-    checkpoints = {name: note["checkpoint"] for name, note in found.notes.items() if "checkpoint" in note}
+    controls = {name.removeprefix("control-") for name in found.notes if name.startswith("control-")}  # those have a table of their own
+    notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in controls}
+    seconds = {name: round(note["seconds"], 1) for name, note in notes.items() if "seconds" in note}
+    checkpoints = {name: note["checkpoint"] for name, note in notes.items() if "checkpoint" in note}
     return {**card, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}
