@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from stepmend import Bullet, InputError
+from stepmend.curate import controls
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.quantize import run, schemes
@@ -214,6 +216,14 @@ def test_a_broken_checkpoint_is_refused_before_it_starts(tiny_llama, low_bit, tm
     save_file(tensors, tmp_path / "low/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="the loss is"):
         tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+
+
+def test_full_precision_is_tuned_for_comparison_too(tiny_llama, tmp_path):
+    recipe = controls.recipe_of("full-tuned", Restore(steps=4))
+    tuned = tune.restore(tiny_llama, Path(tiny_llama), bullets(), recipe, tmp_path / "tuned", seed=0)
+    assert tuned.losses[-1] < tuned.losses[0]
+    assert tuned.export_error < 1e-3
+    assert (tmp_path / "tuned/adapter").is_dir()
 
 
 def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path):
