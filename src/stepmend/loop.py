@@ -99,8 +99,10 @@ class Loop:
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
         """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""
         for scheme in self.schemes:
-            if self.folder(f"{scheme.name}+restored").exists():
-                Mend(self, scheme.name).controls(names, seeds, budgets, self.problems("test"))
+            if not self.folder(f"{scheme.name}+restored").exists():
+                self.stages.say(f"  {scheme.name}: nothing was restored, so there is nothing to control")
+                continue
+            Mend(self, scheme.name).controls(names, seeds, budgets, self.problems("test"))
 
     def __enter__(self) -> Self:
         return self

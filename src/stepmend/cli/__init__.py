@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from stepmend import __version__
-from stepmend.cli import measuring, running
+from stepmend.cli import running  # first, as the help lists verbs in the order they are defined in
+
+# isort: split
+from stepmend.cli import measuring
 from stepmend.cli.common import app
 from stepmend.records import InputError
 
