@@ -58,7 +58,9 @@ class Mend:
     def bullets(self, arm: str) -> list[Bullet]:
         """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
         loop = self.loop
-        made_by = digest("curate", loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(), loop.problem_ids("test"))
+        made_by = digest(
+            "curate", arm, loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(), loop.problem_ids("test")
+        )
         note = f"curate-{arm}"
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return loop.dir.load(Bullet, made_by)
