@@ -52,6 +52,22 @@ def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
         assert counts["checked"] == checked == sum(count for kind, count in counts.items() if kind != "checked")
 
 
+def test_rounds_go_on_from_the_restored_model(tmp_path):
+    small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.rounds=2"]
+    small += ["restore.steps=1", "restore.learning_rate=0.6"]  # one step far too large: it mends nothing
+    done = stepmend(
+        "run", "--scheme", LOSSY, "--out", tmp_path / "run", "--set", "restore.within_noise=true", *(a for s in small for a in ("--set", s))
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = summary.read(tmp_path / "run")
+    assert found.arms == ["full", LOSSY, RESTORED, RESTORED + "-2"]
+    assert summary.final(found, LOSSY) == RESTORED + "-2"
+    assert f"curate-{RESTORED}" in found.notes, "the second round took no bullets of its own"
+    assert {b.arm for b in found.bullets[RESTORED]} == {RESTORED}, "the second round's bullets are not of the restored model's faults"
+    assert found.notes[f"restore-{RESTORED}-2"]["bullets"] >= found.notes[f"restore-{RESTORED}"]["bullets"]
+    assert "Round by round" in (tmp_path / "run/report.html").read_text()
+
+
 def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
     from datasets import load_dataset
     from trl.trainer.dpo_config import DPOConfig
