@@ -93,6 +93,7 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
     ("arguments", "line"),
     [
         (("restore", "nowhere"), "nowhere holds no run"),
+        (("restore", "RUN", "--export", "RUN"), "exists already"),
         (("restore", "RUN", "--guard"), "--guard goes with --export"),
         (("restore", "RUN", "--scheme", "rtn-w8a8"), "has no scheme 'rtn-w8a8'; it has gptq-w4a16-g128"),
         (("restore", "RUN", "--controls", "nonsense"), "controls: unknown nonsense; allowed: random-step"),

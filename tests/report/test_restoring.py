@@ -81,6 +81,14 @@ def test_located_steps_mattered_where_they_are_better_beyond_noise():
     assert "did harm here" in controlled.controls(controls_of(LOW, FULL), SCHEME)["sentence"]
 
 
+def test_a_claim_must_hold_under_every_budget():
+    run = controls_of(FULL, LOW)
+    arm = f"{SCHEME}+random-step-tokens-s0"
+    run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
+    run.notes[f"control-{arm}"] = {**run.notes[f"control-{SCHEME}+random-step-steps-s0"], "budget": "tokens"}
+    assert "not shown to matter" in controlled.controls(run, SCHEME)["sentence"]
+
+
 def test_what_is_not_shown_is_said_to_be_not_shown():
     assert "not shown to matter" in controlled.controls(controls_of(FULL, FULL - {1}), SCHEME)["sentence"]
     assert "does not test the step" in controlled.controls(controls_of(FULL, LOW, span="whole"), SCHEME)["sentence"]

@@ -84,6 +84,7 @@ def restore(
 
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls random-step[/]
     """
+    from stepmend.quantize import schemes as table
     from stepmend.recipe import Recipe
     from stepmend.report import card, summary
 
@@ -94,6 +95,10 @@ def restore(
     recipe = Recipe.from_json(folder / "recipe.json")
     if scheme is not None and scheme not in recipe.schemes:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
+    if export:
+        if export.exists():
+            raise InputError(f"export: {export} exists already; choose another folder")
+        check_out(export, [])
     screen = console(stderr=True)
     _loop(recipe, folder, screen, control, seeds, match)
     if export:
@@ -101,8 +106,9 @@ def restore(
         restored = [s for s in recipe.schemes if summary.final(found, s)]
         if scheme is None and len(restored) > 1:
             raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
-        card.export(found, folder, scheme or (restored or list(recipe.schemes))[0], export, guard=guard)
-        screen.print(f"\n{export}: the restored checkpoint and its model card. Next: vllm serve {export}", highlight=False)
+        chosen = scheme or (restored or list(recipe.schemes))[0]
+        card.export(found, folder, chosen, export, guard=guard)
+        screen.print(f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}", highlight=False)
 
 
 @app.command()

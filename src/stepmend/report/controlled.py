@@ -56,9 +56,9 @@ def _sentence(rows: list[dict[str, Any]], found: Found, scheme: str) -> str:
     span = found.recipe.restore.span or ("step" if found.recipe.restore.objective == "dpo" else "whole")
     if span == "whole":
         return f"Under {scheme} the loss is on whole traces, so a random step gives nearly the same texts: this does not test the step."
-    row = min(chosen, key=lambda row: row["p"])
-    said = _said(row)
-    if row["p"] >= 0.05:
+    row = max(chosen, key=lambda row: row["p"])  # what is claimed must hold under every budget
+    said, signs = _said(row), {row["difference"]["value"] > 0 for row in chosen}
+    if row["p"] >= 0.05 or len(signs) > 1:
         return f"Located steps were not shown to matter here: {said} against random ones, at equal {row['budget']}."
     verb = "mattered" if row["difference"]["value"] > 0 else "did harm"
     return f"Located steps {verb} here: {said} against random ones, at equal {row['budget']}."
