@@ -1,23 +1,27 @@
-"""Restoring beside its peers: the same model, scheme, bullets and seeds, in one run. Writes docs/results/restore.md.
+"""Restoring beside its peers: the same model, scheme, bullets and seeds, in one run. Writes its sections of docs/results/restore.md.
 
-python benchmarks/restore.py            # both reasoners at 3 and 4 bits; the runs lie in runs/restore, and a stopped one continues
-python benchmarks/restore.py --quick    # few problems, to see that it works; written beside the runs, not to docs
+python benchmarks/restore.py                                     # both reasoners at 3 and 4 bits; a stopped run continues
+python benchmarks/restore.py --family qwen2 --scheme rtn-w3a16   # this section alone; the others stay as they are
+python benchmarks/restore.py --quick                             # to see that it works; written beside the runs, not to docs
 
-Peers: the paper's recipe (TRL's DPOTrainer with a PEFT adapter, at several rates), EfficientQAT's end-to-end idea (scales by likelihood
-on generic traces), QAD (scales by distillation on generic traces), both of as many supervised tokens; and recalibration (GPTQ on plain
-questions against the model's own traces). Needs trl: pip install trl.
+Peers: the paper's recipe (TRL's DPOTrainer with a PEFT adapter), EfficientQAT's end-to-end idea (scales by likelihood on generic traces),
+QAD (what stepmend tunes, by plain distillation on generic traces), both of as many supervised tokens; and recalibration (GPTQ on plain
+questions against the model's own traces). Each tuning runs in a process of its own, whose time and peak memory are its. Needs trl: pip
+install trl.
 """
 
 import argparse
-import resource
+import multiprocessing
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from stepmend import Bullet, Problem
@@ -30,7 +34,6 @@ from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import QUICK, Recipe, Restore, merge
-from stepmend.records import digest
 from stepmend.report.summary import percent, points
 from stepmend.restore import adapter, tune
 from stepmend.rundir import make_folder
@@ -40,17 +43,24 @@ FAMILIES = ("qwen2", "llama")
 SCHEMES = ("rtn-w3a16", "rtn-w4a16")
 """One scale a row: what loses most at either width, so that there is something to restore."""
 SEEDS = 3
-RATES = (3e-5, 1e-4, 3e-4)
-"""Rates that the paper's recipe is tried at; every one is reported."""
+RATES = {"EfficientQAT": (1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 1e-4, 3e-4)}
+"""Rates that a peer is tried at under the first seed; the best on other problems is taken. Others have stepmend's own."""
+CURATE, DEV = 3600, 900
+"""Problems that bullets are looked for in, and further ones of the same split, which rates are chosen on."""
 RECALIBRATED = "gptq-w3a16-g128"
 TIMED = 64
 """Solutions that are generated to time a model."""
+LORA_RANK = 16
+
+Make = Callable[[Path], None]
+Made = Callable[[int, float | None], Make]
+"""What writes the checkpoint of a seed and a rate."""
+Tick = Callable[[int], None]
 
 
-def recipe_of(family: str, quick: bool) -> Recipe:
-    values: dict[str, Any] = {"model": f"builtin:{family}", "schemes": list(SCHEMES), "measure": {"noise_floor": False}}
-    values["curate"] = {"problems": 2700}
-    values["restore"] = {"within_noise": True}
+def recipe_of(family: str, scheme: str, quick: bool) -> Recipe:
+    values: dict[str, Any] = {"model": f"builtin:{family}", "schemes": [scheme], "measure": {"noise_floor": False}}
+    values |= {"curate": {"problems": CURATE}, "restore": {"within_noise": True}}
     return Recipe.make(merge(values, {**QUICK, "restore": {"steps": 5, "within_noise": True}}) if quick else values)
 
 
@@ -62,44 +72,71 @@ class Peers:
         self.mend, self.test = Mend(loop, scheme), loop.problems("test")
         self.bullets = self.mend.bullets(scheme)
         self.recipe = loop.recipe.restore
+        self.dev = loop.tuned.problems("curate", CURATE + DEV, loop.recipe.seed)[CURATE:]
+        self.parts = loop.parent, loop.folder(scheme)
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
-    def add(self, name: str, seed: int, make: Callable[[Path], None]) -> None:
-        """Measure one peer under one seed: make its checkpoint, time it, and solve the test problems."""
-        loop, arm = self.loop, f"{self.scheme}+{name}-s{seed}"
-        note = f"peer-{arm}"
-        if note not in loop.dir.notes():
-            begin = time.perf_counter()
-            make(loop.folder(arm))
-            seconds = time.perf_counter() - begin
+    def run(self) -> None:
+        """Every arm under every seed."""
+        own = tune.tokens_of(self.loop.tokenizer, self.bullets, self.recipe)
+        generics = {
+            "EfficientQAT": Restore(tune="scales", objective="sft", steps=self.recipe.steps),
+            "QAD": Restore(features=0, question=0, steps=self.recipe.steps),
+        }
+        self.arm("stepmend", lambda seed, rate: partial(ours, *self.parts, self.bullets, self.recipe, seed))
+        for name, recipe in generics.items():
+
+            def made(seed: int, rate: float | None, recipe: Restore = recipe) -> Make:
+                generic = self.generic(seed)
+                steps = max(1, round(recipe.steps * own / tune.tokens_of(self.loop.tokenizer, generic, recipe)))
+                return partial(ours, *self.parts, generic, recipe.model_copy(update={"steps": steps, "learning_rate": rate}), seed)
+
+            self.arm(name, made)
+        self.arm("the paper's recipe", lambda seed, rate: partial(paper, *self.parts, self.bullets, self.recipe, seed, rate))
+
+    def arm(self, name: str, made: Made) -> None:
+        """One peer under every seed, at the rate that does best on ``dev`` under the first."""
+        rates = RATES.get(name, (None,))
+        scores = {rate: self.add(name, 0, rate, made, self.dev if len(rates) > 1 else ()) for rate in rates}
+        rate = max(scores, key=lambda rate: scores[rate])
+        self.rows[name] = [self.measure(name, seed, rate, made) for seed in range(self.seeds)]
+
+    def add(self, name: str, seed: int, rate: float | None, made: Made, dev: Sequence[Problem]) -> float:
+        """Make one checkpoint, timed; its share of right answers on ``dev``."""
+        loop, arm = self.loop, self.name(name, seed, rate)
+        if f"peer-{arm}" not in loop.dir.notes():
+            loop.stages.say(f"  {arm}: tuning")
+            seconds, peak = alone(made(seed, rate), loop.folder(arm))
             size = sum(f.stat().st_size for f in loop.folder(arm).rglob("*.safetensors"))
-            speed = self.speed(arm)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-            loop.solve(arm, self.test, "test")
-            loop.dir.note(note, seconds=seconds, bytes=size, speed=speed, peak=peak)
-        else:
-            loop.solve(arm, self.test, "test")
+            loop.dir.note(f"peer-{arm}", seconds=seconds, peak=peak, bytes=size, rate=rate)
+        loop.solve(arm, dev, "dev")
+        return float(loop.outcomes(dev, arm).mean()) if dev else 0.0
+
+    def measure(self, name: str, seed: int, rate: float | None, made: Made) -> dict[str, Any]:
+        """The test problems, solved by one checkpoint, and under the first seed its speed."""
+        loop, arm = self.loop, self.name(name, seed, rate)
+        self.add(name, seed, rate, made, ())
+        loop.solve(arm, self.test, "test")
+        if seed == 0 and f"speed-{arm}" not in loop.dir.notes():
+            loop.dir.note(f"speed-{arm}", speed=self.speed(arm))
         loop.engines.pop(arm, None)
-        self.rows.setdefault(name, []).append({**loop.dir.notes()[note], "arm": arm})
+        notes = loop.dir.notes()
+        return {**notes[f"peer-{arm}"], **notes.get(f"speed-{arm}", {}), "arm": arm}
+
+    def name(self, name: str, seed: int, rate: float | None) -> str:
+        return f"{self.scheme}+{name.replace(' ', '-')}{'' if rate is None else f'-{rate:g}'}-s{seed}"
 
     def speed(self, arm: str) -> float:
-        """Tokens per second of an arm over those of the quantized model, side by side, alternating, the median of three."""
-        texts = [self.loop.prompt_of(p) for p in self.test[:TIMED]]
-        ratios = []
-        for _ in range(3):
-            rates = []
-            for name in (arm, self.scheme):
+        """Tokens per second of an arm over those of the quantized model: side by side, each first in turn, the median of four."""
+        texts, ratios = [self.loop.prompt_of(p) for p in self.test[:TIMED]], []
+        for turn in range(5):
+            rates = {}
+            for name in (arm, self.scheme) if turn % 2 else (self.scheme, arm):
                 begin = time.perf_counter()
                 made = self.loop.engine(name).complete(texts)
-                rates.append(sum(len(c.tokens) for c in made) / (time.perf_counter() - begin))
-            ratios.append(rates[0] / rates[1])
-        return float(np.median(ratios))
-
-    def tuned(self, recipe: Restore, bullets: Sequence[Bullet], seed: int) -> Callable[[Path], None]:
-        def make(out: Path) -> None:
-            tune.restore(self.loop.parent, self.loop.folder(self.scheme), list(bullets), recipe, out, seed=seed)
-
-        return make
+                rates[name] = sum(len(c.tokens) for c in made) / (time.perf_counter() - begin)
+            ratios.append(rates[arm] / rates[self.scheme])
+        return float(np.median(ratios[1:]))
 
     def generic(self, seed: int) -> list[Bullet]:
         """Whole traces of full precision on curate problems that it solves, whatever the low-bit model does: as many as bullets."""
@@ -110,25 +147,15 @@ class Peers:
             found += [part[p.id] for p, good in zip(problems, right, strict=True) if good]
             if len(found) >= 2 * len(self.bullets):
                 break
-        rng = np.random.default_rng(seed)
-        chosen = rng.choice(len(found), min(len(self.bullets), len(found)), replace=False)
+        chosen = np.random.default_rng(seed).choice(len(found), min(len(self.bullets), len(found)), replace=False)
         return [_whole(found[i]) for i in chosen]
 
-    def run(self) -> None:
-        """Every arm under every seed."""
-        own = tune.tokens_of(self.loop.tokenizer, self.bullets, self.recipe)
-        for seed in range(self.seeds):
-            self.add("stepmend", seed, self.tuned(self.recipe, self.bullets, seed))
-            generic = self.generic(seed)
-            generics = {
-                "EfficientQAT": Restore(objective="sft", span="whole", steps=self.recipe.steps),
-                "QAD": Restore(objective="distill", span="whole", features=0, steps=self.recipe.steps),
-            }
-            for name, recipe in generics.items():
-                steps = max(1, round(recipe.steps * own / tune.tokens_of(self.loop.tokenizer, generic, recipe)))
-                self.add(name, seed, self.tuned(recipe.model_copy(update={"steps": steps}), generic, seed))
-            for rate in RATES:
-                self.add(f"paper-{rate:g}", seed, lambda out, seed=seed, rate=rate: paper(self, out, seed, rate))
+    def step_times(self) -> dict[str, float]:
+        """Seconds a step on the same batches, side by side in one process: the median over steps."""
+        if "step-times" not in self.loop.dir.notes():
+            found = _in_child(_step_times, *self.parts, self.bullets, self.recipe, self.loop.dir.path / "timed")
+            self.loop.dir.note("step-times", **found)
+        return self.loop.dir.notes()["step-times"]
 
 
 def _whole(solved: Solved) -> Bullet:
@@ -139,30 +166,82 @@ def _whole(solved: Solved) -> Bullet:
     )  # fmt: skip
 
 
-def paper(peers: Peers, out: Path, seed: int, rate: float) -> None:
+def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def alone(make: Make, out: Path) -> tuple[float, float]:
+    """Seconds and peak GiB of making ``out`` in a process of its own."""
+    return _in_child(_measured, make, out)
+
+
+def _measured(make: Make, out: Path) -> tuple[float, float]:
+    begin = time.perf_counter()
+    make(out)
+    seconds = time.perf_counter() - begin
+    # Not getrusage: a process begun from a larger one starts with that one's peak there.
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak
+    return seconds, int(peak[1]) / (1 << 20)
+
+
+def ours(parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, seed: int, out: Path, tick: Tick = lambda done: None) -> None:
+    tune.restore(parent, folder, bullets, recipe, out, seed=seed, tick=tick)
+
+
+def paper(
+    parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, seed: int, rate: float, out: Path, tick: Tick = lambda done: None
+) -> None:
     """The paper's recipe: TRL's DPO on the steps at the fault, a LoRA adapter over the quantized weights."""
+    import torch
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    loop, folder = peers.loop, peers.loop.folder(peers.scheme)
+    class Ticks(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            tick(1)
+
     torch.manual_seed(seed)
-    model = adapter.attach(str(folder), Restore(lora_rank=16))
-    rows = [{"prompt": b.prompt, "chosen": b.chosen, "rejected": b.rejected} for b in peers.bullets]
+    model = adapter.attach(str(folder), Restore(lora_rank=LORA_RANK))
+    rows = [{"prompt": b.prompt, "chosen": b.chosen, "rejected": b.rejected} for b in bullets]
     options = DPOConfig(
-        output_dir=str(out.with_suffix(".trl")), max_steps=peers.recipe.steps, per_device_train_batch_size=peers.recipe.batch_size,
+        output_dir=str(out.with_suffix(".trl")), max_steps=recipe.steps, per_device_train_batch_size=recipe.batch_size,
         learning_rate=rate, beta=0.1, seed=seed, report_to=[], use_cpu=not torch.cuda.is_available(), bf16=False, save_strategy="no",
         gradient_checkpointing=False, precompute_ref_log_probs=True, disable_tqdm=True, logging_steps=50,
     )  # fmt: skip
-    trainer = DPOTrainer(model, args=options, train_dataset=Dataset.from_list(rows), processing_class=loop.tokenizer)
+    tokenizer = load.load_tokenizer(parent)
+    trainer = DPOTrainer(model, args=options, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Ticks()])
     trainer.train()
     make_folder(out, lambda part: (shutil.copytree(folder, part, dirs_exist_ok=True), model.save_pretrained(part / adapter.FOLDER))[1])
     shutil.rmtree(out.with_suffix(".trl"), ignore_errors=True)
 
 
-def recalibrated(loop: Loop) -> dict[str, str]:
-    """GPTQ calibrated on plain questions, and on the model's own traces: the arms by name."""
-    test, found = loop.problems("test"), {}
+def _step_times(parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, out: Path) -> dict[str, float]:
+    """Three turns of 20 steps each on one batch; the first two steps of a turn warm up."""
+    batch, steps = bullets[: recipe.batch_size], {"steps": 20}
+    lora = Restore(tune="lora", lora_rank=LORA_RANK, objective="dpo", batch_size=recipe.batch_size, steps=20)
+    arms: dict[str, Callable[[Path, Tick], None]] = {
+        "stepmend's default": partial(ours, parent, folder, batch, recipe.model_copy(update=steps), 0),
+        "stepmend, dpo on scales": partial(ours, parent, folder, batch, lora.model_copy(update={"tune": "scales"}), 0),
+        "stepmend, dpo on an adapter": partial(ours, parent, folder, batch, lora, 0),
+        "TRL, dpo on an adapter": partial(paper, parent, folder, batch, recipe.model_copy(update=steps), 0, 1e-5),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(3):
+        for name, make in arms.items():
+            moments: list[float] = []
+            make(out, lambda done, moments=moments: moments.append(time.perf_counter()))
+            taken[name] += np.diff(moments)[2:].tolist()
+            shutil.rmtree(out)
+    return {name: float(np.median(each)) for name, each in taken.items()}
+
+
+def recalibrated(loop: Loop) -> str:
+    """GPTQ calibrated on plain questions beside the model's own traces, in one sentence."""
+    test, shares = loop.problems("test"), {}
     calibration = loop.problems("calibration")
     traces = loop.solve("full", calibration, "calibration")
     own = [loop.prompt_of(p) + traces[p.id].text + loop.tokenizer.eos_token for p in calibration]
@@ -172,83 +251,98 @@ def recalibrated(loop: Loop) -> dict[str, str]:
             quantizer.quantize(loop.parent, schemes.parse(RECALIBRATED), texts, loop.folder(arm))
         loop.solve(arm, test, "test")
         loop.engines.pop(arm, None)
-        found[name] = arm
-    return found
+        shares[name] = loop.outcomes(test, arm)
+    change = statistics.difference(shares["own traces"], shares["plain questions"])
+    return (
+        f"Recalibration: `{RECALIBRATED}` calibrated on plain questions {percent(shares['plain questions'].mean())}, on the model's own "
+        f"traces {percent(shares['own traces'].mean())}: {_span(change)} points."
+    )
 
 
-def row_of(loop: Loop, test: Sequence[Problem], scheme: str, name: str, notes: list[dict[str, Any]], size: int) -> str:
-    full, low = loop.outcomes(test, "full"), loop.outcomes(test, scheme)
-    arms = np.stack([loop.outcomes(test, note["arm"]) for note in notes], axis=1)
-    loss = statistics.difference(arms, full)
-    gain, lost = statistics.per_problem(arms).mean() - low.mean(), full.mean() - low.mean()
-    each = [statistics.recovery(full, low, arms[:, k]) for k in range(arms.shape[1])]
-    back = "undefined" if each[0].value is None else f"{percent(gain / lost)} ({', '.join(percent(e.value) for e in each)})"
-    mean = {key: float(np.mean([note[key] for note in notes])) for key in ("seconds", "bytes", "speed", "peak")}
+def row_of(peers: Peers, name: str) -> str:
+    loop, test, notes, size = peers.loop, peers.test, peers.rows[name], _size(peers.loop.folder(peers.scheme))
+    full, low = (loop.outcomes(test, arm) for arm in ("full", peers.scheme))
+    arms, first = (np.stack([loop.outcomes(test, n["arm"]) for n in rows], axis=1) for rows in (notes, peers.rows["stepmend"]))
+    ahead, p = statistics.difference(first, arms), statistics.permutation(first, arms)
+    recovery, loss = statistics.recovery(full, low, arms), statistics.difference(arms, full)
+    rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
     cells = [
-        name, percent(statistics.average_at(arms)), f"{points(loss.value)} ({points(loss.low)} to {points(loss.high)})", back,
-        f"{mean['seconds']:.0f}", f"{mean['peak']:.1f}", f"{mean['bytes'] / size:.2f}", f"{mean['speed']:.2f}",
+        name + rate, percent(statistics.average_at(arms)), _span(loss) + f", p = {statistics.permutation(arms, full):.2g}",
+        "undefined" if recovery.value is None else f"{percent(recovery.value)} ({percent(recovery.low)} to {percent(recovery.high)})",
+        "" if name == "stepmend" else _span(ahead) + f", p = {p:.2g}", f"{np.mean([note['seconds'] for note in notes]):.0f}",
+        f"{max(note['peak'] for note in notes):.1f}", f"{notes[0]['bytes'] / size:.2f}", f"{notes[0]['speed']:.2f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
-def page_of(loop: Loop, family: str, found: list[Peers]) -> list[str]:
-    test = loop.problems("test")
-    full = loop.outcomes(test, "full")
-    lines = [f"## {family}", "", f"Full precision: {percent(full.mean())} of {len(test)} problems.", ""]
-    for peers in found:
-        low = loop.outcomes(test, peers.scheme)
-        pair, change = statistics.paired(full, low), statistics.difference(low, full)
-        size = sum(f.stat().st_size for f in loop.folder(peers.scheme).glob("*.safetensors"))
-        lines += [
-            f"### {peers.scheme}", "",
-            f"Quantized: {percent(low.mean())}, {points(change.value)} points ({points(change.low)} to {points(change.high)}), McNemar p = "
-            f"{pair.p:.2g}; {len(peers.bullets)} bullets.", "",
-            "| arm | accuracy | against full (95 %) | recovery (each seed) | seconds | peak GiB | bytes | tokens/s |",
-            "|---|---|---|---|---|---|---|---|",
-            *[row_of(loop, test, peers.scheme, name, notes, size) for name, notes in peers.rows.items()], "",
-        ]  # fmt: skip
-    return lines
+def _span(found: statistics.Interval) -> str:
+    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def section(peers: Peers, family: str) -> str:
+    """What was measured of one reasoner and scheme, in Markdown."""
+    loop, test, scheme = peers.loop, peers.test, peers.scheme
+    full, low = loop.outcomes(test, "full"), loop.outcomes(test, scheme)
+    pair, change, times = statistics.paired(full, low), statistics.difference(low, full), peers.step_times()
+    trl = times["TRL, dpo on an adapter"]
+    lines = [
+        f"## {family}, {scheme}", "",
+        f"{len(test)} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
+        f"{percent(low.mean())}: {_span(change)} points, McNemar p = {pair.p:.2g}; {len(peers.bullets)} bullets. Checkpoint "
+        f"{load.checkpoint_digest(loop.parent)}.", "",
+        "| arm | accuracy | against full | recovery | stepmend ahead by | seconds | peak GiB | bytes | tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *[row_of(peers, name) for name in peers.rows], "",
+        "Seconds a step on the same eight bullets, over TRL's: "
+        + ", ".join(f"{name} {seconds / trl:.2f}" for name, seconds in times.items() if seconds != trl)
+        + f" (TRL's: {trl:.2f} s).", "",
+        recalibrated(loop), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 HEAD = """# Restoring beside its peers
 
-`python benchmarks/restore.py` wrote this page. {n} held-out `story` problems, {seeds} seeds; intervals are paired bootstraps over problems,
-seeds kept together. Bytes and tokens/s are over the quantized model's, timed side by side. The same bullets for stepmend and the paper's
-recipe; EfficientQAT and QAD have as many supervised tokens of whole traces that were not chosen by their faults. Checkpoint {made}.
+`python benchmarks/restore.py` wrote this page, section by section. The same bullets for stepmend and the paper's recipe; EfficientQAT and
+QAD have as many supervised tokens of whole traces that were not chosen by their faults. Rates of the paper's recipe and of EfficientQAT
+were chosen on {dev} other problems. Brackets: 95 % paired bootstrap over problems, seeds kept together; p of differences: paired sign
+flips. Seconds and peak memory are those of the tuning's own process. Bytes and tokens/s are over the quantized model's, side by side.
+
 """
+
+
+def write(page: Path, text: str) -> None:
+    """Put a section into the page, in place of an older one of the same title."""
+    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
+    kept = {part.splitlines()[0]: f"## {part.strip()}\n" for part in parts} | {text.splitlines()[0].removeprefix("## "): text}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(HEAD.format(dev=DEV) + "\n".join(kept[title] for title in sorted(kept, reverse=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few problems, one seed")
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this reasoner (may be given again)")
-    parser.add_argument("--scheme", action="append", help="only this scheme (may be given again)")
+    parser.add_argument("--scheme", choices=SCHEMES, action="append", help="only this scheme (may be given again)")
     args = parser.parse_args()
-    seeds, parts, count, made = 1 if args.quick else SEEDS, [], 0, []
+    runs = ROOT / "runs" / ("restore-quick" if args.quick else "restore")
     for family in args.family or FAMILIES:
-        out = ROOT / "runs" / ("restore-quick" if args.quick else "restore") / family
-        with Loop(recipe_of(family, args.quick), out, Stages(Console(stderr=True))) as loop:
-            test = loop.problems("test")
-            loop.solve("full", test, "test")
-            found = []
-            for scheme in args.scheme or SCHEMES:
+        for scheme in args.scheme or SCHEMES:
+            recipe = recipe_of(family, scheme, args.quick)
+            with Loop(recipe, runs / f"{family}-{scheme}", Stages(Console(stderr=True))) as loop:
+                test = loop.problems("test")
+                loop.solve("full", test, "test")
                 loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
                 loop.solve(scheme, test, "test")
-                found.append(Peers(loop, scheme, seeds))
-                found[-1].run()
-            arms = recalibrated(loop)
-            parts += page_of(loop, family, found)
-            shares = {name: loop.outcomes(test, arm) for name, arm in arms.items()}
-            change = statistics.difference(shares["own traces"], shares["plain questions"])
-            parts += [
-                f"`{RECALIBRATED}` calibrated on plain questions {percent(shares['plain questions'].mean())}, on the model's own traces "
-                f"{percent(shares['own traces'].mean())}: {points(change.value)} points ({points(change.low)} to {points(change.high)}).",
-                "",
-            ]  # fmt: skip
-            count, made = len(test), [*made, load.checkpoint_digest(loop.parent)]
-    page = ROOT / ("runs/restore-quick" if args.quick else "docs/results") / "restore.md"
-    page.write_text(HEAD.format(n=count, seeds=seeds, made=digest(made)) + "\n" + "\n".join(parts))
-    print(page.read_text())
+                peers = Peers(loop, scheme, 1 if args.quick else SEEDS)
+                peers.run()
+                text = section(peers, family)
+            write(runs / "restore.md" if args.quick else ROOT / "docs/results/restore.md", text)
+            print(text)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Curate(Part):
 class Restore(Part):
     """What is tuned, towards what, and on which part of a bullet (formulas: ``restore/objectives.py``)."""
 
-    tune: Literal["scales", "norms", "scales+norms", "lora"] = "scales"
+    tune: Literal["scales", "norms", "scales+norms", "lora"] = "scales+norms"
     objective: Literal["sft", "dpo", "distill"] = "distill"
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
         default=None,
@@ -82,9 +82,9 @@ class Restore(Part):
     weight: Literal["uniform", "low-entropy", "small-margin"] = Field(
         default="uniform", description="distill: tokens that full precision is sure of, or nearly undecided about, count more"
     )
-    features: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
+    features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
-    steps: int = Field(default=300, ge=1, description="optimizer steps")
+    steps: int = Field(default=200, ge=1, description="optimizer steps")
     batch_size: int = Field(default=8, ge=1, description="bullets a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by what is tuned")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")

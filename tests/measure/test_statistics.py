@@ -118,6 +118,17 @@ def test_recovery_and_its_interval():
     assert 0.6 < found.low < found.high < 0.9
 
 
+def test_recovery_of_several_seeds_is_that_of_their_mean():
+    rng = np.random.default_rng(0)
+    full, quantized = rng.random(900) < 0.9, rng.random(900) < 0.8
+    seeds = rng.random((900, 3)) < 0.85
+    found = statistics.recovery(full, quantized, seeds)
+    each = [statistics.recovery(full, quantized, seeds[:, k]).value for k in range(3)]
+    assert found.value == pytest.approx(np.mean(each))
+    twice = statistics.recovery(full, quantized, np.stack([seeds[:, 0]] * 2, axis=1))
+    assert twice == statistics.recovery(full, quantized, seeds[:, 0])  # the same seed twice is no more evidence than once
+
+
 def test_recovery_is_undefined_within_noise_and_says_so():
     full, quantized = arms(90, 4, 2, 4)
     found = statistics.recovery(full, quantized, full)

@@ -60,26 +60,30 @@ def test_every_objective_lowers_its_loss_and_exports_what_it_trained(tiny_llama,
     assert not list(tmp_path.glob("*.state"))
 
 
-def test_restored_differs_in_scales_and_in_nothing_else(tiny_llama, low_bit, tmp_path):
+@pytest.mark.parametrize("what", ["scales", "scales+norms"])
+def test_restored_differs_in_what_was_tuned_and_in_nothing_else(tiny_llama, low_bit, tmp_path, what):
+    def chosen(name: str) -> bool:
+        return name.endswith("weight_scale") or ("norm" in name and "norms" in what)
+
     out = tmp_path / "restored"
-    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6), out, seed=0)
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune=what), out, seed=0)
     before, after = load_file(low_bit / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert (tensor.dtype, tensor.shape) == (after[name].dtype, after[name].shape)
-        assert torch.equal(tensor, after[name]) != name.endswith("weight_scale"), name
+        assert torch.equal(tensor, after[name]) != chosen(name), name
     names = sorted(file.name for file in low_bit.iterdir())
     assert names == sorted(file.name for file in out.iterdir())
     for name in names:
         one, other = (low_bit / name).read_bytes(), (out / name).read_bytes()
         assert len(one) == len(other)
         assert name == "model.safetensors" or one == other
-    # The file itself: its header and every byte outside scale tensors.
+    # The file itself: its header and every byte outside the tuned tensors.
     one, other = (low_bit / "model.safetensors").read_bytes(), (out / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(one[:8], "little")
-    places = {n: t["data_offsets"] for n, t in json.loads(one[8:header]).items() if n.endswith("weight_scale")}
-    scale_bytes = {header + i for begin, end in places.values() for i in range(begin, end)}
-    assert all(i in scale_bytes for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    places = {n: t["data_offsets"] for n, t in json.loads(one[8:header]).items() if chosen(n)}
+    tuned_bytes = {header + i for begin, end in places.values() for i in range(begin, end)}
+    assert all(i in tuned_bytes for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
 
 
 def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):

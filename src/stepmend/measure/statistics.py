@@ -132,9 +132,10 @@ def smallest_detectable(pair: Paired, *, power: float = 0.8, level: float = 1 - 
     return float(brentq(lacking, 1e-9, 1.0)) if lacking(1.0) < 0 else None  # pyright: ignore[reportArgumentType]
 
 
-def recovery(full: Outcomes, quantized: Outcomes, restored: Outcomes, *, seed: int = 0) -> Interval:
+def recovery(full: Outcomes, quantized: Outcomes, restored: Shares, *, seed: int = 0) -> Interval:
     """(restored - quantized) / (full - quantized) accuracy, problems resampled; undefined where the loss is within noise.
 
+    ``restored`` is [problems], or [problems, seeds], which stay together.
     The loss is within noise where the exact McNemar test does not reject at 5 % or full precision is not the better arm.
     """
     _same_length(full, quantized)
@@ -143,7 +144,7 @@ def recovery(full: Outcomes, quantized: Outcomes, restored: Outcomes, *, seed: i
     if pair.p >= 0.05 or pair.only_first <= pair.only_second:
         loss = (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
         return Interval(None, None, None, f"the loss of {100 * loss:.1f} points is within noise (McNemar p = {pair.p:.2g})")
-    arms = np.stack([full, quantized, restored], axis=1).astype(float)
+    arms = np.stack([per_problem(one) for one in (full, quantized, restored)], axis=1)
     value = float((arms[:, 2] - arms[:, 1]).sum() / (arms[:, 0] - arms[:, 1]).sum())
     means = _resampled(arms, seed)
     loss = means[:, 0] - means[:, 1]

@@ -15,7 +15,7 @@ from stepmend.restore import adapter, memory, objectives, scales
 from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, check, train
 
-RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 5e-3, "lora": 2e-3}
+RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 1e-2, "lora": 2e-3}
 """Peak learning rates: relative change of a scale or norm a step, and the adapter's own."""
 
 
