@@ -43,7 +43,7 @@ FAMILIES = ("qwen2", "llama")
 SCHEMES = ("rtn-w3a16", "rtn-w4a16")
 """One scale a row: what loses most at either width, so that there is something to restore."""
 SEEDS = 3
-RATES = {"EfficientQAT": (1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 1e-4, 3e-4)}
+RATES = {"EfficientQAT": (3e-4, 1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 1e-4, 3e-4)}
 """Rates that a peer is tried at under the first seed; the best on other problems is taken. Others have stepmend's own."""
 CURATE, DEV = 3600, 900
 """Problems that bullets are looked for in, and further ones of the same split, which rates are chosen on."""
@@ -259,17 +259,22 @@ def recalibrated(loop: Loop) -> str:
     )
 
 
-def row_of(peers: Peers, name: str) -> str:
+def outcomes(peers: Peers, name: str) -> statistics.Shares:
+    """Right or not, [problems, seeds]."""
+    return np.stack([peers.loop.outcomes(peers.test, note["arm"]) for note in peers.rows[name]], axis=1)
+
+
+def row_of(peers: Peers, name: str, p: float | None) -> str:
+    """A line of the table; ``p``: of stepmend against this peer."""
     loop, test, notes, size = peers.loop, peers.test, peers.rows[name], _size(peers.loop.folder(peers.scheme))
-    full, low = (loop.outcomes(test, arm) for arm in ("full", peers.scheme))
-    arms, first = (np.stack([loop.outcomes(test, n["arm"]) for n in rows], axis=1) for rows in (notes, peers.rows["stepmend"]))
-    ahead, p = statistics.difference(first, arms), statistics.permutation(first, arms)
+    full, low, arms = loop.outcomes(test, "full"), loop.outcomes(test, peers.scheme), outcomes(peers, name)
+    ahead = statistics.difference(outcomes(peers, "stepmend"), arms)
     recovery, loss = statistics.recovery(full, low, arms), statistics.difference(arms, full)
     rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
     cells = [
-        name + rate, percent(statistics.average_at(arms)), _span(loss) + f", p = {statistics.permutation(arms, full):.2g}",
+        name + rate, percent(statistics.average_at(arms)), f"{_span(loss)}, p = {statistics.permutation(arms, full):.2g}",
         "undefined" if recovery.value is None else f"{percent(recovery.value)} ({percent(recovery.low)} to {percent(recovery.high)})",
-        "" if name == "stepmend" else _span(ahead) + f", p = {p:.2g}", f"{np.mean([note['seconds'] for note in notes]):.0f}",
+        "" if p is None else f"{_span(ahead)}, p = {p:.2g}", f"{np.mean([note['seconds'] for note in notes]):.0f}",
         f"{max(note['peak'] for note in notes):.1f}", f"{notes[0]['bytes'] / size:.2f}", f"{notes[0]['speed']:.2f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
@@ -289,6 +294,9 @@ def section(peers: Peers, family: str) -> str:
     full, low = loop.outcomes(test, "full"), loop.outcomes(test, scheme)
     pair, change, times = statistics.paired(full, low), statistics.difference(low, full), peers.step_times()
     trl = times["TRL, dpo on an adapter"]
+    names = [name for name in peers.rows if name != "stepmend"]
+    tests = [statistics.permutation(outcomes(peers, "stepmend"), outcomes(peers, name)) for name in names]
+    p = dict(zip(names, statistics.holm(tests), strict=True))
     lines = [
         f"## {family}, {scheme}", "",
         f"{len(test)} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
@@ -296,7 +304,7 @@ def section(peers: Peers, family: str) -> str:
         f"{load.checkpoint_digest(loop.parent)}.", "",
         "| arm | accuracy | against full | recovery | stepmend ahead by | seconds | peak GiB | bytes | tokens/s |",
         "|---|---|---|---|---|---|---|---|---|",
-        *[row_of(peers, name) for name in peers.rows], "",
+        *[row_of(peers, name, p.get(name)) for name in peers.rows], "",
         "Seconds a step on the same eight bullets, over TRL's: "
         + ", ".join(f"{name} {seconds / trl:.2f}" for name, seconds in times.items() if seconds != trl)
         + f" (TRL's: {trl:.2f} s).", "",
@@ -310,7 +318,8 @@ HEAD = """# Restoring beside its peers
 `python benchmarks/restore.py` wrote this page, section by section. The same bullets for stepmend and the paper's recipe; EfficientQAT and
 QAD have as many supervised tokens of whole traces that were not chosen by their faults. Rates of the paper's recipe and of EfficientQAT
 were chosen on {dev} other problems. Brackets: 95 % paired bootstrap over problems, seeds kept together; p of differences: paired sign
-flips. Seconds and peak memory are those of the tuning's own process. Bytes and tokens/s are over the quantized model's, side by side.
+flips, against peers adjusted by Holm's method. Seconds and peak memory are those of the tuning's own process, in one thread. Bytes and
+tokens/s are over the quantized model's, side by side.
 
 """
 

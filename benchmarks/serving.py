@@ -98,13 +98,16 @@ def same(ours: list[list[int]], theirs: dict[str, Any], tie: float) -> tuple[int
 
 HEAD = """# A restored checkpoint in vLLM
 
-`python benchmarks/serving.py PYTHON` wrote this page: `{scheme}` on the built-in Qwen2 reasoner, restored on {bullets} bullets, and with an
-adapter tuned on the same; vLLM {version} on a CPU, computing in {dtype}. {n} held-out problems, answered greedily as token ids. Answers
-part at a tie where vLLM's two best tokens are within {tie} nats of one another. Tokens/s: the median of {turns} turns, over the quantized
-checkpoint's, each in a process of its own, one after another.
+`python benchmarks/serving.py PYTHON` wrote this page: `{scheme}` on the built-in Qwen2 reasoner, restored on {bullets} bullet(s), in vLLM
+{version} on a CPU, computing in {dtype}. {n} held-out problems, answered greedily as token ids. Answers part at a tie where vLLM's two
+best tokens are within {tie} nats of one another. Tokens/s: the median of {turns} turns; each checkpoint runs in a process of its own.
 
-| checkpoint | the same answers as transformers | part at a tie | differ | tokens/s |
+| checkpoint | the same answers as transformers | part at a tie | differ | tokens/s, over the quantized checkpoint's |
 |---|---|---|---|---|
+{rows}
+
+An adapter of rank {rank} on full precision: {adapter:.2f} of the tokens/s without it. On `{scheme}` this build loads none: it gives up the
+layers' weights for its own packing, and then asks them where the adapter belongs.
 """
 
 
@@ -123,21 +126,24 @@ def main() -> None:
 
     loop, texts, bullets = prepare()
     prompts = [chat.encode(loop.tokenizer, text) for text in texts]
-    quantized = str(loop.folder(SCHEME))
-    found, lines = {}, []
-    for name, arm in {"quantized": SCHEME, "restored": f"{SCHEME}+restored", "adapter": f"{SCHEME}+adapter"}.items():
-        task = {"prompts": prompts, "dtype": args.dtype, "model": quantized if name == "adapter" else str(loop.folder(arm))}
-        if name == "adapter":
-            task["adapter"] = str(loop.folder(arm) / "adapter")
-        found[name] = ask(args.python, name, task)
+    task: dict[str, Any] = {"prompts": prompts, "dtype": args.dtype}
+    found, rows = {}, []
+    for name, arm in {"quantized": SCHEME, "restored": f"{SCHEME}+restored"}.items():
+        found[name] = ask(args.python, name, {**task, "model": str(loop.folder(arm))})
         ours = [list(completion.tokens) for completion in loop.engine(arm).complete(texts)]
         equal, parted = same(ours, found[name], TIE)
-        speed = statistics.median(found[name]["rates"]) / statistics.median(found["quantized"]["rates"])
-        lines.append(f"| {name} | {equal} | {parted} | {len(ours) - equal - parted} | {speed:.2f} |")
-    facts = {"scheme": SCHEME, "bullets": bullets, "version": found["quantized"]["version"], "dtype": args.dtype}
-    page = HEAD.format(**facts, n=ANSWERS, tie=TIE, turns=TURNS) + "\n".join(lines) + "\n"
+        rows.append(f"| {name} | {equal} | {parted} | {len(ours) - equal - parted} | {rate(found[name]) / rate(found['quantized']):.2f} |")
+    full = ask(args.python, "full", {**task, "model": loop.parent})
+    adapter = ask(args.python, "adapter", {**task, "model": loop.parent, "adapter": str(loop.folder(f"{SCHEME}+adapter") / "adapter")})
+    facts = {"scheme": SCHEME, "bullets": bullets, "version": full["version"], "dtype": args.dtype, "rank": loop.recipe.restore.lora_rank}
+    page = HEAD.format(**facts, rows="\n".join(rows), adapter=rate(adapter) / rate(full), n=ANSWERS, tie=TIE, turns=TURNS)
     (ROOT / "docs/results/serving.md").write_text(page)
     print(page)
+
+
+def rate(found: dict[str, Any]) -> float:
+    """Tokens per second: the median of the turns."""
+    return statistics.median(found["rates"])
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def recovery_text(interval: statistics.Interval) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f} %".replace("-", "−")
 
 
 def points(value: float | None) -> str:
