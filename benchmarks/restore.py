@@ -106,7 +106,7 @@ class Peers:
         loop, arm = self.loop, self.name(name, seed, rate)
         if f"peer-{arm}" not in loop.dir.notes():
             loop.stages.say(f"  {arm}: tuning")
-            seconds, peak = alone(made(seed, rate), loop.folder(arm))
+            seconds, peak = _in_child(_measured, made(seed, rate), loop.folder(arm))
             size = sum(f.stat().st_size for f in loop.folder(arm).rglob("*.safetensors"))
             loop.dir.note(f"peer-{arm}", seconds=seconds, peak=peak, bytes=size, rate=rate)
         loop.solve(arm, dev, "dev")
@@ -127,7 +127,7 @@ class Peers:
         return f"{self.scheme}+{name.replace(' ', '-')}{'' if rate is None else f'-{rate:g}'}-s{seed}"
 
     def speed(self, arm: str) -> float:
-        """Tokens per second of an arm over those of the quantized model: side by side, each first in turn, the median of four."""
+        """Tokens per second of an arm over the quantized model's: each first in turn; the median of four turns, after one to warm up."""
         texts, ratios = [self.loop.prompt_of(p) for p in self.test[:TIMED]], []
         for turn in range(5):
             rates = {}
@@ -167,16 +167,13 @@ def _whole(solved: Solved) -> Bullet:
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def alone(make: Make, out: Path) -> tuple[float, float]:
-    """Seconds and peak GiB of making ``out`` in a process of its own."""
-    return _in_child(_measured, make, out)
-
-
 def _measured(make: Make, out: Path) -> tuple[float, float]:
+    """Seconds and peak GiB of making ``out``; for a process that does nothing else."""
     begin = time.perf_counter()
     make(out)
     seconds = time.perf_counter() - begin
@@ -295,8 +292,8 @@ def section(peers: Peers, family: str) -> str:
     pair, change, times = statistics.paired(full, low), statistics.difference(low, full), peers.step_times()
     trl = times["TRL, dpo on an adapter"]
     names = [name for name in peers.rows if name != "stepmend"]
-    tests = [statistics.permutation(outcomes(peers, "stepmend"), outcomes(peers, name)) for name in names]
-    p = dict(zip(names, statistics.holm(tests), strict=True))
+    p_values = [statistics.permutation(outcomes(peers, "stepmend"), outcomes(peers, name)) for name in names]
+    p = dict(zip(names, statistics.holm(p_values), strict=True))
     lines = [
         f"## {family}, {scheme}", "",
         f"{len(test)} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
