@@ -92,7 +92,7 @@ def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):
     assert {name for name, t in before.items() if not torch.equal(t, after[name])} == {name for name in before if "norm" in name}
 
 
-@pytest.mark.parametrize("scheme", ["awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
+@pytest.mark.parametrize("scheme", ["rtn-w3a16", "awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
 def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
     quantized(tiny, scheme, tmp_path / "low")
     tuned = tune.restore(tiny, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
@@ -108,6 +108,20 @@ def test_the_untuned_layer_is_the_exporters_own_dequantization(low_bit):
     assert len(layers) == 14
     for name, layer in layers.items():
         assert torch.equal(layer.weight(), served.get_submodule(name).weight)
+
+
+@pytest.mark.parametrize("scheme", ["rtn-w3a16", "rtn-w3a16-g64"])
+def test_a_layer_is_its_dequantized_weight_forward_and_backward(tiny, scheme, tmp_path):
+    quantized(tiny, scheme, tmp_path / "low")
+    for layer in scales.scales(scales.attach(str(tmp_path / "low"), Restore())).values():
+        with torch.no_grad():
+            layer.change.uniform_(-0.1, 0.1)
+            if layer.bias is not None:
+                layer.bias.uniform_(-1, 1)
+        x_BN, found = torch.randn(5, layer.centred_MN.shape[1]), []
+        for y_BM in (layer(x_BN), torch.nn.functional.linear(x_BN, layer.weight(), layer.bias)):
+            found.append((y_BM, *torch.autograd.grad(y_BM.square().sum(), layer.change)))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_every_scale_through_rounded_activations(tiny_llama, tmp_path):
