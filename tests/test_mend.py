@@ -8,6 +8,9 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from stepmend.loop import Loop
+from stepmend.mend import Mend
+from stepmend.recipe import Recipe
 from stepmend.report import summary
 from tests.conftest import LOSSY
 
@@ -66,6 +69,21 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     assert {b.arm for b in found.bullets[RESTORED]} == {RESTORED}, "the second round's bullets are not of the restored model's faults"
     assert found.notes[f"restore-{RESTORED}-2"]["bullets"] >= found.notes[f"restore-{RESTORED}"]["bullets"]
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_equal_tokens_are_measured_only_where_they_differ_from_equal_steps(run_copy, monkeypatch):
+    recipe = Recipe.make(json.loads((run_copy / "recipe.json").read_text()))
+    with Loop(recipe, run_copy) as loop:
+        loop.run()
+        made, mend = [], Mend(loop, LOSSY)
+        monkeypatch.setattr(mend, "_control", lambda name, budget, restore, *_: made.append((name, budget, restore.steps)))
+        mend.controls(["whole-trace", "solved-problems"], 2, ("steps", "tokens"), loop.problems("test"))
+    steps = recipe.restore.steps
+    assert made[:4] == [("located", "steps", steps)] * 2 + [("whole-trace", "steps", steps)] * 2
+    assert made[4:6] == [("solved-problems", "steps", steps)] * 2
+    assert [(name, budget) for name, budget, _ in made[6:]] == [("solved-problems", "tokens")] * 2
+    assert all(other != steps for _, _, other in made[6:])
 
 
 def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):

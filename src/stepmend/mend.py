@@ -138,17 +138,19 @@ class Mend:
             self._control("located", "steps", recipe, lambda seed: bullets, seed, test)
         for name in names:
             changed = controls.recipe_of(name, recipe)
-            for seed in range(seeds):
 
-                def made(seed: int, name: str = name) -> list[Bullet]:
-                    return controls.bullets_of(name, bullets, self._both_solved(), recipe, seed)
+            def made(seed: int, name: str = name) -> list[Bullet]:
+                return controls.bullets_of(name, bullets, self._both_solved(), recipe, seed)
 
-                for budget in budgets:
-                    steps = changed
-                    if budget == "tokens":
-                        own = tune.tokens_of(self.loop.tokenizer, made(seed), changed)
-                        steps = changed.model_copy(update={"steps": max(1, round(changed.steps * target / own))})
-                    self._control(name, budget, steps, made, seed, test)
+            for budget in budgets:
+                recipes = [changed] * seeds
+                if budget == "tokens":
+                    own = [tune.tokens_of(self.loop.tokenizer, made(seed), changed) for seed in range(seeds)]
+                    recipes = [changed.model_copy(update={"steps": max(1, round(changed.steps * target / each))}) for each in own]
+                    if "steps" in budgets and recipes == [changed] * seeds:
+                        continue  # equal steps were equal tokens already
+                for seed, matched in enumerate(recipes):
+                    self._control(name, budget, matched, made, seed, test)
 
     def _control(
         self, name: str, budget: Budget, recipe: Restore, made: Callable[[int], list[Bullet]], seed: int, test: Sequence[Problem]
