@@ -4,16 +4,18 @@ from typing import Any
 
 import torch
 
+from stepmend.restore import scales
 from stepmend.restore.losses import Loss
 
 GIB = 1 << 30
-STATES = 12
-"""Hidden-width vectors that a layer keeps a token for its backward pass: norms' inputs, projections' inputs, queries, keys, values."""
+STATES = 24
+"""Hidden-width vectors that a layer keeps a token for its backward pass, as measured: inputs of norms and projections, normed and rotated
+queries and keys, values; attention's own matrix is not kept (SDPA)."""
 
 
 def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
     """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings),
-    ``activations`` of the longest batch, with the dense weights that its layers are made into, and ``logits`` of its targets.
+    ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets.
     """
     config = model.config.get_text_config()
     element = model.dtype.itemsize
@@ -21,16 +23,24 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     head = 0 if loss.head is None else loss.head.weight.numel() * loss.head.weight.element_size()
     lengths = sorted((len(p.ids) for p in loss.pairs) if loss.recipe.objective == "dpo" else (len(r.ids) for r in loss.rows))[-batch_size:]
     tokens = len(lengths) * lengths[-1]
-    layer = STATES * config.hidden_size + 4 * config.intermediate_size + 2 * config.num_attention_heads * lengths[-1]
+    layer = STATES * config.hidden_size + 4 * config.intermediate_size
+    grouped = [scaled for scaled in scales.scales(model).values() if scaled.groups > 1]
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
     targets += sum(sorted(len(t) for t in loss.questions_NH)[-batch_size:])
     return {
         "model": held,
         "optimizer": 12 * sum(p.numel() for p in tuned),
         "teacher": head + sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH)),
-        "activations": element * (config.num_hidden_layers * tokens * layer + 2 * sum(b.numel() for b in model.buffers())),
+        "activations": element * (tokens * (config.num_hidden_layers * layer + _outputs(model)))
+        + element * 2 * sum(scaled.centred_MN.numel() for scaled in grouped),
         "logits": 4 * 6 * targets * config.vocab_size,
     }
+
+
+def _outputs(model: Any) -> int:
+    """Numbers a token that layers keep besides: outputs that one scale a row or an adapter changes, before and after."""
+    rows = sum(scaled.change.numel() for scaled in scales.scales(model).values() if scaled.groups == 1)
+    return 2 * (rows + sum(m.base_layer.out_features for m in model.modules() if hasattr(m, "lora_A")))
 
 
 def available(device: torch.device) -> int:
