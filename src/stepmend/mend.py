@@ -82,7 +82,7 @@ class Mend:
     def restore(self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int) -> None:
         """The checkpoint of ``arm``: that of ``base``, tuned on bullets."""
         loop, out, note = self.loop, self.loop.folder(arm), f"restore-{arm}"
-        made_by = digest("restore", loop.digest(base), recipe.model_dump(), seed, [b.model_dump() for b in bullets])
+        made_by = digest("restore", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets])
         if out.exists() and loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
         with loop.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
@@ -158,13 +158,14 @@ class Mend:
         loop, arm = self.loop, f"{self.scheme}+{name}-{budget}-s{seed}"
         note, bullets = f"control-{arm}", made(seed)
         base = "full" if name == "full-tuned" else self.scheme
-        made_by = digest("control", loop.digest(base), recipe.model_dump(), seed, [b.model_dump() for b in bullets], [p.id for p in test])
+        kept = [b.model_dump() for b in bullets], [p.id for p in test]
+        made_by = digest("control", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, *kept)
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
         self.restore(base, arm, bullets, recipe, seed)
         loop.solve(arm, test, "test")
-        kept = loop.dir.notes()[f"restore-{arm}"]
-        facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
+        done = loop.dir.notes()[f"restore-{arm}"]
+        facts = {key: done[key] for key in ("seconds", "tokens", "bullets")}
         loop.dir.note(note, made_by=made_by, scheme=self.scheme, control=name, budget=budget, seed=seed, steps=recipe.steps, **facts)
         loop.engines.pop(arm, None)
         shutil.rmtree(loop.folder(arm), ignore_errors=True)

@@ -86,7 +86,7 @@ class Restore(Part):
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
     steps: int = Field(default=200, ge=1, description="optimizer steps")
     batch_size: int = Field(default=8, ge=1, description="bullets a step")
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by what is tuned")
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by tune and objective")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1)

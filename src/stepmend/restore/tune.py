@@ -16,7 +16,9 @@ from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, check, train
 
 RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 1e-2, "lora": 2e-3}
-"""Peak learning rates: relative change of a scale or norm a step, and the adapter's own."""
+"""Peak learning rates of distillation: relative change of a scale or norm a step, and the adapter's own."""
+SHARES = {"distill": 1.0, "sft": 0.1, "dpo": 0.03}
+"""What other objectives get of that: likelihoods of a few steps would be learnt at the cost of everything else (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Tuned:
     export_error: float
     tokens: int
     chosen_change: float | None = None
+
+
+def rate_of(recipe: Restore) -> float:
+    """The peak learning rate: the recipe's, or what suits its objective and what is tuned."""
+    return recipe.learning_rate or RATES[recipe.tune] * SHARES[recipe.objective]
 
 
 def tokens_of(tokenizer: Any, bullets: list[Bullet], recipe: Restore) -> float:
@@ -70,8 +77,8 @@ def restore(
         return loss.item()
 
     state_file = out.with_name(out.name + ".state")
-    made_by = digest(recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
-    rate = recipe.learning_rate or RATES[recipe.tune]
+    rate = rate_of(recipe)
+    made_by = digest(recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
     with scales.straight_through():
         _check_head(model, loss_of.rows[0])
         _preflight(backward, parameters, recipe)
