@@ -93,6 +93,11 @@ class Restore(Part):
     rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
     within_noise: bool = Field(default=False, description="restore even where the loss is within noise (recovery stays undefined)")
 
+    @property
+    def trained(self) -> Literal["step", "prefix", "tail", "whole"]:
+        """The span that the loss is on: the one given, or the objective's own."""
+        return self.span or ("step" if self.objective == "dpo" else "whole")
+
 
 class Recipe(Part):
     """One run. Two runs with equal recipes on equal checkpoints give equal records."""

@@ -92,6 +92,9 @@ def test_controls_change_what_they_are_named_for():
     assert controls.recipe_of("random-step", located) == located
     assert controls.recipe_of("whole-trace", located).span == "whole"
     assert controls.recipe_of("sft-chosen", located).objective == "sft"
+    for control in ("sft-chosen", "full-tuned"):  # on the tokens that the located bullets are tuned on, not on sft's own
+        assert controls.recipe_of(control, Restore(objective="dpo")).trained == "step"
+        assert controls.recipe_of(control, Restore(span="prefix")).trained == "prefix"
     assert (controls.recipe_of("full-tuned", located).tune, controls.recipe_of("full-tuned", located).objective) == ("lora", "sft")
     assert controls.parse("random-step, whole-trace") == ("random-step", "whole-trace")
     for wrong in ("nonsense", "", "random-step,nonsense"):

@@ -13,7 +13,7 @@ CONTROLS: dict[str, str] = {
     "whole-response": "preference between whole responses, full precision's and the low-bit model's (QDPO, 2407.03051)",
     "whole-trace": "the same bullets and objective, over the whole trace",
     "solved-problems": "the same objective on as many problems that both models solve, at a step drawn at random",
-    "sft-chosen": "plain likelihood of what the located bullets choose",
+    "sft-chosen": "plain likelihood of the same tokens of the located bullets",
     "full-tuned": "the full-precision model tuned on the same bullets (LoRA, plain likelihood): what they teach beyond mending",
 }
 
@@ -28,11 +28,12 @@ def parse(text: str) -> tuple[str, ...]:
 
 def recipe_of(control: str, restore: Restore) -> Restore:
     """How a control is tuned: as the located bullets are, but for what the control changes."""
+    same = {"objective": "sft", "span": restore.trained}  # on the same tokens, though plain likelihood has a span of its own
     changes = {
         "whole-response": {"objective": "dpo", "span": "whole"},
         "whole-trace": {"span": "whole"},
-        "sft-chosen": {"objective": "sft"},
-        "full-tuned": {"objective": "sft", "tune": "lora", "learning_rate": None},
+        "sft-chosen": same,
+        "full-tuned": {**same, "tune": "lora", "learning_rate": None},
     }
     return restore.model_copy(update=changes.get(control, {}))
 

@@ -53,8 +53,7 @@ def _sentence(rows: list[dict[str, Any]], found: Found, scheme: str) -> str:
     chosen = [row for row in rows if row["control"] == "random-step"]
     if not chosen:
         return "Whether located steps mattered was not tested: the control random-step is not among these."
-    span = found.recipe.restore.span or ("step" if found.recipe.restore.objective == "dpo" else "whole")
-    if span == "whole":
+    if found.recipe.restore.trained == "whole":
         return f"Under {scheme} the loss is on whole traces, so a random step gives nearly the same texts: this does not test the step."
     row = max(chosen, key=lambda row: row["p"])  # what is claimed must hold under every budget
     said, signs = _said(row), {row["difference"]["value"] > 0 for row in chosen}

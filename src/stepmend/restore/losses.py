@@ -25,7 +25,7 @@ class Loss:
     """
 
     def __init__(self, recipe: Restore, student: Any, parent: str, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
-        span = recipe.span or objectives.DEFAULT_SPAN[recipe.objective]
+        span = recipe.trained
         self.recipe, self.student, self.pad = recipe, student, tokenizer.pad_token_id
         self.rows = [objectives.chosen_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
         self.targets = [sum(row.targets) for row in self.rows]

@@ -17,7 +17,6 @@ from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
 Weight = Literal["uniform", "low-entropy", "small-margin"]
-DEFAULT_SPAN: dict[str, Span] = {"sft": "whole", "distill": "whole", "dpo": "step"}
 
 
 @dataclass(frozen=True)

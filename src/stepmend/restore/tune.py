@@ -42,8 +42,7 @@ def rate_of(recipe: Restore) -> float:
 
 def tokens_of(tokenizer: Any, bullets: list[Bullet], recipe: Restore) -> float:
     """Tokens that one bullet supervises, on average: what makes budgets of different spans comparable."""
-    span = recipe.span or objectives.DEFAULT_SPAN[recipe.objective]
-    return sum(sum(objectives.chosen_row(tokenizer, bullet, span, recipe.prefix).targets) for bullet in bullets) / len(bullets)
+    return sum(sum(objectives.chosen_row(tokenizer, bullet, recipe.trained, recipe.prefix).targets) for bullet in bullets) / len(bullets)
 
 
 def restore(
