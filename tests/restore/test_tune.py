@@ -296,6 +296,12 @@ def test_dpo_is_its_closed_form():
     assert objectives.dpo(chosen, rejected, start, start, 0.5) == pytest.approx(expected.item())
 
 
+def test_a_preference_is_tuned_far_more_gently_than_a_distribution():
+    rates = {objective: tune.rate_of(Restore.model_validate({"objective": objective})) for objective in ("distill", "sft", "dpo")}
+    assert rates["dpo"] <= rates["sft"] / 3 <= rates["distill"] / 30
+    assert tune.rate_of(Restore(objective="dpo", learning_rate=0.5)) == 0.5
+
+
 def test_no_bullets_is_said(tiny_llama, low_bit, tmp_path):
     with pytest.raises(InputError, match="no bullets"):
         tune.restore(tiny_llama, low_bit, [], Restore(steps=4), tmp_path / "restored", seed=0)
