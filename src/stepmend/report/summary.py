@@ -197,7 +197,7 @@ def table(found: Found) -> Table:
         pair, change = statistics.paired(full, outcomes), statistics.difference(outcomes, full)
         by_level = [percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels]
         against = (
-            ["", ""] if arm == "full" else [f"{points(change.value)} ({points(change.low)} to {points(change.high)})", f"{pair.p:.1g}"]
+            ["", ""] if arm == "full" else [f"{points(change.value)} ({points(change.low)} to {points(change.high)})", f"{pair.p:.2g}"]
         )
         back = recovery_text(recovery(found, scheme_of(arm), arm)) if RESTORED in arm else ""
         shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *against, back)
