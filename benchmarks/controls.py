@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sections
+
 from stepmend.report import controlled, summary
 from stepmend.report.summary import percent, points
 
@@ -67,14 +69,6 @@ def section(name: str, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(page: Path, title: str, text: str) -> None:
-    """Put a section into the page, in place of an older one of the same title."""
-    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
-    kept = {part.splitlines()[0]: f"## {part.strip()}\n" for part in parts} | {title: text}
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(HEAD + "\n".join(kept[name] for name in VARIANTS if name in kept))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few problems")
@@ -84,7 +78,7 @@ def main() -> None:
         runs = ROOT / "runs" / ("controls-quick" if args.quick else "controls")
         run(name, runs / name, args.quick)
         page = (runs if args.quick else ROOT / "docs/results") / "controls.md"
-        write(page, name, section(name, runs / name))
+        sections.write(page, HEAD, section(name, runs / name), VARIANTS)
         print(page)
 
 

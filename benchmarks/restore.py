@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sections
 from rich.console import Console
 
 from stepmend import Bullet, Problem
@@ -321,14 +322,6 @@ tokens/s are over the quantized model's, side by side.
 """
 
 
-def write(page: Path, text: str) -> None:
-    """Put a section into the page, in place of an older one of the same title."""
-    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
-    kept = {part.splitlines()[0]: f"## {part.strip()}\n" for part in parts} | {text.splitlines()[0].removeprefix("## "): text}
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(HEAD.format(dev=DEV) + "\n".join(kept[title] for title in sorted(kept, reverse=True)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few problems, one seed")
@@ -347,7 +340,7 @@ def main() -> None:
                 peers = Peers(loop, scheme, 1 if args.quick else SEEDS)
                 peers.run()
                 text = section(peers, family)
-            write(runs / "restore.md" if args.quick else ROOT / "docs/results/restore.md", text)
+            sections.write(runs / "restore.md" if args.quick else ROOT / "docs/results/restore.md", HEAD.format(dev=DEV), text)
             print(text)
 
 

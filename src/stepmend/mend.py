@@ -158,14 +158,16 @@ class Mend:
         loop, arm = self.loop, f"{self.scheme}+{name}-{budget}-s{seed}"
         note, bullets = f"control-{arm}", made(seed)
         base = "full" if name == "full-tuned" else self.scheme
-        kept = [b.model_dump() for b in bullets], [p.id for p in test]
-        made_by = digest("control", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, *kept)
+        made_by = digest(
+            "control", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets],
+            [p.id for p in test],
+        )  # fmt: skip
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
         self.restore(base, arm, bullets, recipe, seed)
         loop.solve(arm, test, "test")
-        done = loop.dir.notes()[f"restore-{arm}"]
-        facts = {key: done[key] for key in ("seconds", "tokens", "bullets")}
+        kept = loop.dir.notes()[f"restore-{arm}"]
+        facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
         loop.dir.note(note, made_by=made_by, scheme=self.scheme, control=name, budget=budget, seed=seed, steps=recipe.steps, **facts)
         loop.engines.pop(arm, None)
         shutil.rmtree(loop.folder(arm), ignore_errors=True)
