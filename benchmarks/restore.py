@@ -1,6 +1,6 @@
 """Restoring beside its peers: the same model, scheme, bullets and seeds, in one run. Writes its sections of docs/results/restore.md.
 
-python benchmarks/restore.py                                     # both reasoners at 3 and 4 bits; a stopped run continues
+python benchmarks/restore.py                                     # both reasoners, all schemes; a stopped run continues
 python benchmarks/restore.py --family qwen2 --scheme rtn-w3a16   # this section alone; the others stay as they are
 python benchmarks/restore.py --quick                             # to see that it works; written beside the runs, not to docs
 
@@ -41,8 +41,8 @@ from stepmend.rundir import make_folder
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("qwen2", "llama")
-SCHEMES = ("rtn-w3a16", "rtn-w4a16")
-"""One scale a row: what loses most at either width, so that there is something to restore."""
+SCHEMES = ("rtn-w3a16", "rtn-w3a16-g128", "rtn-w4a16")
+"""One scale a row: what loses most at either width, so that there is something to restore; and at 3 bits the usual groups of 128."""
 SEEDS = 3
 RATES = {"EfficientQAT": (3e-4, 1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 1e-4, 3e-4)}
 """Rates that a peer is tried at under the first seed; the best on other problems is taken. Others have stepmend's own."""

@@ -181,8 +181,10 @@ def test_the_prefix_is_the_text_of_whom_it_names(tiny_llama):
 @pytest.mark.parametrize("span", ["step", "prefix", "whole"])
 def test_a_shared_prefix_is_computed_once_to_the_same_likelihoods(tiny, span):
     model, tokenizer = load.load_model(tiny), load.load_tokenizer(tiny)
-    chosen = [objectives.chosen_row(tokenizer, b, span) for b in bullets(3)]
-    rejected = [objectives.rejected_row(tokenizer, b, span) for b in bullets(3)]
+    several = bullets(3)
+    several[2] = several[2].model_copy(update={"rejected": several[2].rejected * 9})  # of another length: it goes through by itself, first
+    chosen = [objectives.chosen_row(tokenizer, b, span) for b in several]
+    rejected = [objectives.rejected_row(tokenizer, b, span) for b in several]
     packed = [objectives.pack(*sides) for sides in zip(chosen, rejected, strict=True)]
     assert all(len(p.ids) < len(c.ids) + len(r.ids) for p, c, r in zip(packed, chosen, rejected, strict=True))
     with torch.no_grad():

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 WIDTH = 16
 """Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
+ALIKE = 0.8
+"""Rows at least this share of the longest's length go through together; shorter ones by themselves, for padding costs as much as text."""
 LOGITS = 1 << 26
 """Logits held at once where only a number of each is wanted (256 MiB in float32)."""
 
@@ -25,6 +27,28 @@ def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]]
     hidden_BTH = body(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
     return hidden_BTH[row_N, place_N]
+
+
+def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], pad: int) -> torch.Tensor:
+    """``hidden_of`` of rows of ids, [N, H], in one pass for every group of like length."""
+    parts, order = [], []
+    for group in alike([len(row) for row in rows]):
+        inside = {row: place for place, row in enumerate(group)}
+        mine = [n for n, (row, _) in enumerate(where) if row in inside]
+        ids_BT = collate([rows[row] for row in group], pad, model.device)
+        parts.append(hidden_of(model, ids_BT, [(inside[where[n][0]], where[n][1]) for n in mine]))
+        order += mine
+    return torch.cat(parts)[torch.tensor(order, device=model.device).argsort()]
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of like length, longest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[i] < ALIKE * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models.forward import collate, head_of, hidden_of
+from stepmend.models.forward import head_of, states_of
 from stepmend.models.load import load_model
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
@@ -43,16 +43,18 @@ class Loss:
         if self.recipe.objective == "dpo":
             return self._preference(batch)
         rows = [self.rows[i] for i in batch]
-        where, ids_BT = objectives.places(rows), collate([row.ids for row in rows], self.pad, self.student.device)
         if self.recipe.objective == "distill":
-            return self._distill(rows, batch, ids_BT)
-        row_N, place_N = torch.tensor(where, device=ids_BT.device).T
-        return objectives.sft(head_of(self.student, hidden_of(self.student, ids_BT, where)), ids_BT[row_N, place_N + 1])
+            return self._distill(rows, batch)
+        where = objectives.places(rows)
+        token_N = torch.tensor([rows[row].ids[place + 1] for row, place in where], device=self.student.device)
+        return objectives.sft(head_of(self.student, self._states(self.student, rows, where)), token_N)
 
-    def _distill(self, rows: Sequence[objectives.Row], batch: Sequence[int], ids_BT: torch.Tensor) -> torch.Tensor:
+    def _states(self, model: Any, rows: Sequence[objectives.Row], where: Sequence[tuple[int, int]]) -> torch.Tensor:
+        return states_of(model, [row.ids for row in rows], where, self.pad)
+
+    def _distill(self, rows: Sequence[objectives.Row], batch: Sequence[int]) -> torch.Tensor:
         """The mean over the targets, and a weight times the mean over the questions' own tokens, which keeps what no answer shows."""
-        where = self._where(rows)
-        student_NH = hidden_of(self.student, ids_BT, where)
+        student_NH = self._states(self.student, rows, self._where(rows))
         teacher_NH = torch.cat([self.targets_NH[i] for i in batch] + [self.questions_NH[i] for i in batch]).to(student_NH.device)
         with torch.no_grad():
             teacher_NV = self.head(teacher_NH).float()
@@ -73,8 +75,7 @@ class Loss:
         with torch.no_grad():
             for begin in range(0, len(self.rows), READ):
                 rows = self.rows[begin : begin + READ]
-                ids_BT = collate([row.ids for row in rows], self.pad, teacher.device)
-                states_NH = hidden_of(teacher, ids_BT, self._where(rows)).cpu()
+                states_NH = self._states(teacher, rows, self._where(rows)).cpu()
                 targets = self.targets[begin : begin + READ]
                 questions = [row.question - 1 if self.recipe.question else 0 for row in rows]
                 parts = states_NH.split([*targets, *questions])

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models.forward import alike
 from stepmend.restore import scales
 from stepmend.restore.losses import Loss
 
@@ -22,7 +23,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     head = 0 if loss.head is None else loss.head.weight.numel() * loss.head.weight.element_size()
     lengths = sorted((len(p.ids) for p in loss.pairs) if loss.recipe.objective == "dpo" else (len(r.ids) for r in loss.rows))[-batch_size:]
-    tokens = len(lengths) * lengths[-1]
+    tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths))
     layer = STATES * config.hidden_size + 4 * config.intermediate_size
     grouped = [scaled for scaled in scales.scales(model).values() if scaled.groups > 1]
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import chat
-from stepmend.models.forward import collate, head_of, hidden_of
+from stepmend.models.forward import alike, collate, head_of, hidden_of
 from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
@@ -99,6 +99,13 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probabilities of chosen and of rejected targets, [B] each, from one pass in which shared beginnings stand once."""
+    groups = alike([len(pair.ids) for pair in pairs])
+    sums_B2 = torch.cat([_sums(model, [pairs[i] for i in group], pad) for group in groups])
+    back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
+    return sums_B2[back, 0], sums_B2[back, 1]
+
+
+def _sums(model: Any, pairs: Sequence[Pair], pad: int) -> torch.Tensor:
     ids_BT = collate([pair.ids for pair in pairs], pad, model.device)
     width = ids_BT.shape[1]
     position_BT = torch.arange(width, device=ids_BT.device).repeat(len(pairs), 1)
@@ -114,7 +121,7 @@ def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor,
     loss_N = F.cross_entropy(logits_NV, token_N, reduction="none")
     sides = torch.tensor([2 * row + side for row, pair in enumerate(pairs) for side in (0, 1) for _ in (pair.chosen, pair.rejected)[side]])
     sums = torch.zeros(2 * len(pairs), device=ids_BT.device).index_add(0, sides.to(ids_BT.device), -loss_N)
-    return sums[0::2], sums[1::2]
+    return sums.view(-1, 2)
 
 
 def sft(student_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:

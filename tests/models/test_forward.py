@@ -1,0 +1,26 @@
+"""One pass over texts: what it gives does not depend on which texts go through together."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepmend.models import forward, load
+
+
+def test_every_place_is_read_in_the_order_asked(tiny):
+    model = load.load_model(tiny)
+    rows = [[7, 8, 9], list(range(5, 45)), [4] * 38, [6, 5]]  # three groups of like length
+    where = [(3, 1), (1, 0), (0, 2), (2, 37), (1, 39), (0, 0)]
+    with torch.no_grad():
+        states_NH = forward.states_of(model, rows, where, pad=0)
+        for state_H, (row, place) in zip(states_NH, where, strict=True):
+            alone_TH = forward.hidden_of(model, torch.tensor([rows[row]]), [(0, place)])
+            torch.testing.assert_close(state_H, alone_TH[0], rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40))
+def test_groups_hold_every_text_once_and_little_padding(lengths):
+    groups = forward.alike(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert min(lengths[i] for i in group) >= forward.ALIKE * max(lengths[i] for i in group)
