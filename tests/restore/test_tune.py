@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from stepmend import Bullet, InputError
 from stepmend.curate import controls
-from stepmend.models import chat, load
+from stepmend.models import chat, forward, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.quantize import run, schemes
 from stepmend.recipe import Restore
@@ -289,6 +289,21 @@ def test_the_memory_said_is_the_memory_needed(scheme, what, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0.7 < float(done.stdout.split()[-1]) < 1.4
+
+
+def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_llama, low_bit, monkeypatch):
+    recipe, tokenizer = Restore(), load.load_tokenizer(tiny_llama)
+    model = scales.attach(str(low_bit), recipe)
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    unlike = [b.model_copy(update={"prefix": b.prefix * (1 + 2 * i)}) for i, b in enumerate(bullets(3))]
+    loss = Loss(recipe, model, tiny_llama, tokenizer, unlike)
+    calls, weight = [], scales.ScaleLinear.weight
+    monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer: calls.append(layer) or weight(layer))
+    apart = torch.autograd.grad(loss(range(3)), tuned)
+    assert len(calls) == len(set(calls)) == len(scales.scales(model))
+    monkeypatch.setattr(forward, "ALIKE", 0)  # all in one pass
+    for one, other in zip(apart, torch.autograd.grad(loss(range(3)), tuned), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_dpo_is_its_closed_form():

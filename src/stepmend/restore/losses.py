@@ -11,7 +11,7 @@ from stepmend.models.forward import head_of, states_of
 from stepmend.models.load import load_model
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
-from stepmend.restore import objectives
+from stepmend.restore import objectives, scales
 
 READ = 16
 """Texts read at once before training."""
@@ -40,6 +40,10 @@ class Loss:
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
+        with scales.made_once(self.student):
+            return self._of(batch)
+
+    def _of(self, batch: Sequence[int]) -> torch.Tensor:
         if self.recipe.objective == "dpo":
             return self._preference(batch)
         rows = [self.rows[i] for i in batch]

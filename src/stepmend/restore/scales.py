@@ -93,6 +93,7 @@ class ScaleLinear(nn.Module):
             centred_MN = (centred_MN.unflatten(1, (self.groups, -1)) - zeros_MG.float()[:, :, None]).flatten(1)
         self.centred_MN: torch.Tensor
         self.register_buffer("centred_MN", centred_MN.to(scale_MG.dtype), persistent=False)
+        self.made: torch.Tensor | None = None
         self.stored = Stored(scale_MG, storage)
         self.change = nn.Parameter(torch.zeros_like(scale_MG, dtype=torch.float32))
         self.bias = linear.bias
@@ -114,10 +115,23 @@ class ScaleLinear(nn.Module):
 
             x = forward.forward_quantize(self, x, "input", self.quantization_scheme.input_activations)
         if self.groups > 1:
-            return F.linear(x, self.weight(), self.bias)
+            return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = F.linear(x, self.centred_MN) * self.scale().to(x.dtype)[:, 0]
         return y if self.bias is None else y + self.bias
+
+
+@contextmanager
+def made_once(model: Any) -> Iterator[None]:
+    """Inside, the weights of grouped layers are made once, for all passes of a step."""
+    grouped = [layer for layer in scales(model).values() if layer.groups > 1]
+    for layer in grouped:
+        layer.made = layer.weight()
+    try:
+        yield
+    finally:
+        for layer in grouped:
+            layer.made = None
 
 
 def _integers(linear: nn.Linear, scheme: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
