@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -91,19 +92,8 @@ class RunDir:
         records = list(records)
         if not records:
             return
-        data = "".join(record.model_dump_json(exclude_defaults=False) + "\n" for record in records).encode()
-        file = self._file(type(records[0]))
-        with file.open("ab") as stream:
-            begin = stream.tell()
-            try:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            except OSError:
-                # A full disk: take the half-written lines back, so that nothing is half-written.
-                with suppress(OSError):
-                    os.ftruncate(stream.fileno(), begin)
-                raise
+        with self._file(type(records[0])).open("ab") as stream:
+            append_lines(stream, records)
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
         """Keep the problems of this run, so that a report needs nothing but the folder."""
@@ -125,6 +115,19 @@ class RunDir:
 
     def _file(self, kind: type[Record]) -> Path:
         return self.path / f"{kind.__name__.lower()}s.jsonl"
+
+
+def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
+    """Write records behind what a file has, a line each, and flush them to disk: all of them, or none where the disk is full."""
+    begin = os.fstat(stream.fileno()).st_size
+    try:
+        stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(stream.fileno(), begin)
+        raise
 
 
 def write_text(file: Path, text: str) -> None:

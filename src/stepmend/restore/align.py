@@ -8,12 +8,10 @@ low-bit grid would round it away.
 
 import fcntl
 import json
-import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +27,7 @@ from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick
 from stepmend.records import InputError, Problem, Trace, digest
 from stepmend.restore import merged, objectives
+from stepmend.rundir import append_lines
 
 VERSION = "align-1"
 """Changes whenever the same settings may give another checkpoint."""
@@ -148,16 +147,7 @@ class _Samples:
         return self._traces.get((made_by, problem))
 
     def append(self, traces: Sequence[Trace]) -> None:
-        """Write traces whole, or none of them, and flush them to disk."""
-        begin = os.fstat(self._stream.fileno()).st_size
-        try:
-            self._stream.write("".join(trace.model_dump_json() + "\n" for trace in traces).encode())
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError:
-            with suppress(OSError):
-                self._stream.truncate(begin)
-            raise
+        append_lines(self._stream, traces)
         self._traces |= {(trace.made_by, trace.problem): trace for trace in traces}
 
     def close(self) -> None:
