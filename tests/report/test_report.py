@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -49,6 +50,15 @@ def test_bullets_come_from_curate_problems_and_are_verified(found):
         assert bullet.prefix + bullet.rejected + bullet.rejected_rest == found.traces[LOSSY][bullet.problem].text
         assert bullet.continuation.rstrip().endswith(f"\\boxed{{{problem.answer}}}") or f"\\boxed{{{problem.answer}}}" in bullet.chosen
         assert oracle.judge(program, bullet.prefix + bullet.rejected).step is not None
+
+
+def test_faults_that_a_model_made_anew_no_longer_has_do_not_count(finished_run, found, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    arm, fault = next((arm, fault) for arm, of in found.faults.items() for fault in of.values() if arm != "full")
+    right = next(p for p, grade in found.grades[arm].items() if grade.outcome == "correct")
+    with (tmp_path / "run" / "faults.jsonl").open("a") as file:
+        file.write(fault.model_copy(update={"problem": right, "made_by": "before"}).model_dump_json() + "\n")
+    assert summary.read(tmp_path / "run").faults == found.faults
 
 
 def test_frontiers_lie_in_the_faulty_step(found):

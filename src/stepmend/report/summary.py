@@ -68,14 +68,14 @@ def read(folder: Path) -> Found:
 
 def _read(folder: Path) -> Found:
     notes = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "notes").glob("*.json"))}
-    problems = folder / "problems.jsonl"
+    problems, grades = folder / "problems.jsonl", _by_arm(folder / "grades.jsonl", Grade)
     return Found(
         Recipe.from_json(folder / "recipe.json"),
         notes,
         {p.id: p for p in map(Problem.model_validate_json, problems.read_bytes().splitlines())} if problems.exists() else {},
         _by_arm(folder / "traces.jsonl", Trace),
-        _by_arm(folder / "grades.jsonl", Grade),
-        _by_arm(folder / "faults.jsonl", Fault),
+        grades,
+        _unsolved(_by_arm(folder / "faults.jsonl", Fault), grades),
         {arm: list(of.values()) for arm, of in _by_arm(folder / "bullets.jsonl", Bullet).items()},
     )
 
@@ -90,6 +90,12 @@ def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
             continue
         found.setdefault(record.arm, {})[record.problem] = record
     return found
+
+
+def _unsolved(faults: dict[str, dict[str, Fault]], grades: dict[str, dict[str, Grade]]) -> dict[str, dict[str, Fault]]:
+    """Without the faults that a model made anew (another checkpoint under the same name) no longer has."""
+    right = {arm: {p for p, grade in of.items() if grade.outcome == "correct"} for arm, of in grades.items()}
+    return {arm: {p: fault for p, fault in of.items() if p not in right.get(arm, ())} for arm, of in faults.items()}
 
 
 def figures(found: Found) -> dict[str, Any]:
