@@ -98,7 +98,7 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probabilities of chosen and of rejected targets, [B] each, from one pass in which shared beginnings stand once."""
+    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once."""
     groups = alike([len(pair.ids) for pair in pairs])
     sums_B2 = torch.cat([_sums(model, [pairs[i] for i in group], pad) for group in groups])
     back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
@@ -106,6 +106,7 @@ def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor,
 
 
 def _sums(model: Any, pairs: Sequence[Pair], pad: int) -> torch.Tensor:
+    """Both sums of every pair, [B, 2], from one pass."""
     ids_BT = collate([pair.ids for pair in pairs], pad, model.device)
     width = ids_BT.shape[1]
     position_BT = torch.arange(width, device=ids_BT.device).repeat(len(pairs), 1)
