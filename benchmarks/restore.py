@@ -2,6 +2,7 @@
 
 python benchmarks/restore.py                                     # both reasoners, all schemes; a stopped run continues
 python benchmarks/restore.py --family qwen2 --scheme rtn-w3a16   # this section alone; the others stay as they are
+python benchmarks/restore.py --problems 1200                     # four times the problems of each level: small differences are shown
 python benchmarks/restore.py --quick                             # to see that it works; written beside the runs, not to docs
 
 Peers: the paper's recipe (TRL's DPOTrainer with a PEFT adapter), EfficientQAT's end-to-end idea (scales by likelihood on generic traces),
@@ -43,6 +44,8 @@ ROOT = Path(__file__).parents[1]
 FAMILIES = ("qwen2", "llama")
 SCHEMES = ("rtn-w3a16", "rtn-w3a16-g128", "rtn-w4a16")
 """One scale a row: what loses most at either width, so that there is something to restore; and at 3 bits the usual groups of 128."""
+PROBLEMS = 300
+"""Held-out problems of each level."""
 SEEDS = 3
 RATES = {"EfficientQAT": (3e-4, 1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 1e-4, 3e-4)}
 """Rates that a peer is tried at under the first seed; the best on other problems is taken. Others have stepmend's own."""
@@ -59,8 +62,9 @@ Made = Callable[[int, float | None], Make]
 Tick = Callable[[int], None]
 
 
-def recipe_of(family: str, scheme: str, quick: bool) -> Recipe:
-    values: dict[str, Any] = {"model": f"builtin:{family}", "schemes": [scheme], "measure": {"noise_floor": False}}
+def recipe_of(family: str, scheme: str, problems: int, quick: bool) -> Recipe:
+    measure = {"noise_floor": False, "problems": problems}
+    values: dict[str, Any] = {"model": f"builtin:{family}", "schemes": [scheme], "measure": measure}
     values |= {"curate": {"problems": CURATE}, "restore": {"within_noise": True}}
     return Recipe.make(merge(values, {**QUICK, "restore": {"steps": 5, "within_noise": True}}) if quick else values)
 
@@ -297,7 +301,7 @@ def section(peers: Peers, family: str) -> str:
     p = dict(zip(names, statistics.holm(p_values), strict=True))
     lines = [
         f"## {family}, {scheme}", "",
-        f"{len(test)} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
+        f"{len(test):,} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
         f"{percent(low.mean())}: {_span(change)} points, McNemar p = {pair.p:.2g}; {len(peers.bullets)} bullets. Checkpoint "
         f"{load.checkpoint_digest(loop.parent)}.", "",
         "| arm | accuracy | against full | recovery | stepmend ahead by | seconds | peak GiB | bytes | tokens/s |",
@@ -327,12 +331,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few problems, one seed")
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this reasoner (may be given again)")
     parser.add_argument("--scheme", choices=SCHEMES, action="append", help="only this scheme (may be given again)")
+    parser.add_argument("--problems", type=int, default=PROBLEMS, help=f"held-out problems of each level (default {PROBLEMS})")
     args = parser.parse_args()
     runs = ROOT / "runs" / ("restore-quick" if args.quick else "restore")
     for family in args.family or FAMILIES:
         for scheme in args.scheme or SCHEMES:
-            recipe = recipe_of(family, scheme, args.quick)
-            with Loop(recipe, runs / f"{family}-{scheme}", Stages(Console(stderr=True))) as loop:
+            recipe = recipe_of(family, scheme, args.problems, args.quick)
+            with Loop(recipe, runs / f"{family}-{scheme}-{args.problems}", Stages(Console(stderr=True))) as loop:
                 test = loop.problems("test")
                 loop.solve("full", test, "test")
                 loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
