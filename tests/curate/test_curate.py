@@ -74,6 +74,20 @@ def test_a_random_step_is_of_the_same_texts_and_seeded(objective):
     assert steps <= {1, 2} if objective == "dpo" else len(steps) > 1
 
 
+def test_a_shuffled_step_is_as_far_along_and_never_the_located_one():
+    located = collect([fault(name) for name in "abcdefgh"])
+    at_the_end = [b.model_copy(update={"problem": f"end {b.problem}", "step": 2}) for b in located]
+    made = controls.bullets_of("shuffled-step", located + at_the_end, [], Restore(), seed=0)
+    assert made == controls.bullets_of("shuffled-step", located + at_the_end, [], Restore(), seed=0)
+    for bullet, moved in zip(located + at_the_end, made, strict=True):
+        assert moved.problem == bullet.problem
+        assert moved.step != bullet.step
+        assert moved.prefix + moved.chosen + moved.continuation == SOLUTION
+    # A second step goes to where a third one was, or to either side of itself; a third one to the nearest that it is not.
+    assert {moved.step for moved in made[: len(located)]} == {0, 2}
+    assert {moved.step for moved in made[len(located) :]} == {1}
+
+
 def test_whole_responses_share_nothing():
     (bullet,) = controls.bullets_of("whole-response", collect([fault("a")]), [], Restore(), seed=0)
     assert (bullet.prompt, bullet.prefix, bullet.chosen, bullet.rejected) == ("P", "", SOLUTION, TEXT)
@@ -98,5 +112,5 @@ def test_controls_change_what_they_are_named_for():
     assert (controls.recipe_of("full-tuned", located).tune, controls.recipe_of("full-tuned", located).objective) == ("lora", "sft")
     assert controls.parse("random-step, whole-trace") == ("random-step", "whole-trace")
     for wrong in ("nonsense", "", "random-step,nonsense"):
-        with pytest.raises(InputError, match="allowed: random-step, whole-response"):
+        with pytest.raises(InputError, match="allowed: random-step, shuffled-step"):
             controls.parse(wrong)

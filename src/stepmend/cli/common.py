@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Kind = Literal["math", "number"]
 DEMO = Path("runs/demo")
 CONTROLS = (
-    "What to compare located bullets with, a list with commas: random-step, whole-response, whole-trace, solved-problems, sft-chosen, "
-    "full-tuned."
+    "What to compare located bullets with, a list with commas: random-step, shuffled-step, whole-response, whole-trace, solved-problems, "
+    "sft-chosen, full-tuned."
 )
 JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
 

@@ -1,15 +1,18 @@
 """Controls of the claim that located steps matter: as many examples of the same problems or of others, made without the locators' word."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stepmend.curate import Solved, place
 from stepmend.locate import steps
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError
 
+Pick = Callable[[Sequence[int]], int | None]
+"""Chooses one of the steps that can be taken; None where none will do."""
 CONTROLS: dict[str, str] = {
     "random-step": "the same bullets, each at a step drawn at random instead of the located one",
+    "shuffled-step": "the same bullets, each about as far along as another one's located step, and never at its own",
     "whole-response": "preference between whole responses, full precision's and the low-bit model's (QDPO, 2407.03051)",
     "whole-trace": "the same bullets and objective, over the whole trace",
     "solved-problems": "the same objective on as many problems that both models solve, at a step drawn at random",
@@ -45,11 +48,16 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
     """
     rng = random.Random(f"control {control} {seed}")
     if control == "random-step":
-        found = [_elsewhere(bullet, rng, restore.objective == "dpo") for bullet in bullets]
+        found = [_elsewhere(bullet, rng.choice, restore.objective == "dpo") for bullet in bullets]
+    elif control == "shuffled-step":
+        shares = [(bullet.step + 0.5) / len(steps.split(_texts(bullet)[0])) for bullet in bullets]
+        rng.shuffle(shares)
+        picks = [_as_far(share, bullet, rng) for share, bullet in zip(shares, bullets, strict=True)]
+        found = [_elsewhere(bullet, pick, restore.objective == "dpo") for bullet, pick in zip(bullets, picks, strict=True)]
     elif control == "whole-response":
         found = [_whole(bullet) for bullet in bullets]
     elif control == "solved-problems":
-        made = (_of_solved(one, rng, bullets[0].made_by, restore.objective == "dpo") for one in solved)
+        made = (_of_solved(one, rng.choice, bullets[0].made_by, restore.objective == "dpo") for one in solved)
         found = [bullet for _, bullet in zip(bullets, (b for b in made if b), strict=False)]
     else:
         found = list(bullets)
@@ -59,26 +67,41 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
     return kept
 
 
-def _elsewhere(bullet: Bullet, rng: random.Random, differing: bool) -> Bullet | None:
+def _texts(bullet: Bullet) -> tuple[str, str]:
+    """The whole solution that is right, and the whole one that is not."""
+    return bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
+
+
+def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
+    """Picks the step whose middle is nearest to ``share`` of the solution's steps, by lot of two as near; never the located one."""
+    count = len(steps.split(_texts(bullet)[0]))
+
+    def pick(usable: Sequence[int]) -> int | None:
+        others = [k for k in usable if k != bullet.step]
+        return min(others, key=lambda k: (round(abs((k + 0.5) / count - share), 6), rng.random()), default=None)
+
+    return pick
+
+
+def _elsewhere(bullet: Bullet, pick: Pick, differing: bool) -> Bullet | None:
     """The bullet's two texts at another step; a preference needs a step at which they differ."""
-    chosen, rejected = bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
-    return _at_random(bullet, chosen, rejected, rng, differing)
+    return _moved(bullet, *_texts(bullet), pick, differing)
 
 
-def _of_solved(one: Solved, rng: random.Random, made_by: str, differing: bool) -> Bullet | None:
+def _of_solved(one: Solved, pick: Pick, made_by: str, differing: bool) -> Bullet | None:
     bullet = Bullet(
         problem=one.problem.id, arm=one.quantized.arm, made_by=made_by, prompt=one.prompt, prefix="", chosen=one.full.text,
         rejected=one.quantized.text, continuation="", rejected_rest="", solution=one.full.text, place=(0, 0), step=0, error_class=None,
     )  # fmt: skip
-    return _at_random(bullet, one.full.text, one.quantized.text, rng, differing)
+    return _moved(bullet, one.full.text, one.quantized.text, pick, differing)
 
 
-def _at_random(bullet: Bullet, chosen: str, rejected: str, rng: random.Random, differing: bool) -> Bullet | None:
+def _moved(bullet: Bullet, chosen: str, rejected: str, pick: Pick, differing: bool) -> Bullet | None:
     ours, theirs = steps.split(chosen), steps.split(rejected)
     usable = [k for k in range(min(len(ours), len(theirs))) if not differing or chosen[slice(*ours[k])] != rejected[slice(*theirs[k])]]
-    if not usable:
+    step = pick(usable) if usable else None
+    if step is None:
         return None
-    step = rng.choice(usable)
     (begin, end), (from_, to) = ours[step], theirs[step]
     return bullet.model_copy(
         update={

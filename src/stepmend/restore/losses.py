@@ -17,6 +17,13 @@ READ = 16
 """Texts read at once before training."""
 
 
+def likelihood(model: Any, rows: Sequence[objectives.Row], pad: int) -> torch.Tensor:
+    """``sft`` of the targets of these rows."""
+    where = objectives.places(rows)
+    token_N = torch.tensor([rows[row].ids[place + 1] for row, place in where], device=model.device)
+    return objectives.sft(head_of(model, states_of(model, [row.ids for row in rows], where, pad)), token_N)
+
+
 class Loss:
     """The loss of one recipe over its bullets; call it with the indices of a batch.
 
@@ -49,9 +56,7 @@ class Loss:
         rows = [self.rows[i] for i in batch]
         if self.recipe.objective == "distill":
             return self._distill(rows, batch)
-        where = objectives.places(rows)
-        token_N = torch.tensor([rows[row].ids[place + 1] for row, place in where], device=self.student.device)
-        return objectives.sft(head_of(self.student, self._states(self.student, rows, where)), token_N)
+        return likelihood(self.student, rows, self.pad)
 
     def _states(self, model: Any, rows: Sequence[objectives.Row], where: Sequence[tuple[int, int]]) -> torch.Tensor:
         return states_of(model, [row.ids for row in rows], where, self.pad)

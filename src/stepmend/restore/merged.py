@@ -1,7 +1,4 @@
-"""What is tuned in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it.
-
-Tensor names carry their shape: B rows, T tokens, N targets of all rows, V vocabulary.
-"""
+"""What is tuned in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it."""
 
 import json
 import shutil
@@ -12,11 +9,11 @@ from typing import Any
 import torch
 
 from stepmend.models import chat
-from stepmend.models.forward import collate, head_of, hidden_of
 from stepmend.models.load import load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import digest
 from stepmend.restore import adapter, objectives, training
+from stepmend.restore.losses import likelihood
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
@@ -67,10 +64,7 @@ def _backward(model: Any, rows: Sequence[objectives.Row], pad: int) -> float:
     total = 0.0
     for begin in range(0, len(rows), size):
         part = rows[begin : begin + size]
-        ids_BT, where = collate([row.ids for row in part], pad, model.device), objectives.places(part)
-        row_N, place_N = torch.tensor(where, device=model.device).T
-        logits_NV = head_of(model, hidden_of(model, ids_BT, where))
-        loss = objectives.sft(logits_NV, ids_BT[row_N, place_N + 1]) * (len(where) / targets)
+        loss = likelihood(model, part, pad) * (sum(sum(row.targets) for row in part) / targets)
         loss.backward()
         total += loss.item()
     return total
