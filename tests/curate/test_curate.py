@@ -74,18 +74,16 @@ def test_a_random_step_is_of_the_same_texts_and_seeded(objective):
     assert steps <= {1, 2} if objective == "dpo" else len(steps) > 1
 
 
-def test_a_shuffled_step_is_as_far_along_and_never_the_located_one():
+def test_a_shuffled_step_is_as_far_along_as_anothers_and_never_the_located_one():
     located = collect([fault(name) for name in "abcdefgh"])
-    at_the_end = [b.model_copy(update={"problem": f"end {b.problem}", "step": 2}) for b in located]
-    made = controls.bullets_of("shuffled-step", located + at_the_end, [], Restore(), seed=0)
-    assert made == controls.bullets_of("shuffled-step", located + at_the_end, [], Restore(), seed=0)
-    for bullet, moved in zip(located + at_the_end, made, strict=True):
-        assert moved.problem == bullet.problem
-        assert moved.step != bullet.step
+    first, last = ([b.model_copy(update={"step": step}) for b in located] for step in (0, 2))
+    made = controls.bullets_of("shuffled-step", first + last, [], Restore(), seed=0)
+    assert made == controls.bullets_of("shuffled-step", first + last, [], Restore(), seed=0)
+    for moved in made:
         assert moved.prefix + moved.chosen + moved.continuation == SOLUTION
-    # A second step goes to where a third one was, or to either side of itself; a third one to the nearest that it is not.
-    assert {moved.step for moved in made[: len(located)]} == {0, 2}
-    assert {moved.step for moved in made[len(located) :]} == {1}
+    # Who draws the other end goes there; who draws its own goes to the step beside it.
+    assert {moved.step for moved in made[: len(first)]} == {1, 2}
+    assert {moved.step for moved in made[len(first) :]} == {0, 1}
 
 
 def test_whole_responses_share_nothing():
