@@ -46,18 +46,17 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
 
     ``solved`` are the curate problems that both models solve, in their order. Raises InputError where a control has nothing to tune on.
     """
-    rng = random.Random(f"control {control} {seed}")
+    rng, differing = random.Random(f"control {control} {seed}"), restore.objective == "dpo"
     if control == "random-step":
-        found = [_elsewhere(bullet, rng.choice, restore.objective == "dpo") for bullet in bullets]
+        found = [_elsewhere(bullet, rng.choice, differing) for bullet in bullets]
     elif control == "shuffled-step":
         shares = [(bullet.step + 0.5) / len(steps.split(_texts(bullet)[0])) for bullet in bullets]
         rng.shuffle(shares)
-        picks = [_as_far(share, bullet, rng) for share, bullet in zip(shares, bullets, strict=True)]
-        found = [_elsewhere(bullet, pick, restore.objective == "dpo") for bullet, pick in zip(bullets, picks, strict=True)]
+        found = [_elsewhere(bullet, _as_far(share, bullet, rng), differing) for share, bullet in zip(shares, bullets, strict=True)]
     elif control == "whole-response":
         found = [_whole(bullet) for bullet in bullets]
     elif control == "solved-problems":
-        made = (_of_solved(one, rng.choice, bullets[0].made_by, restore.objective == "dpo") for one in solved)
+        made = (_of_solved(one, rng.choice, bullets[0].made_by, differing) for one in solved)
         found = [bullet for _, bullet in zip(bullets, (b for b in made if b), strict=False)]
     else:
         found = list(bullets)
