@@ -60,9 +60,9 @@ def test_the_last_round_is_what_counts():
     assert summary.recovery(run, SCHEME, RESTORED).value == 0.0
 
 
-def controls_of(located: set[int], other: set[int], span="step", seeds=3) -> summary.Found:
+def controls_of(located: set[int], other: set[int], span="step", control="random-step", seeds=3) -> summary.Found:
     arms, notes = {"full": FULL, SCHEME: LOW, RESTORED: located}, {}
-    for name, of in (("located", located), ("random-step", other)):
+    for name, of in (("located", located), (control, other)):
         for seed in range(seeds):
             arm = f"{SCHEME}+{name}-steps-s{seed}"
             arms[arm] = of
@@ -81,17 +81,26 @@ def test_located_steps_mattered_where_they_are_better_beyond_noise():
     assert "did harm here" in controlled.controls(controls_of(LOW, FULL), SCHEME)["sentence"]
 
 
-def test_a_claim_must_hold_under_every_budget():
+@pytest.mark.parametrize(("control", "budget"), [("random-step", "tokens"), ("shuffled-step", "steps")])
+def test_a_claim_must_hold_against_either_step_under_every_budget(control, budget):
     run = controls_of(FULL, LOW)
-    arm = f"{SCHEME}+random-step-tokens-s0"
+    arm = f"{SCHEME}+{control}-{budget}-s0"
     run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
-    run.notes[f"control-{arm}"] = {**run.notes[f"control-{SCHEME}+random-step-steps-s0"], "budget": "tokens"}
-    assert "not shown to matter" in controlled.controls(run, SCHEME)["sentence"]
+    note = run.notes[f"control-{SCHEME}+random-step-steps-s0"]
+    run.notes[f"control-{arm}"] = {**note, "control": control, "budget": budget}
+    sentence = controlled.controls(run, SCHEME)["sentence"]
+    assert (
+        sentence == f"Located steps were not shown to matter here: +0.0 points (+0.0 to +0.0, p = 1) against {control}, at equal {budget}."
+    )
 
 
 def test_what_is_not_shown_is_said_to_be_not_shown():
     assert "not shown to matter" in controlled.controls(controls_of(FULL, FULL - {1}), SCHEME)["sentence"]
     assert "does not test the step" in controlled.controls(controls_of(FULL, LOW, span="whole"), SCHEME)["sentence"]
+    assert (
+        "not tested: neither random-step nor shuffled-step"
+        in controlled.controls(controls_of(FULL, LOW, control="sft-chosen"), SCHEME)["sentence"]
+    )
     assert controlled.controls(found({"full": FULL, SCHEME: LOW}), SCHEME) is None
 
 

@@ -8,6 +8,8 @@ from stepmend.measure import statistics
 from stepmend.report.summary import Found, points
 
 LOCATED = "located"
+ELSEWHERE = ("random-step", "shuffled-step")
+"""The controls that differ from located bullets in nothing but the step."""
 
 
 def controls(found: Found, scheme: str) -> dict[str, Any] | None:
@@ -50,17 +52,17 @@ def _outcomes(found: Found, notes: list[dict[str, Any]]) -> statistics.Shares:
 
 
 def _sentence(rows: list[dict[str, Any]], found: Found, scheme: str) -> str:
-    chosen = [row for row in rows if row["control"] == "random-step"]
+    chosen = [row for row in rows if row["control"] in ELSEWHERE]
     if not chosen:
-        return "Whether located steps mattered was not tested: the control random-step is not among these."
+        return f"Whether located steps mattered was not tested: neither {' nor '.join(ELSEWHERE)} is among these controls."
     if found.recipe.restore.trained == "whole":
-        return f"Under {scheme} the loss is on whole traces, so a random step gives nearly the same texts: this does not test the step."
-    row = max(chosen, key=lambda row: row["p"])  # what is claimed must hold under every budget
-    said, signs = _said(row), {row["difference"]["value"] > 0 for row in chosen}
+        return f"Under {scheme} the loss is on whole traces, so another step gives nearly the same texts: this does not test the step."
+    row = max(chosen, key=lambda row: row["p"])  # what is claimed must hold against each of them, under every budget
+    said, signs = f"{_said(row)} against {row['control']}, at equal {row['budget']}", {row["difference"]["value"] > 0 for row in chosen}
     if row["p"] >= 0.05 or len(signs) > 1:
-        return f"Located steps were not shown to matter here: {said} against random ones, at equal {row['budget']}."
+        return f"Located steps were not shown to matter here: {said}."
     verb = "mattered" if row["difference"]["value"] > 0 else "did harm"
-    return f"Located steps {verb} here: {said} against random ones, at equal {row['budget']}."
+    return f"Located steps {verb} here: {said}."
 
 
 def sentences(found: Found) -> list[str]:
