@@ -36,6 +36,7 @@ from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import QUICK, Recipe, Restore, merge
+from stepmend.records import digest
 from stepmend.report.summary import percent, points
 from stepmend.restore import adapter, tune
 from stepmend.rundir import make_folder
@@ -52,11 +53,14 @@ RATES = {"EfficientQAT": (3e-4, 1e-3, 5e-3), "the paper's recipe": (1e-5, 3e-5, 
 CURATE, DEV = 3600, 900
 """Problems that bullets are looked for in, and further ones of the same split, which rates are chosen on."""
 RECALIBRATED = "gptq-w3a16-g128"
+VERSION = "peers-2"
+"""Changes whenever the same arm may be tuned otherwise."""
 TIMED = 64
 """Solutions that are generated to time a model."""
 LORA_RANK = 16
 
-Make = Callable[[Path], None]
+Make = partial[None]
+"""What writes a checkpoint: of parent, folder, bullets, recipe, seed and, for the paper's, a rate."""
 Made = Callable[[int, float | None], Make]
 """What writes the checkpoint of a seed and a rate."""
 Tick = Callable[[int], None]
@@ -109,11 +113,15 @@ class Peers:
     def add(self, name: str, seed: int, rate: float | None, made: Made, dev: Sequence[Problem]) -> float:
         """Make one checkpoint, timed; its share of right answers on ``dev``."""
         loop, arm = self.loop, self.name(name, seed, rate)
-        if f"peer-{arm}" not in loop.dir.notes():
+        make = made(seed, rate)
+
+        def tuned() -> dict[str, Any]:
             loop.stages.say(f"  {arm}: tuning")
-            seconds, peak = _in_child(_measured, made(seed, rate), loop.folder(arm))
-            size = sum(f.stat().st_size for f in loop.folder(arm).rglob("*.safetensors"))
-            loop.dir.note(f"peer-{arm}", seconds=seconds, peak=peak, bytes=size, rate=rate)
+            shutil.rmtree(loop.folder(arm), ignore_errors=True)
+            seconds, peak = _in_child(_measured, make, loop.folder(arm))
+            return {"seconds": seconds, "peak": peak, "bytes": _size(loop.folder(arm)), "rate": rate}
+
+        once(self.loop, f"peer-{arm}", _made_by(make), tuned)
         loop.solve(arm, dev, "dev")
         return float(loop.outcomes(dev, arm).mean()) if dev else 0.0
 
@@ -122,11 +130,9 @@ class Peers:
         loop, arm = self.loop, self.name(name, seed, rate)
         self.add(name, seed, rate, made, ())
         loop.solve(arm, self.test, "test")
-        if seed == 0 and f"speed-{arm}" not in loop.dir.notes():
-            loop.dir.note(f"speed-{arm}", speed=self.speed(arm))
+        of = {} if seed else once(self.loop, f"speed-{arm}", _made_by(made(seed, rate)), lambda: {"speed": self.speed(arm)})
         loop.engines.pop(arm, None)
-        notes = loop.dir.notes()
-        return {**notes[f"peer-{arm}"], **notes.get(f"speed-{arm}", {}), "arm": arm}
+        return {**loop.dir.notes()[f"peer-{arm}"], **of, "arm": arm}
 
     def name(self, name: str, seed: int, rate: float | None) -> str:
         return f"{self.scheme}+{name.replace(' ', '-')}{'' if rate is None else f'-{rate:g}'}-s{seed}"
@@ -157,10 +163,8 @@ class Peers:
 
     def step_times(self) -> dict[str, float]:
         """Seconds a step on the same batches, side by side in one process: the median over steps."""
-        if "step-times" not in self.loop.dir.notes():
-            found = _in_child(_step_times, *self.parts, self.bullets, self.recipe, self.loop.dir.path / "timed")
-            self.loop.dir.note("step-times", **found)
-        return self.loop.dir.notes()["step-times"]
+        timed = partial(_step_times, *self.parts, self.bullets, self.recipe)
+        return once(self.loop, "step-times", _made_by(timed), lambda: {"times": _in_child(timed, self.loop.dir.path / "timed")})["times"]
 
 
 def _whole(solved: Solved) -> Bullet:
@@ -169,6 +173,21 @@ def _whole(solved: Solved) -> Bullet:
         problem=solved.problem.id, arm=solved.quantized.arm, made_by="generic", prompt=solved.prompt, prefix="", chosen=text,
         rejected=solved.quantized.text, continuation="", rejected_rest="", solution=text, place=(0, len(text)), step=0, error_class=None,
     )  # fmt: skip
+
+
+def once(loop: Loop, note: str, made_by: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The facts that a note keeps; found now where it keeps none, or those of other inputs."""
+    kept = loop.dir.notes().get(note, {})
+    if kept.get("made_by") != made_by:
+        loop.dir.note(note, made_by=made_by, **(kept := find()))
+    return kept
+
+
+def _made_by(make: partial[Any]) -> str:
+    """The digest of what decides a tuning's result."""
+    parent, folder, bullets, recipe, *others = make.args
+    given = [bullet.model_dump() for bullet in bullets], recipe.model_dump(), others
+    return digest(VERSION, make.func.__name__, load.checkpoint_digest(parent), load.checkpoint_digest(folder), *given)
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -206,6 +225,16 @@ def paper(
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
             tick(1)
 
+    class Steps(DPOTrainer):
+        """TRL ends every text; a step that others follow is not the end, and its model would learn to stop there."""
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+            def opened(row: dict[str, Any], i: int) -> dict[str, Any]:
+                followed = {"chosen_ids": bullets[i].continuation, "rejected_ids": bullets[i].rejected_rest}
+                return {side: row[side][:-1] if text else row[side] for side, text in followed.items()}
+
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name).map(opened, with_indices=True)
+
     torch.manual_seed(seed)
     model = adapter.attach(str(folder), Restore(lora_rank=LORA_RANK))
     rows = [{"prompt": b.prompt, "chosen": b.chosen, "rejected": b.rejected} for b in bullets]
@@ -215,7 +244,7 @@ def paper(
         gradient_checkpointing=False, precompute_ref_log_probs=True, disable_tqdm=True, logging_steps=50,
     )  # fmt: skip
     tokenizer = load.load_tokenizer(parent)
-    trainer = DPOTrainer(model, args=options, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Ticks()])
+    trainer = Steps(model, args=options, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Ticks()])
     trainer.train()
     make_folder(out, lambda part: (shutil.copytree(folder, part, dirs_exist_ok=True), model.save_pretrained(part / adapter.FOLDER))[1])
     shutil.rmtree(out.with_suffix(".trl"), ignore_errors=True)
@@ -249,8 +278,8 @@ def recalibrated(loop: Loop) -> str:
     own = [loop.prompt_of(p) + traces[p.id].text + loop.tokenizer.eos_token for p in calibration]
     for name, texts in (("plain questions", [p.question for p in calibration]), ("own traces", own)):
         arm = f"{RECALIBRATED}+{name.replace(' ', '-')}"
-        if not loop.folder(arm).exists():
-            quantizer.quantize(loop.parent, schemes.parse(RECALIBRATED), texts, loop.folder(arm))
+        made_by = digest(VERSION, RECALIBRATED, loop.digest("full"), texts)
+        once(loop, f"recalibrated-{arm}", made_by, partial(_recalibrate, loop.parent, texts, loop.folder(arm)))
         loop.solve(arm, test, "test")
         loop.engines.pop(arm, None)
         shares[name] = loop.outcomes(test, arm)
@@ -259,6 +288,12 @@ def recalibrated(loop: Loop) -> str:
         f"Recalibration: `{RECALIBRATED}` calibrated on plain questions {percent(shares['plain questions'].mean())}, on the model's own "
         f"traces {percent(shares['own traces'].mean())}: {_span(change)} points."
     )
+
+
+def _recalibrate(parent: str, texts: list[str], out: Path) -> dict[str, Any]:
+    shutil.rmtree(out, ignore_errors=True)
+    quantizer.quantize(parent, schemes.parse(RECALIBRATED), texts, out)
+    return {}
 
 
 def outcomes(peers: Peers, name: str) -> statistics.Shares:
@@ -287,7 +322,7 @@ def _span(found: statistics.Interval) -> str:
 
 
 def _size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
 
 def section(peers: Peers, family: str) -> str:
