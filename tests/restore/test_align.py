@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from stepmend.benchmarks import story
 from stepmend.engines.local import Completion, LocalEngine
 from stepmend.models import chat, load
-from stepmend.models.forward import collate, head_of, hidden_of
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.records import InputError, Problem
 from stepmend.restore import align, merged, objectives, training
@@ -55,9 +54,7 @@ def stripped(tmp_path_factory) -> Path:
     for step in range(60):
         optimizer.param_groups[0]["lr"] = 3e-4 * min(1.0, 2 * (1 - step / 60))
         batch = rng.sample(rows, 8)
-        ids_BT, where = collate([row.ids for row in batch], tokenizer.pad_token_id, "cpu"), objectives.places(batch)
-        token_N = torch.tensor([batch[row].ids[place + 1] for row, place in where])
-        objectives.sft(head_of(model, hidden_of(model, ids_BT, where)), token_N).backward()
+        objectives.sft(model, batch, tokenizer.pad_token_id).backward()
         optimizer.step()
         optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("stripped") / "model"

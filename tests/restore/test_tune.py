@@ -196,13 +196,15 @@ def test_a_shared_prefix_is_computed_once_to_the_same_likelihoods(tiny, span):
                 assert value.item() == pytest.approx(alone.item(), abs=1e-3)
 
 
-def test_distillation_is_zero_from_itself_and_its_weights_have_mean_one():
+def test_distillation_is_zero_from_itself_and_its_weights_follow_the_teacher():
     torch.manual_seed(0)
     one, other = torch.randn(5, 7), torch.randn(5, 7)
     plain = objectives.distill(other, one)
-    for weight in ("low-entropy", "small-margin"):
-        assert objectives.distill(one, one, weight).abs().max().item() == pytest.approx(0, abs=1e-6)
-        assert (objectives.distill(other, one, weight) / plain).mean().item() == pytest.approx(1, rel=1e-5)
+    assert objectives.distill(one, one).abs().max().item() == pytest.approx(0, abs=1e-6)
+    sure, torn = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[9.0, 9.0, 0.0]])
+    assert objectives.weights(sure, "low-entropy") > objectives.weights(torn, "low-entropy")
+    assert objectives.weights(sure, "small-margin") < objectives.weights(torn, "small-margin")
+    assert objectives.weights(sure, "uniform") == objectives.weights(torn, "uniform") == 1
     p, q = one.softmax(-1), other.softmax(-1)
     assert torch.allclose(plain, (p * (p / q).log()).sum(-1), rtol=1e-4)
     assert objectives.features(one, one).sum() == 0
@@ -210,8 +212,10 @@ def test_distillation_is_zero_from_itself_and_its_weights_have_mean_one():
 
 
 @pytest.mark.parametrize("question", [0.0, 0.5])
-def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, question):
-    tokenizer, recipe = load.load_tokenizer(tiny_llama), Restore(question=question, features=0)
+@pytest.mark.parametrize("weight", ["uniform", "low-entropy", "small-margin"])
+def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, question, weight):
+    """Targets and questions are each a mean with weights of its own."""
+    tokenizer, recipe = load.load_tokenizer(tiny_llama), Restore(question=question, features=0, weight=weight)
     student = scales.attach(str(low_bit), recipe)
     loss_of = Loss(recipe, student, tiny_llama, tokenizer, bullets(3))
     row = loss_of.rows[1]
@@ -219,8 +223,49 @@ def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, que
         teacher_TV, student_TV = (m(input_ids=torch.tensor([row.ids])).logits[0] for m in (load.load_model(tiny_llama), student))
         kl_T = objectives.distill(student_TV, teacher_TV)
         asked, targets = range(row.question - 1), [t - 1 for t, wanted in enumerate(row.targets) if wanted]
-        expected = kl_T[targets].mean() + question * kl_T[list(asked)].mean()
+        weight_T = objectives.weights(teacher_TV, weight)
+        means = [(kl_T[part] * weight_T[part]).sum() / weight_T[part].sum() for part in (targets, list(asked))]
+        expected = means[0] + question * means[1]
         assert loss_of([1]).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
+def test_logits_in_pieces_are_the_same_loss_and_gradient(tiny_llama, low_bit, monkeypatch, objective):
+    recipe, tokenizer = Restore.model_validate({"objective": objective, "weight": "small-margin"}), load.load_tokenizer(tiny_llama)
+    student = scales.attach(str(low_bit), recipe)
+    loss_of = Loss(recipe, student, tiny_llama, tokenizer, bullets())
+    parameters, held, found = [p for p in student.parameters() if p.requires_grad], [], []
+    head = student.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: held.append(output.numel()))
+    for most in (forward.LOGITS, 10 * head.out_features):
+        monkeypatch.setattr(forward, "LOGITS", most)
+        held.clear()
+        loss = loss_of(range(8))
+        found.append((loss.detach(), *torch.autograd.grad(loss, parameters)))
+        assert max(held) <= most
+    assert len(held) > 2
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["scales", "norms", "scales+norms", "lora"])
+@pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
+def test_a_model_computed_in_its_own_dtype_is_tuned_too(tiny_llama, low_bit, tmp_path, monkeypatch, what, objective):
+    """As on a GPU, where a bfloat16 checkpoint is computed in bfloat16: what is tuned stays float32, and what is exported is served."""
+    monkeypatch.setattr(load, "placement", lambda: ("cpu", "auto"))
+    recipe = Restore.model_validate({"tune": what, "objective": objective, "steps": 12, "batch_size": 4})
+    assert load.load_model(str(low_bit)).dtype == torch.bfloat16
+    tuned = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "restored", seed=0)
+    assert tuned.losses[-1] < tuned.losses[0]
+    assert tuned.export_error < 0.1
+
+
+def test_a_further_round_goes_on_from_the_adapter_of_the_last(tiny_llama, low_bit, tmp_path):
+    recipe = Restore(tune="lora", steps=12, batch_size=8)
+    first = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "first", seed=0)
+    second = tune.restore(tiny_llama, tmp_path / "first", bullets(), recipe, tmp_path / "second", seed=0)
+    assert second.losses[0] == pytest.approx(first.losses[-1], rel=0.2)
+    assert second.losses[-1] < first.losses[-1]
 
 
 def test_what_cannot_learn_is_refused_before_it_starts(tiny_llama, low_bit, tmp_path):

@@ -1,17 +1,18 @@
 """One teacher-forced pass, in pieces that fit memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 WIDTH = 16
 """Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
 ALIKE = 0.8
 """Rows at least this share of the longest's length go through together; shorter ones by themselves, for padding costs as much as text."""
 LOGITS = 1 << 26
-"""Logits held at once where only a number of each is wanted (256 MiB in float32)."""
+"""Logits held at once where only a number of each place is wanted (256 MiB in float32)."""
 
 
 def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tensor:
@@ -57,6 +58,18 @@ def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
     return base.get_output_embeddings()(hidden_NH).float()
 
 
+def in_pieces(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """``of`` tensors with one row a place, [N, ...], which makes logits of them: so many places at once that ``LOGITS`` hold.
+
+    Going backward the logits of each piece are made again, so that no more than one piece's are ever held.
+    """
+    size = max(1, LOGITS // vocabulary)
+    if len(tensors[0]) <= size:
+        return of(*tensors)
+    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(of, *piece, use_reentrant=False) for piece in pieces])
+
+
 def losses(model: Any, rows: Sequence[Sequence[int]], begins: Sequence[int], pad: int) -> list[float]:
     """Each row's mean negative log-likelihood (natural log) of its tokens from ``begins[i]`` (at least 1) on."""
     return _means(rows, begins, lambda ids_BT, where: _likelihoods(model, ids_BT, where), pad, model.device)
@@ -81,23 +94,23 @@ def _means(rows: Sequence[Sequence[int]], begins: Sequence[int], of: Any, pad: i
 
 
 def _likelihoods(model: Any, ids_BT: torch.Tensor, where: list[tuple[int, int]]) -> torch.Tensor:
-    hidden_NH = hidden_of(model, ids_BT, where)
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
-    token_N = ids_BT[row_N, place_N + 1]
-    piece = max(1, LOGITS // model.config.get_text_config().vocab_size)
-    parts = [
-        F.cross_entropy(head_of(model, hidden_NH[i : i + piece]), token_N[i : i + piece], reduction="none")
-        for i in range(0, len(where), piece)
-    ]
-    return torch.cat(parts)
+    return likelihoods(model, hidden_of(model, ids_BT, where), ids_BT[row_N, place_N + 1])
+
+
+def likelihoods(model: Any, hidden_NH: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood (natural log) of each token, given the last hidden state that it is predicted from: [N]."""
+
+    def of(hidden_NH: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head_of(model, hidden_NH), token_N, reduction="none")
+
+    return in_pieces(of, model.config.get_text_config().vocab_size, hidden_NH, token_N)
 
 
 def _divergences(first: Any, second: Any, ids_BT: torch.Tensor, where: list[tuple[int, int]]) -> torch.Tensor:
+    def of(one_NH: torch.Tensor, other_NH: torch.Tensor) -> torch.Tensor:
+        mine, theirs = head_of(first, one_NH).log_softmax(-1), head_of(second, other_NH).log_softmax(-1)
+        return F.kl_div(theirs, mine, log_target=True, reduction="none").sum(-1)
+
     one_NH, other_NH = hidden_of(first, ids_BT, where), hidden_of(second, ids_BT, where)
-    piece = max(1, LOGITS // (2 * first.config.get_text_config().vocab_size))
-    parts = []
-    for i in range(0, len(where), piece):
-        mine = head_of(first, one_NH[i : i + piece]).log_softmax(-1)
-        theirs = head_of(second, other_NH[i : i + piece]).log_softmax(-1)
-        parts.append(F.kl_div(theirs, mine, log_target=True, reduction="none").sum(-1))
-    return torch.cat(parts)
+    return in_pieces(of, first.config.get_text_config().vocab_size, one_NH, other_NH)

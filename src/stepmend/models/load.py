@@ -101,17 +101,22 @@ def load_tokenizer(folder: str) -> Any:
     return tokenizer
 
 
+def placement() -> tuple[str, Any]:
+    """Device and dtype of loaded models: on a GPU a checkpoint's own dtype, on a CPU float32 (which is what CPUs are fast in)."""
+    import torch
+
+    return ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+
+
 def load_model(folder: str) -> Any:
-    """The checkpoint, ready to generate: on a GPU in its own dtype, on a CPU in float32 (which is what CPUs are fast in).
+    """The checkpoint, ready to generate.
 
     A quantized checkpoint is decompressed at once; where its activations are not quantized, the wrapper that compressed-tensors lays
     around each layer's forward, which then does nothing, is taken off.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = "auto" if device == "cuda" else torch.float32
+    device, dtype = placement()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = model.to(device).eval()
     if getattr(model.config, "quantization_config", None) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models import load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder
 
@@ -17,17 +18,19 @@ FOLDER = "adapter"
 
 
 def attach(folder: str, recipe: Restore) -> Any:
-    """The checkpoint with a fresh adapter on every linear layer but the head.
+    """The checkpoint with its adapter, or where it has none a fresh one on every linear layer but the head.
 
     A quantized one is dequantized in memory: its values are those that are served.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = load.placement()
     quantized = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32, **config)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
+    if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
+        return PeftModel.from_pretrained(model.to(device), str(Path(folder) / FOLDER), is_trainable=True)
     targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model.to(device), lora)

@@ -29,7 +29,7 @@ from stepmend.records import InputError, Problem, Trace, digest
 from stepmend.restore import merged, objectives
 from stepmend.rundir import append_lines
 
-VERSION = "align-2"
+VERSION = "align-3"
 """Changes whenever the same settings may give another checkpoint."""
 SHOWN = (
     (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models.forward import head_of, states_of
+from stepmend.models.forward import head_of, in_pieces, states_of
 from stepmend.models.load import load_model
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
@@ -15,13 +15,6 @@ from stepmend.restore import objectives, scales
 
 READ = 16
 """Texts read at once before training."""
-
-
-def likelihood(model: Any, rows: Sequence[objectives.Row], pad: int) -> torch.Tensor:
-    """``sft`` of the targets of these rows."""
-    where = objectives.places(rows)
-    token_N = torch.tensor([rows[row].ids[place + 1] for row, place in where], device=model.device)
-    return objectives.sft(head_of(model, states_of(model, [row.ids for row in rows], where, pad)), token_N)
 
 
 class Loss:
@@ -56,21 +49,29 @@ class Loss:
         rows = [self.rows[i] for i in batch]
         if self.recipe.objective == "distill":
             return self._distill(rows, batch)
-        return likelihood(self.student, rows, self.pad)
+        return objectives.sft(self.student, rows, self.pad)
 
     def _states(self, model: Any, rows: Sequence[objectives.Row], where: Sequence[tuple[int, int]]) -> torch.Tensor:
         return states_of(model, [row.ids for row in rows], where, self.pad)
 
     def _distill(self, rows: Sequence[objectives.Row], batch: Sequence[int]) -> torch.Tensor:
         """The mean over the targets, and a weight times the mean over the questions' own tokens, which keeps what no answer shows."""
+
+        def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                teacher_NV = self.head(teacher_NH).float()
+            divergence_N = objectives.distill(head_of(self.student, student_NH), teacher_NV)
+            return torch.stack([divergence_N, objectives.weights(teacher_NV, self.recipe.weight)], dim=1)
+
         student_NH = self._states(self.student, rows, self._where(rows))
         teacher_NH = torch.cat([self.targets_NH[i] for i in batch] + [self.questions_NH[i] for i in batch]).to(student_NH.device)
-        with torch.no_grad():
-            teacher_NV = self.head(teacher_NH).float()
-        loss_N = objectives.distill(head_of(self.student, student_NH), teacher_NV, self.recipe.weight)
+        loss_N, weight_N = in_pieces(of, self.student.config.get_text_config().vocab_size, student_NH, teacher_NH).unbind(1)
+        targets = sum(self.targets[i] for i in batch)
+        # Each mean has weights of its own: else a question's sureness would change what it counts beside the answer.
+        parts = weight_N.split([targets, len(weight_N) - targets])
+        loss_N = loss_N * torch.cat([part / part.mean() for part in parts])
         if self.recipe.features:
             loss_N = loss_N + self.recipe.features * objectives.features(student_NH, teacher_NH)
-        targets = sum(self.targets[i] for i in batch)
         loss = loss_N[:targets].mean()
         return loss + self.recipe.question * loss_N[targets:].mean() if self.recipe.question else loss
 

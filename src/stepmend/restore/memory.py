@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models.forward import alike
+from stepmend.models.forward import LOGITS, alike
 from stepmend.restore import scales
 from stepmend.restore.losses import Loss
 
@@ -16,7 +16,8 @@ queries and keys, values; attention's own matrix is not kept (SDPA)."""
 
 def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
     """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings),
-    ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets.
+    ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets, of which
+    no more are held at once.
     """
     config = model.config.get_text_config()
     element = model.dtype.itemsize
@@ -34,7 +35,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
         "teacher": head + sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH)),
         "activations": element * (tokens * (config.num_hidden_layers * layer + _outputs(model)))
         + element * 2 * sum(scaled.centred_MN.numel() for scaled in grouped),
-        "logits": 4 * 6 * targets * config.vocab_size,
+        "logits": 4 * 6 * min(targets * config.vocab_size, LOGITS),
     }
 
 

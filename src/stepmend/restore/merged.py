@@ -13,14 +13,11 @@ from stepmend.models.load import load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import digest
 from stepmend.restore import adapter, objectives, training
-from stepmend.restore.losses import likelihood
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
 ROWS = 8
 """Texts that one optimizer step is made of."""
-LOGITS = 1 << 27
-"""Logits of a backward pass held at once (512 MiB in float32); a batch with more is taken in parts."""
 BESIDE_WEIGHTS = frozenset({".json", ".jinja", ".model", ".txt"})
 """Files of a checkpoint that are copied as they are: configuration, tokenizer, chat template."""
 
@@ -49,25 +46,14 @@ def train(
     batches = Batches(len(rows), ROWS, seed)
 
     def backward(step: int) -> float:
-        return _backward(model, [rows[i] for i in batches[step]], pad)
+        loss = objectives.sft(model, [rows[i] for i in batches[step]], pad)
+        loss.backward()
+        return loss.item()
 
     state_file, made_by = out.with_name(out.name + ".state"), digest(note, [row.ids for row in rows])
     losses = training.train(parameters, backward, steps=steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
     _export(model, Path(parent), out, {**note, "losses": losses})
     state_file.unlink(missing_ok=True)
-
-
-def _backward(model: Any, rows: Sequence[objectives.Row], pad: int) -> float:
-    """Add the gradient of the mean loss over all targets of these rows, in parts that fit memory; the loss."""
-    targets, longest = sum(sum(row.targets) for row in rows), max(sum(row.targets) for row in rows)
-    size = max(1, LOGITS // (longest * model.config.get_text_config().vocab_size))
-    total = 0.0
-    for begin in range(0, len(rows), size):
-        part = rows[begin : begin + size]
-        loss = likelihood(model, part, pad) * (sum(sum(row.targets) for row in part) / targets)
-        loss.backward()
-        total += loss.item()
-    return total
 
 
 def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import chat
-from stepmend.models.forward import alike, collate, head_of, hidden_of
+from stepmend.models.forward import alike, collate, hidden_of, likelihoods, states_of
 from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
@@ -117,35 +117,40 @@ def _sums(model: Any, pairs: Sequence[Pair], pad: int) -> torch.Tensor:
     where = [(row, place) for row, pair in enumerate(pairs) for place, _ in (*pair.chosen, *pair.rejected)]
     mask_B1TT = torch.zeros(seen_B1TT.shape, dtype=model.dtype, device=ids_BT.device)
     mask_B1TT = mask_B1TT.masked_fill(~seen_B1TT, torch.finfo(model.dtype).min)
-    logits_NV = head_of(model, hidden_of(model, ids_BT, where, attention_mask=mask_B1TT, position_ids=position_BT))
+    hidden_NH = hidden_of(model, ids_BT, where, attention_mask=mask_B1TT, position_ids=position_BT)
     token_N = torch.tensor([token for pair in pairs for _, token in (*pair.chosen, *pair.rejected)], device=ids_BT.device)
-    loss_N = F.cross_entropy(logits_NV, token_N, reduction="none")
+    loss_N = likelihoods(model, hidden_NH, token_N)
     sides = torch.tensor([2 * row + side for row, pair in enumerate(pairs) for side in (0, 1) for _ in (pair.chosen, pair.rejected)[side]])
     sums = torch.zeros(2 * len(pairs), device=ids_BT.device).index_add(0, sides.to(ids_BT.device), -loss_N)
     return sums.view(-1, 2)
 
 
-def sft(student_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the targets: -1/N sum_n log p(token_n)."""
-    return F.cross_entropy(student_NV, token_N)
+def sft(model: Any, rows: Sequence[Row], pad: int) -> torch.Tensor:
+    """Mean negative log-likelihood of all targets of these rows: -1/N sum_n log p(token_n), natural log."""
+    where = places(rows)
+    token_N = torch.tensor([rows[row].ids[place + 1] for row, place in where], device=model.device)
+    return likelihoods(model, states_of(model, [row.ids for row in rows], where, pad), token_N).mean()
 
 
-def distill(student_NV: torch.Tensor, teacher_NV: torch.Tensor, weight: Weight = "uniform") -> torch.Tensor:
-    """KL(teacher || student) of every target, natural log, times its weight: [N] (as in QAD, 2601.20088).
-
-    Weights have mean 1. ``low-entropy``: exp(-H) of the teacher's distribution, for digits and operators carry the damage (after ReQAT,
-    2606.15682). ``small-margin``: 1 / (1 + m) of the teacher's margin between its first and second token (ours: small margins flip).
-    """
+def distill(student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of every target, natural log: [N] (as in QAD, 2601.20088)."""
     student, teacher = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
-    loss_N = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+    return F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+
+
+def weights(teacher_NV: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """How much each target counts, [N], before they are scaled to mean 1.
+
+    ``low-entropy``: exp(-H) of the teacher's distribution, for digits and operators carry the damage (after ReQAT, 2606.15682).
+    ``small-margin``: 1 / (1 + m) of the teacher's margin between its first and second token (ours: small margins flip).
+    """
     if weight == "uniform":
-        return loss_N
+        return torch.ones_like(teacher_NV[:, 0])
     if weight == "low-entropy":
-        weight_N = (teacher.exp() * teacher).sum(-1).exp()
-    else:
-        best_N2 = teacher_NV.topk(2).values
-        weight_N = 1 / (1 + best_N2[:, 0] - best_N2[:, 1])
-    return loss_N * weight_N / weight_N.mean()
+        teacher = teacher_NV.log_softmax(-1)
+        return (teacher.exp() * teacher).sum(-1).exp()
+    best_N2 = teacher_NV.topk(2).values
+    return 1 / (1 + best_N2[:, 0] - best_N2[:, 1])
 
 
 def features(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from stepmend.models import load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder
 
@@ -59,7 +60,10 @@ def straight_through() -> Iterator[None]:
 
 
 class Stored(nn.Module):
-    """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start."""
+    """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start.
+
+    The change is float32; the tensor has the dtype of its start, which is what is computed in.
+    """
 
     def __init__(self, start: torch.Tensor, storage: torch.dtype) -> None:
         super().__init__()
@@ -69,7 +73,7 @@ class Stored(nn.Module):
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
         exact = self.start * (1 + change)
-        return straight(exact, exact.to(self.storage).to(exact.dtype))
+        return straight(exact, exact.to(self.storage).to(exact.dtype)).to(self.start.dtype)
 
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(value, dtype=torch.float32)
@@ -156,8 +160,8 @@ def attach(folder: str, recipe: Restore) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     storage: Any = AutoConfig.from_pretrained(folder).dtype
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
+    device, dtype = load.placement()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
@@ -166,7 +170,9 @@ def attach(folder: str, recipe: Restore) -> Any:
             layer.change.requires_grad_("scales" in recipe.tune)
             setattr(model.get_submodule(parent), child, layer)
         elif "norms" in recipe.tune and _is_norm(module):
-            parametrize.register_parametrization(module, "weight", Stored(module.weight, storage))
+            stored, weight = Stored(module.weight, storage), module.get_parameter("weight")
+            weight.data = weight.data.float()  # what is tuned is float32, whatever is computed in
+            parametrize.register_parametrization(module, "weight", stored, unsafe=True)
             module.get_parameter("parametrizations.weight.original").requires_grad_(True)
     model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
     del model.ct_decompress_hook
