@@ -187,7 +187,7 @@ def _made_by(make: partial[Any]) -> str:
     """The digest of what decides a tuning's result."""
     parent, folder, bullets, recipe, *others = make.args
     given = [bullet.model_dump() for bullet in bullets], recipe.model_dump(), others
-    return digest(VERSION, make.func.__name__, load.checkpoint_digest(parent), load.checkpoint_digest(folder), *given)
+    return digest(VERSION, tune.VERSION, make.func.__name__, load.checkpoint_digest(parent), load.checkpoint_digest(folder), *given)
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sections
+
 from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.report import summary
@@ -30,6 +32,7 @@ HEAD = """# Every scheme on both built-in reasoners
 bootstrap), p is the exact McNemar test against full precision. Where the loss is within noise nothing is restored. "Oracle" is the
 share of all regressions whose voted step is exactly the first faulty one. Bullets come from 2,700 curate problems. Seconds are of one
 machine, with other work on it, and only good for comparison.
+
 """
 
 
@@ -67,23 +70,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few problems")
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this reasoner (may be given again)")
     args = parser.parse_args()
-    parts: list[str] = []
-    total = 0
+    page = ROOT / ("runs/schemes-quick" if args.quick else "docs/results") / "schemes.md"
     for family in args.family or FAMILIES:
         out = ROOT / "runs" / ("schemes-quick" if args.quick else "schemes") / family
         run(family, out, args.quick)
         found = summary.read(out)
-        total = len(found.test)
         full = statistics.accuracy(found.outcomes("full"))
         accuracy = f"{summary.percent(full.value)} ({summary.percent(full.low)} to {summary.percent(full.high)})"
-        parts += [
-            f"\n## {family}\n", f"Full precision: {accuracy}.\n",
+        lines = [
+            f"## {family}\n", f"Full precision: {accuracy}.\n",
             "| scheme | accuracy | against full | p | restored | recovery | bullets | oracle | quantize s | restore s |",
             "|---|---|---|---|---|---|---|---|---|---|", *rows(found),
         ]  # fmt: skip
-    page = ROOT / ("runs/schemes-quick" if args.quick else "docs/results") / "schemes.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(HEAD.format(n=total) + "\n".join(parts) + "\n")
+        sections.write(page, HEAD.format(n=len(found.test)), "\n".join(lines) + "\n")
     print(page)
 
 

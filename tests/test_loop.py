@@ -1,13 +1,17 @@
 """Before any model is asked: what a run may tune on, and what it is asked with."""
 
 import json
+import shutil
 
 import pytest
 
+from stepmend import InputError
 from stepmend.benchmarks import sources
+from stepmend.cli import running
 from stepmend.loop import Loop
 from stepmend.models import chat
 from stepmend.recipe import Recipe
+from stepmend.restore import align
 
 QUESTION = "Ann has {} red apples and buys {} more of them at the market on Monday, then gives {} to Bob. How many does Ann have left?"
 
@@ -39,6 +43,33 @@ def test_leaks_are_dropped_and_counted_whichever_split_they_fall_into(data, tmp_
     assert not {p.question for p in tuned} & {*planted["same"], *planted["overlap"]}
     assert len(tuned) == len(found) - len(planted["same"]) - len(planted["overlap"])
     assert all(planted.values()), "of some kind no question falls into a split that is tuned on"
+
+
+def test_alignment_is_checked_against_all_that_a_run_reports(data, tmp_path, monkeypatch):
+    """Not against the few problems alone that are solved before and after."""
+    asked = {}
+
+    def see(model, out, *, train, test, leaks, **settings):
+        asked.update(train=train, test=test, leaked={p.question for p in train if leaks(p)})
+        raise InputError("seen")
+
+    monkeypatch.setattr(align, "align", see)
+    with pytest.raises(InputError, match="seen"):
+        running.align("builtin:qwen2", tmp_path / "out", benchmark="jsonl", data=str(data), problems=300, held_out=1, seed=0)
+    assert len(asked["test"]) == 1
+    assert asked["leaked"] == {p.question for p in asked["train"] if MATCHES["same"](p.question) or MATCHES["overlap"](p.question)}
+    assert len(asked["leaked"]) > 1
+    assert len(sources.Data("story").reported(None, 0)) == 900
+
+
+def test_a_model_aligned_on_what_is_reported_is_told(data, tiny_llama, tmp_path):
+    parent = tmp_path / "aligned"
+    shutil.copytree(tiny_llama, parent)
+    reported, other = sources.Data("jsonl", str(data)).reported(1, 0)[0], sources.Data("story").problems("train", 3, 0)[0]
+    (parent / chat.ALIGNED).write_text(json.dumps({"taught": [reported.model_dump(), other.model_dump()]}))
+    recipe = Recipe.make({"model": str(parent), "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]})
+    with Loop(recipe, tmp_path / "run") as loop:
+        assert loop.leaks["alignment"] == {"checked": 2, "same": 1, "overlap": 0, "near": 0, "clean": 1}
 
 
 MATCHES = {"same": str.isupper, "overlap": lambda q: q.startswith("Think"), "near": lambda q: " 50 more" in q}

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from stepmend import grading
-from stepmend.benchmarks import sources, story
+from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines.local import LocalEngine, batches, complete_all
 from stepmend.grading import verify
@@ -54,9 +54,11 @@ class Loop:
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
         self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
         self._problems: dict[str, list[Problem]] = {}
-        self.held_out: leakage.Index | None = None
+        self.held_out = leakage.Index(self.problems("test"))
         self.leaks: dict[str, dict[str, int]] = {}
-        for split in ("test", "calibration", "curate"):
+        if taught := [Problem.model_validate(problem) for problem in chat.aligned(self.parent).get("taught", [])]:
+            self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
+        for split in ("calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
         self.dir = RunDir(out, recipe)
         self.engines: dict[str, LocalEngine] = {}
@@ -74,6 +76,7 @@ class Loop:
     def run(self) -> None:
         """All stages, for all schemes."""
         self.dir.note("card", **self.card())
+        self._say_taught()
         test, calibration = self.problems("test"), self.problems("calibration")
         self.dir.keep_problems([*test, *self.problems("curate")])
         for scheme in self.schemes:
@@ -95,6 +98,13 @@ class Loop:
         self.locate_alone(test, full)
         if self.panel:
             self.dir.note("judges", **self.panel.tally())
+
+    def _say_taught(self) -> None:
+        counts = self.leaks.get("alignment", {"same": 0, "overlap": 0})
+        if leaked := counts["same"] + counts["overlap"]:
+            self.stages.say(
+                f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it anew"
+            )
 
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
         """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""
@@ -132,13 +142,9 @@ class Loop:
 
     def _read_problems(self, split: str) -> list[Problem]:
         recipe = self.recipe
-        asked = recipe.measure.problems
         if split == "test":
-            count = (asked or 300) * len(story.LEVELS) if recipe.benchmark == "story" else asked
-            return self.reported.problems("test", count, recipe.seed)
+            return self.reported.reported(recipe.measure.problems, recipe.seed)
         count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
-        if self.held_out is None:
-            self.held_out = leakage.Index(self.problems("test"))
         found = self.tuned.problems(split, count, recipe.seed)
         hits, self.leaks[split] = leakage.check_all(found, self.held_out)
         leaked = {hit.problem for hit in hits if hit.kind != "near"}
@@ -171,7 +177,7 @@ class Loop:
         """The traces of one arm on problems, by problem id, graded; batches are fixed, so a resumed run writes what a whole one does."""
         texts = [self.prompt_of(problem) for problem in problems]
         size = max(1, self.batch_size * 2 // 3) if arm == AGAIN else self.batch_size
-        made_by = digest("solve", arm, self.digest(arm), self.prompt, self.max_new_tokens, size, [p.id for p in problems])
+        made_by = digest("solve", arm, self.digest(arm), load.placement()[0], texts, self.max_new_tokens, size, [p.id for p in problems])
         done = {trace.problem: trace for trace in self.dir.load(Trace, made_by)}
         with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems") as tick:
             for batch in batches(texts, size):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stepmend import curate
+from stepmend import curate, grading
 from stepmend.curate import Solved, controls
+from stepmend.locate import faults
 from stepmend.measure import statistics
 from stepmend.models import chat, forward, load
 from stepmend.recipe import Restore
@@ -59,8 +60,9 @@ class Mend:
         """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
         loop = self.loop
         made_by = digest(
-            "curate", arm, loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(), loop.problem_ids("test")
-        )
+            "curate", grading.VERSION, faults.VERSION, arm, loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(),
+            loop.problem_ids("test"),
+        )  # fmt: skip
         note = f"curate-{arm}"
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return loop.dir.load(Bullet, made_by)
@@ -82,9 +84,12 @@ class Mend:
     def restore(self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int) -> None:
         """The checkpoint of ``arm``: that of ``base``, tuned on bullets."""
         loop, out, note = self.loop, self.loop.folder(arm), f"restore-{arm}"
-        made_by = digest("restore", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets])
+        made_by = digest(
+            "restore", tune.VERSION, loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets]
+        )
         if out.exists() and loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
+        loop.engines.clear()  # their memory is needed
         with loop.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
             begin = time.perf_counter()
             tuned = tune.restore(loop.parent, loop.folder(base), list(bullets), recipe, out, seed=seed, tick=tick, say=loop.stages.say)

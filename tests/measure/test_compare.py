@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stepmend import InputError
+from stepmend.measure import statistics
 from stepmend.measure.compare import compare, named
 from stepmend.measure.logs import Log, Sample
+from stepmend.report import compared
 
 
 def log(name, outcomes, *, task=None, version=None):
@@ -40,6 +43,13 @@ def test_several_samples_a_problem():
     pair = compare([log("a", [[True, True, False], [False, False, True]]), log("b", [[True] * 3, [False] * 3])])[0]
     assert pair.paired.both_right == pair.paired.both_wrong == 1
     assert pair.difference.value == pytest.approx(0.0)
+
+
+def test_the_page_shows_shares_of_samples_not_majorities():
+    shown = compared.blob(compare([log("full", [[True, False]] * 10), log("w4", [[True, False, False, False]] * 10)]))
+    assert [arm["accuracy"]["value"] for arm in shown["arms"]] == [0.5, 0.25]
+    (one,) = compared.blob(compare([log("a", [True, False]), log("b", [True, True])]))["arms"][:1]
+    assert one["accuracy"] == vars(statistics.accuracy(np.array([True, False])))
 
 
 def test_the_sentence_follows_the_shares_not_the_majorities():

@@ -1,6 +1,8 @@
 """What a model is asked, and in which form: versioned prompts, and the model's own chat template."""
 
 import json
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,32 @@ PROMPTS: dict[str, str] = {
 }
 """``plain-1`` for models that write steps by themselves (the built-in reasoners, aligned parents); ``steps-1`` for all others."""
 
+TODAY = date(2025, 1, 1)
+"""What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
 ALIGNED = "align.json"
 """The file in which an aligned checkpoint says how it was made, and what it was asked then."""
 
 
+def aligned(folder: str | Path) -> dict[str, Any]:
+    """What an aligned checkpoint says of its making; empty where ``folder`` is none."""
+    try:
+        return json.loads((Path(folder) / ALIGNED).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def prompt_for(folder: str, builtin: bool) -> str:
     """The prompt of a checkpoint: the one it was aligned to, else ``plain-1`` for the built-in reasoners and ``steps-1`` for others."""
-    try:
-        return json.loads((Path(folder) / ALIGNED).read_text())["settings"]["prompt"]
-    except (OSError, ValueError, KeyError):
-        return "plain-1" if builtin else "steps-1"
+    return aligned(folder).get("settings", {}).get("prompt", "plain-1" if builtin else "steps-1")
 
 
-def render(tokenizer: Any, prompt: str, question: str) -> str:
-    """The text up to where the model's answer begins, by the tokenizer's own chat template."""
-    content = PROMPTS[prompt].format(question=question)
-    return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+def render(tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str, str]] = ()) -> str:
+    """The text up to where the model's answer begins, by the tokenizer's own chat template; ``shown`` are earlier turns, asked and said."""
+    turns = [part for asked, said in shown for part in (PROMPTS[prompt].format(question=asked), said)]
+    turns.append(PROMPTS[prompt].format(question=question))
+    messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
+    today = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **today)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

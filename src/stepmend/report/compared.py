@@ -82,13 +82,14 @@ def blob(pairs: Sequence[Compared]) -> dict[str, Any]:
 
 
 def _arm(arm: Log, first: Log) -> dict[str, Any]:
-    right = np.array([np.mean([s.correct is True for s in samples]) > 0.5 for samples in arm.samples.values()])
+    several = any(len(samples) > 1 for samples in arm.samples.values())
+    shares = np.array([sum(s.correct is True for s in samples) / len(samples) for samples in arm.samples.values()])
     texts = {p: s[0].text for p, s in arm.samples.items() if s[0].text}
     others = {p: s[0].text for p, s in first.samples.items() if s[0].text}
     return {
         "name": arm.name,
-        "n": len(right),
-        "accuracy": vars(statistics.accuracy(right)),
+        "n": len(shares),
+        "accuracy": vars(statistics.mean(shares) if several else statistics.accuracy(shares == 1)),
         "unscored": sum(s.correct is None for samples in arm.samples.values() for s in samples),
         "length_ratio": behaviour.length_ratio(texts, others),
         "loops": float(np.mean([behaviour.loops(text) for text in texts.values()])) if texts else None,

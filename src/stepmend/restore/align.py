@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -189,13 +189,7 @@ class _Work:
 
     def text(self, problem: Problem, *, shown: bool = False) -> str:
         """The rendered question; with the format shown, behind ``SHOWN`` as earlier turns."""
-        if not shown:
-            return chat.render(self.tokenizer, self.settings.prompt, problem.question)
-        ask = chat.PROMPTS[self.settings.prompt]
-        said = [part for question, solution in SHOWN for part in (ask.format(question=question), solution)]
-        said.append(ask.format(question=problem.question))
-        messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return chat.render(self.tokenizer, self.settings.prompt, problem.question, SHOWN if shown else ())
 
     def solve(self, folder: str, problems: Sequence[Problem], tick: Tick, *, draw: int = 0, shown: bool = False) -> list[Trace]:
         """One model's traces in the order of the problems: greedy ones for draw 0, else samples. Batches never depend on what is done."""
@@ -260,7 +254,8 @@ class _Work:
         self._engine = None  # its memory is needed
         kept = self.settings
         rows = [self._row(problem, trace) for problem in problems for trace in drawn.kept.get(problem.id, [])]
-        note = {"version": VERSION, "made_by": made_by, "parent": self.parent_digest, "settings": asdict(kept)}
+        taught = [problem.model_dump() for problem in problems if problem.id in drawn.kept]
+        note = {"version": VERSION, "made_by": made_by, "parent": self.parent_digest, "settings": asdict(kept), "taught": taught}
         merged.train(
             self.parent, rows, self.out, note, steps=kept.steps, rank=kept.rank, rate=kept.learning_rate, seed=kept.seed, tick=tick
         )
@@ -325,7 +320,7 @@ def _align(
 ) -> Aligned:
     parent_digest = load.checkpoint_digest(parent)
     made_by = digest(VERSION, parent_digest, asdict(settings), [problem.id for problem in asked])
-    done = _note(out).get("made_by") == made_by
+    done = chat.aligned(out).get("made_by") == made_by
     if out.exists() and not done:
         raise InputError(f"out: {out} exists already, and these settings would make another; choose another folder")
     with _Work(parent, parent_digest, out, settings, stages) as work:
@@ -353,7 +348,7 @@ def _align(
         p=statistics.paired(right_before, right_after).p,
         format_before=float(_formed(before).mean()),
         format_after=float(_formed(after).mean()),
-        losses=tuple(_note(out)["losses"]),
+        losses=tuple(chat.aligned(out)["losses"]),
     )
 
 
@@ -379,11 +374,3 @@ def lines(found: Aligned) -> list[str]:
 def _formed(traces: Sequence[Trace]) -> statistics.Outcomes:
     """Which traces are in format and ended by themselves."""
     return np.array([trace.finish == "stop" and in_format(trace.text) for trace in traces], dtype=bool)
-
-
-def _note(out: Path) -> dict[str, Any]:
-    """What an aligned checkpoint says of its making; empty where ``out`` is none."""
-    try:
-        return json.loads((out / chat.ALIGNED).read_text())
-    except (OSError, ValueError):
-        return {}

@@ -15,6 +15,8 @@ from stepmend.restore import adapter, memory, objectives, scales
 from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, check, train
 
+VERSION = "restore-1"
+"""Changes whenever the same bullets may give another checkpoint."""
 RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 1e-2, "lora": 2e-3}
 """Peak learning rates of distillation: relative change of a scale or norm a step, and the adapter's own."""
 SHARES = {"distill": 1.0, "sft": 0.1, "dpo": 0.03}
@@ -77,7 +79,7 @@ def restore(
 
     state_file = out.with_name(out.name + ".state")
     rate = rate_of(recipe)
-    made_by = digest(recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
+    made_by = digest(VERSION, recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
     with scales.straight_through():
         _check_head(model, loss_of.rows[0])
         _preflight(backward, parameters, recipe)
