@@ -102,9 +102,7 @@ class Loop:
     def _say_taught(self) -> None:
         counts = self.leaks.get("alignment", {"same": 0, "overlap": 0})
         if leaked := counts["same"] + counts["overlap"]:
-            self.stages.say(
-                f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it anew"
-            )
+            self.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it anew")
 
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
         """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-VERSION = "answer-2"
+VERSION = "answer-3"
 """Names the rules below; part of every grade's digest."""
 
 Form = Literal["boxed", "marked", "loose"]
@@ -15,7 +15,15 @@ MARKS = re.compile(
 )
 """GSM8K's ``#### 18``, ``A: 18``, "the answer is 18", "Answer: 18"; the answer is the rest of the line."""
 NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
-MATHS = re.compile(r"\$\$?([^$\n]{1,300})\$|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)")
+SENTENCE = re.compile(r"(?<=[^\s.])[.!?]\s+(?=[A-Z\"'])|,\s+(?:which|because|since|so|as|where|meaning)\b")
+"""Where a marked answer ends, though its line goes on."""
+MATHS = re.compile(
+    r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
+)
+"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one behind none and before no digit."""
+PROSE = re.compile(r"[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]{2,}")
+"""Three words in a row."""
+CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
 TAIL = 300
 """Characters at the end of a text in which a loose answer may stand."""
 
@@ -36,23 +44,33 @@ def extract(text: str, *, loose: bool = True) -> Extracted | None:
     found = boxed(text)
     if found:
         return Extracted(found, "boxed")
-    marked = [mark for mark in MARKS.finditer(text) if re.search(r"[\d\\$]|^\W*[^\W\d_]+\W*$", mark[1])]
+    marked = [answer for mark in MARKS.finditer(text) if re.search(r"[\d\\$]|^\W*[^\W\d_]+\W*$", answer := _marked(mark))]
     if marked:
-        return Extracted(marked[-1][1].strip().rstrip(".").strip("*").strip(), "marked")
+        return Extracted(marked[-1], "marked")
     if not loose:
         return None
     # A number or formula that the cut goes through is none.
     end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
-    formulas = [next(filter(None, m.groups()), "") for m in MATHS.finditer(end)]
+    formulas = [formula for m in MATHS.finditer(end) if not PROSE.search(formula := next(filter(None, m.groups()), ""))]
     numbers = NUMBER.findall(end)
     answer = formulas[-1].strip() if formulas else numbers[-1] if numbers else ""
     return Extracted(answer, "loose") if answer else None
 
 
+def _marked(mark: re.Match[str]) -> str:
+    """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
+    answer = mark[1].strip()
+    if closer := CLOSERS.get(answer):
+        answer = mark.string[mark.end(1) : mark.end(1) + 300].partition(closer)[0].strip()
+    while inner := MARKS.search(answer):
+        answer = inner[1]
+    return SENTENCE.split(answer)[0].strip().rstrip(".").strip("*").strip()
+
+
 def bare(text: str) -> Extracted | None:
     """The text itself, where it is nothing but an answer: one short line without a box, a mark or three words in a row."""
     line = text.strip()
-    prose = re.search(r"[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]{2,}", re.sub(r"\\text\{[^{}]*\}", "", line))
+    prose = PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line))
     if not line or "\n" in line or "=" in line or len(line) > 200 or prose or "\\boxed" in line or MARKS.search(line):
         return None
     return Extracted(line.strip("$") or line, "loose")

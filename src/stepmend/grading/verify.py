@@ -26,9 +26,15 @@ LONGEST = 2_000
 """Characters of the longest answer that is worth parsing; a longer one is no answer."""
 PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-UNITS = re.compile(r"(?:\s*(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[^\W\d_]{2,}\.?)*|\s*%|°\s*[CF]?")
-"""What may stand behind a number that is the whole answer: words, a percent sign, degrees."""
-DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\text\{[^{}]*\}|\\left|\\right|\\(?=%)")
+UNITS = re.compile(
+    r" ?\(?(?: ?/? ?(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)(?:[^\W\d_]{2,}+|(?<=[ /])[mglshLVWJNKCF]\b)"
+    r"\.?(?: ?\^ ?\{?[23]\}?|[²³])?)*+ ?\)?| ?%| ?° ?[CF]?"
+)
+"""What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
+DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\left|\\right|\\(?=%)")
+WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
+LONE = re.compile(r"(?:[^\d+*/^<>=≤≥≠~-]|(?<=\w)-(?=\w))*?(?<![\w.])([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)[^\d+*/^<>=≤≥≠~]*")
+"""One number in words, and no sum."""
 TOLERANCE = Decimal("1e-6")
 """Decimals that differ by less are left to Math-Verify, which rounds to six places."""
 
@@ -50,16 +56,17 @@ def plain_number(text: str) -> Decimal | None:
 
 def number_with_unit(text: str) -> Decimal | None:
     """The number of an answer that is one, with a unit or without (``18 dollars``, ``\\$18.``, ``5 + 3 = 8``); None for everything else."""
-    bare = DRESS.sub("", text[:LONGEST].replace("{,}", ",").replace("−", "-")).rpartition("=")[2].strip().rstrip(".。")
+    bare = WRAPPED.sub(r" \1 ", text[:LONGEST].replace("{,}", ",").replace("−", "-"))
+    bare = DRESS.sub("", bare).rpartition("=")[2].strip().rstrip(".。").rstrip()
     match = re.match(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
     if not match:
         return None
-    rest = bare[match.end() :].strip()
-    scale = next((factor for word, factor in SCALES.items() if re.match(rf"{word}s?\b", rest)), None)
+    rest = " ".join(["", *bare[match.end() :].split()])
+    scale = next((factor for word, factor in SCALES.items() if re.match(rf" {word}s?\b", rest)), None)
     if scale is None:
         return plain_number(match[0]) if UNITS.fullmatch(rest) else None
     value = plain_number(match[0])
-    return value * scale if value is not None and UNITS.fullmatch(rest.partition(" ")[2]) else None
+    return value * scale if value is not None and UNITS.fullmatch(" " + rest[1:].partition(" ")[2]) else None
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
@@ -86,6 +93,8 @@ def _no_number(answer: str, gold: Decimal) -> Verdict | None:
         above, below = (Decimal(part) for part in fraction.groups())
         return "equal" if below and above == gold * below else "different"
     symbols = re.search(r"\\|\b(?:hundred|thousand|million|billion|trillion|dozen|pi|sqrt)", answer)
+    if not symbols and re.search(r"[^\W\d_]{2}", answer) and (lone := LONE.fullmatch(DRESS.sub("", answer))):
+        return "equal" if plain_number(lone[1]) == gold else "different"
     prose = re.search(r"[^\W\d_]", answer) or re.search(r"[-+*/^]\s*$", answer)
     return "different" if prose and not symbols else None
 
