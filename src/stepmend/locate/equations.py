@@ -25,6 +25,8 @@ SILENT = frozenset(
 """Words next to a number that change what it means: an equation with one of them is not judged."""
 STOPS = frozenset("and so because since is are was then if but which that thus".split())  # noqa: SIM905
 """Words that are no unit: an operand ends before them."""
+FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
+"""Words before a number or bracket that change what it means."""
 MEASURES = frozenset(
     "pound ounce hour minute second week month year inch foot feet yard mile cup pint quart gallon gram cent dollar".split()  # noqa: SIM905
 )
@@ -132,6 +134,7 @@ class _Reader:
     def __init__(self, tokens: Sequence[Token], begin: int) -> None:
         self.tokens, self.place = tokens, begin
         self.flat: list[Fraction | str] = []  # operands and operators, brackets closed, for the reading from left to right
+        self.percents: set[int] = set()  # which of those are percentages
         self.operators = self.decimals = 0
         self.whole, self.percent, self.sums, self.depth = True, False, True, 0
         self.units: set[str] = set()
@@ -197,6 +200,7 @@ class _Reader:
         if (token := self.peek()) and token.text == "%":
             self.place += 1
             value, self.percent = value / 100, True
+            self.percents.add(len(self.flat))
         self._units()
         if self.depth == 0:
             self.flat.append(value)
@@ -254,7 +258,7 @@ class _Reader:
     def side(self) -> Side:
         """What ``sum`` has read from the beginning on."""
         value = self.sum()
-        values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat))
+        values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat), *_by_percent(self.flat, self.percents))
         first = next((f for f in self.flat if isinstance(f, Fraction)), value)
         return Side(values, self.operators, self.decimals, self.whole, self.percent, self.sums, frozenset(self.units), first)
 
@@ -277,6 +281,12 @@ def _by_fraction(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
         yield flat[0] * flat[4] / flat[2]  # pyright: ignore[reportOperatorIssue]
     if flat[1::2] == ["/", "/", "/"] and flat[2] and flat[4]:
         yield flat[0] / flat[2] * flat[6] / flat[4]  # pyright: ignore[reportOperatorIssue]
+
+
+def _by_percent(flat: Sequence[Fraction | str], percents: set[int]) -> Iterator[Fraction]:
+    """``50 - 10%`` as 50 less a tenth of it."""
+    if len(flat) == 3 and flat[1] in ("+", "-") and percents == {2}:
+        yield APPLY[str(flat[1])](flat[0], flat[0] * flat[2])  # pyright: ignore[reportOperatorIssue]
 
 
 def _read(tokens: Sequence[Token], begin: int) -> tuple[Side, int] | None:
@@ -305,9 +315,9 @@ def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
     if not before:
         return False
     last = before[-1]
-    if last.kind == "number" or last.text in ")^%" or (last.text == ":" and last.glued and first.glued):
+    if last.kind == "number" or last.text in ")}^%_√∛" or (last.text == ":" and last.glued and first.glued):
         return True
-    if last.kind == "word" and (last.text.lower() in SILENT | {"of", "by", "and"} or len(last.text) == 1):
+    if last.kind == "word" and (first.glued or last.text.lower() in SILENT | FUNCTIONS | {"of", "by", "and"} or len(last.text) == 1):
         return True
     if operators == 0 and last.text not in ":(":
         return True
@@ -331,7 +341,7 @@ def _prefix(tokens: Sequence[Token]) -> Side | None:
     after = tokens[end] if end < len(tokens) else None
     if after and after.text == "." and tokens[end + 1 : end + 2] and tokens[end + 1].text == ".":
         return None  # 8.333…
-    if after and (after.text in "+-*/^(%" or (after.text == ":" and after.glued) or after.kind == "number"):
+    if after and (after.text in "+-*/^(%!_" or (after.text == ":" and after.glued) or after.kind == "number"):
         return None
     return side
 
