@@ -41,7 +41,8 @@ def joined_again(records: Sequence[dict[str, Any]], glue: str) -> str:
         for step in record["steps"][:-1]:
             end += len(step) + len(glue)
             places.add(end)
-        mine = {begin for begin, _ in steps.split(glue.join(record["steps"])) if begin}
+        text = glue.join(record["steps"])
+        mine = {end - len(text[begin:end].lstrip(" ")) for begin, end in steps.split(text) if begin}  # the blank is the step's own
         same, found, wanted, shared = same + (mine == places), found + len(mine), wanted + len(places), shared + len(mine & places)
     return f"| {glue!r} | {wanted} | {percent(shared / wanted)} | {percent(shared / found)} | {percent(same / len(records))} |"
 

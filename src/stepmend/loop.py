@@ -241,7 +241,9 @@ class Loop:
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
         kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
         sizes = self.max_new_tokens, self.batch_size
-        made_by = digest("locate", faults.VERSION, self.digest("full"), self.digest(arm), kept, [p.id for p in lost], *sizes)
+        texts = [(traces[p.id].text, full[p.id].text) for p in lost]
+        of = self.digest("full"), self.digest(arm), kept, [p.id for p in lost], texts, *sizes
+        made_by = digest("locate", faults.VERSION, grading.VERSION, *of)
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures") as tick:
             for begin in range(0, len(lost), CHUNK):

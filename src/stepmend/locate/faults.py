@@ -13,7 +13,7 @@ from stepmend.models import chat
 from stepmend.recipe import Locate
 from stepmend.records import Fault, Problem, Vote
 
-VERSION = f"locate-3 {steps.VERSION}"
+VERSION = f"locate-4 {steps.VERSION}"
 """Changes whenever the same traces may be located or classified otherwise."""
 READ = 16
 """Traces read in one teacher-forced pass."""
@@ -117,8 +117,9 @@ class Locator:
         (step, confidence), trace = decided, case.trace
         place = case.spans[step] if step is not None else None
         chosen = continuation = None
-        if step is not None and rescued and rescued.completion:
-            cut = steps.split(rescued.completion)[0][1]
+        if place and rescued and rescued.completion:
+            begin, whole = place[0], trace.text[: place[0]] + rescued.completion
+            cut = next(end for _, end in steps.split(whole) if end > begin) - begin  # by the rule that the trace was split by
             chosen, continuation = rescued.completion[:cut], rescued.completion[cut:]
         frontier = _frontier(place, spans, margins, len(trace.text)) if place and margins else None
         outcome = "located" if step is not None else rescued.outcome if rescued and rescued.outcome != "located" else "abstained"

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-VERSION = "steps-2"
+VERSION = "steps-3"
 """Changes whenever the same text may be split otherwise."""
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
-PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*(?=\S)")
-LINE = re.compile(r"\n\s*(?=\S)")
-SENTENCE = re.compile(r"(?<=[^\s.!?])[.!?]+[\"'”’)*]*\s+(?=[\"'“‘(\\*$A-Z0-9])")
+PARAGRAPH = re.compile(r"\n(?:[^\S\n]*\n)+(?=[^\S\n]*\S)")
+LINE = re.compile(r"\n(?:[^\S\n]*\n)*(?=[^\S\n]*\S)")
+SENTENCE = re.compile(r"(?<=[^\s.!?])[.!?]+[\"'”’)*]*(?=\s+[\"'“‘(\\*$A-Z0-9])")
 ABBREVIATIONS = frozenset("mr mrs ms dr st vs eq fig no approx etc e.g i.e min max hr hrs ft in oz lb lbs".split())  # noqa: SIM905
 FORMULA = re.compile(
     r"\\\[.{0,2000}?\\\]|\\\(.{0,2000}?\\\)|\$\$.{0,2000}?\$\$|\\begin\{(?P<of>\w+\*?)\}.{0,4000}?\\end\{(?P=of)\}", re.DOTALL
@@ -34,7 +34,8 @@ def split(text: str) -> list[tuple[int, int]]:
 
     Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, and the lines from the one with the
     ``\\boxed{`` answer on are a step of their own. Else steps are paragraphs, else lines, else sentences, whichever there is more
-    than one of. No step begins inside a formula, and a displayed formula belongs to the words before it.
+    than one of. Blanks before a step's first word are the step's own: they belong to that word's token. No step begins inside a formula,
+    and a displayed formula belongs to the words before it.
     """
     if not text:
         return []
@@ -49,8 +50,9 @@ def split(text: str) -> list[tuple[int, int]]:
 
 
 def _inside(place: int, text: str, formulas: Iterable[tuple[int, int]]) -> bool:
-    """Whether a place lies in a formula, or where a displayed one begins."""
-    return any(begin < place < end or (begin == place and DISPLAYED.match(text, place)) for begin, end in formulas)
+    """Whether a place lies in a formula, or before a displayed one."""
+    shown = DISPLAYED.match(text, place)
+    return any(begin < place < end or (shown and place <= begin < shown.end()) for begin, end in formulas)
 
 
 def _marks(text: str) -> list[int] | None:

@@ -192,10 +192,13 @@ def _column(found: Found, arm: str, fault: Fault) -> dict[str, Any]:
 
 
 def _tokens(text: str, fault: Fault, begin: int, end: int) -> list[dict[str, Any]]:
+    """The tokens of one step; of a token that two steps share, each has its part."""
     found, last = [], 0
     for index, stop in enumerate(fault.token_ends):
-        if begin <= last < stop <= end:
-            found.append({"text": text[last:stop], "margin": fault.margins[index], "frontier": index == fault.frontier})
+        if last < end and max(begin, last) < stop:
+            found.append(
+                {"text": text[max(begin, last) : min(stop, end)], "margin": fault.margins[index], "frontier": index == fault.frontier}
+            )
         last = stop
     return found
 
