@@ -96,7 +96,7 @@ class Loop:
                 continue
             Mend(self, name).run(test, full)
         self.locate_alone(test, full)
-        if self.panel:
+        if self.panel and self.panel.used:  # else what an earlier call has noted stays
             self.dir.note("judges", **self.panel.tally())
 
     def _say_taught(self) -> None:
@@ -174,7 +174,7 @@ class Loop:
     def solve(self, arm: str, problems: Sequence[Problem], split: str) -> dict[str, Trace]:
         """The traces of one arm on problems, by problem id, graded; batches are fixed, so a resumed run writes what a whole one does."""
         texts = [self.prompt_of(problem) for problem in problems]
-        size = max(1, self.batch_size * 2 // 3) if arm == AGAIN else self.batch_size
+        size = max(1, min(self.batch_size, len(problems)) * 2 // 3) if arm == AGAIN else self.batch_size
         made_by = digest("solve", arm, self.digest(arm), load.placement()[0], texts, self.max_new_tokens, size, [p.id for p in problems])
         done = {trace.problem: trace for trace in self.dir.load(Trace, made_by)}
         with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems") as tick:

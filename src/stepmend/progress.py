@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Tick = Callable[[int], None]
@@ -42,8 +43,8 @@ class Stages:
             yield tick
         passed = time.perf_counter() - begin
         self.seconds[name] = passed
-        self.console.print(f"[green]✓[/] {name:<44} {done:>6} {unit:<9} {passed:7.1f} s", highlight=False)
+        self.console.print(f"[green]✓[/] {escape(name):<44} {done:>6} {unit:<9} {passed:7.1f} s", highlight=False)
 
     def say(self, text: str) -> None:
         """One line between stages."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)

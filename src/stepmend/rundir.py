@@ -79,13 +79,14 @@ class RunDir:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("cut")
-                good.append((line, kind.model_validate_json(line)))
+                other = made_by is not None and made_by.encode() not in line and line.startswith(b"{") and line.endswith(b"}\n")
+                good.append((line, None if other else kind.model_validate_json(line)))  # what is not asked for is not parsed
             except (ValueError, ValidationError):
                 bad += 1
         if bad:
             warnings.warn(f"{file}: {bad} damaged line(s) dropped; what they held is made again", stacklevel=2)
             replace(file, lambda part: part.write_bytes(b"".join(line for line, _ in good)))
-        return [record for _, record in good if made_by in (None, getattr(record, "made_by", None))]
+        return [record for _, record in good if record and made_by in (None, getattr(record, "made_by", None))]
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records of one kind behind the others, whole, and flush them to disk."""

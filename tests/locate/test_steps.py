@@ -59,6 +59,14 @@ def test_no_step_begins_inside_a_formula(parts):
         assert not any(formula.start() < begin < formula.end() for begin, _ in spans)
 
 
+def test_the_step_of_a_continuation_is_of_the_text_s_own_kind():
+    paragraphs = "First we add. It is 9.\n\n"
+    assert steps.first(paragraphs, "Then 16 - 7 = 9. So she makes 18.\n\nDone.") == len("Then 16 - 7 = 9. So she makes 18.\n\n")
+    assert steps.first(paragraphs, "Then 16 - 7 = 9. So she makes 18.") == len("Then 16 - 7 = 9. So she makes 18.")
+    assert steps.first("First we add.", " Then we stop. And rest.") == len(" Then we stop.")
+    assert steps.first("", "Step 1: a\nStep 2: b") == len("Step 1: a\n")
+
+
 def test_processbench_steps_come_back(shared_data):
     """Most labelled boundaries are found again when steps are joined as paragraphs."""
     records = json.loads((shared_data / "processbench" / "gsm8k.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ def copy(tmp_path):
     [
         ("config.json", None, "holds no model"),
         ("config.json", b"{", "config.json is not valid JSON"),
+        ("config.json", b"[]", "config.json is not valid JSON"),
         ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors.index.json", b"{}", None),
         ("model.safetensors", b"", "truncated or damaged"),
         ("model.safetensors", b"\xff" * 64, "truncated or damaged"),
         ("tokenizer.json", None, "holds no tokenizer"),
@@ -33,8 +36,21 @@ def test_a_damaged_checkpoint_is_said(copy, name, content, line):
         (copy / name).unlink()
     else:
         (copy / name).write_bytes(content)
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(InputError, match=line) if line else nullcontext():
         load.locate(str(copy))
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"model_type": "qwen9"}', b'{"model_type": "qwen2", "hidden_size": "wide"}'])
+def test_a_configuration_that_is_none_is_said(copy, content):
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config.json is none that transformers can read \(.+\)$"):
+        load.config_of(str(copy))
+
+
+def test_a_tokenizer_that_was_cut_is_said(copy):
+    (copy / "tokenizer.json").write_bytes((copy / "tokenizer.json").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"tokenizer of .* cannot be read"):
+        load.load_tokenizer(str(copy))
 
 
 def test_a_missing_shard_is_named(copy):

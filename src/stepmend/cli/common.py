@@ -43,6 +43,11 @@ def console(*, stderr: bool = False) -> "Console":
     return made if made.is_terminal else Console(stderr=stderr, width=110)
 
 
+def say(screen: "Console", text: str) -> None:
+    """Print text as it is: paths and models' words are no markup."""
+    screen.print(text, highlight=False, markup=False, soft_wrap=not screen.is_terminal)
+
+
 def show(folder: Path, screen: "Console") -> None:
     """Write a run's page, and print its table and what a reader of it must be told."""
     from stepmend.report import controlled, effects, page, regularities, summary
@@ -52,8 +57,8 @@ def show(folder: Path, screen: "Console") -> None:
     screen.print(summary.table(found))
     lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
     for line in lines:
-        screen.print(line, highlight=False, soft_wrap=not screen.is_terminal)
-    screen.print(f"\nThe page: {folder / 'report.html'}", highlight=False)
+        say(screen, line)
+    say(screen, f"\nThe page: {folder / 'report.html'}")
 
 
 def silence() -> None:

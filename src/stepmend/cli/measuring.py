@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stepmend.cli.common import JUDGE, Kind, app, check_out, console
+from stepmend.cli.common import JUDGE, Kind, app, check_out, console, say
 from stepmend.records import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
@@ -40,11 +40,11 @@ def grade(
     screen = console()
     for name in ("correct", "wrong", "unscored"):
         share = f"{100 * counts[name] / counts['n']:5.1f} %"
-        screen.print(f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}", highlight=False)
+        say(screen, f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}")
     for reason, count in counts["reasons"].items():
-        screen.print(f"  {reason}: {count}", highlight=False)
+        say(screen, f"  {reason}: {count}")
     keep = "--out FILE keeps every grade" if not out else f"the grades: {out}"
-    screen.print(f"n = {counts['n']}; {keep}", highlight=False)
+    say(screen, f"n = {counts['n']}; {keep}")
 
 
 @app.command()
@@ -86,8 +86,8 @@ def compare(
     screen = console()
     screen.print(compared.table(pairs))
     for line in compared.notices(pairs):
-        screen.print(line, highlight=False, markup=False)
-    screen.print(f"\nThe page: {out}", highlight=False)
+        say(screen, line)
+    say(screen, f"\nThe page: {out}")
 
 
 @bench.command("locate")
@@ -109,6 +109,8 @@ def bench_locate(
 
     if (locator == "judge") != bool(judge):
         raise InputError("bench: --locator judge and --judge NAME=MODEL@BASE_URL go together")
+    if judge_budget is not None and not judge:
+        raise InputError("bench: --judge-budget goes with --judge")
     solutions = benches.read(data, limit)
     screen = console(stderr=as_json)
     with benches.asking(judge or [], answers, judge_budget, screen) as locate:
@@ -117,4 +119,4 @@ def bench_locate(
     if as_json:
         print(json.dumps(figures, indent=2))
     for line in notes if as_json else [benches.text(figures), *notes]:
-        screen.print(line, highlight=False, soft_wrap=not screen.is_terminal)
+        say(screen, line)

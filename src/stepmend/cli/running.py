@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, show, silence
+from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, silence
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
@@ -47,7 +47,7 @@ def run(
         out = Path("runs/quick")
     screen = console(stderr=True)
     _loop(made, out, screen, control, seeds, match)
-    screen.print(f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}", highlight=False)
+    say(screen, f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}")
 
 
 def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int, match: Match) -> None:
@@ -92,6 +92,8 @@ def restore(
         raise InputError(f"restore: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
+    if scheme is not None and not export:
+        raise InputError("restore: --scheme says what to export, and goes with --export DIR")
     recipe = Recipe.from_json(folder / "recipe.json")
     if scheme is not None and scheme not in recipe.schemes:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
@@ -108,7 +110,7 @@ def restore(
             raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
         chosen = scheme or (restored or list(recipe.schemes))[0]
         card.export(found, folder, chosen, export, guard=guard)
-        screen.print(f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}", highlight=False)
+        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}")
 
 
 @app.command()
@@ -147,8 +149,8 @@ def align(
     stages = Stages(screen)
     done = aligning.align(model, out, train=train, test=test, leaks=leaks, samples=samples, steps=steps, seed=seed, stages=stages)
     for line in aligning.lines(done):
-        screen.print(line, highlight=False)
-    screen.print(f"{out}\nNext: stepmend run --model {out} --benchmark {benchmark} --out runs/mine", highlight=False)
+        say(screen, line)
+    say(screen, f"{out}\nNext: stepmend run --model {out} --benchmark {benchmark} --out runs/mine")
 
 
 @app.command()
@@ -186,14 +188,14 @@ def audit(
             raise InputError("audit: --json goes with --score")
         count = auditing.write(found, sample, seed, folder / "audit.html")
         then = f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json"
-        screen.print(f"{folder / 'audit.html'}: {count} failed solutions\n{then}", highlight=False)
+        say(screen, f"{folder / 'audit.html'}: {count} failed solutions\n{then}")
         return
     figures = auditing.score(found, score)
     if as_json:
         print(json.dumps(figures, indent=2))
         return
     for line in auditing.lines(figures):
-        screen.print(line, highlight=False)
+        say(screen, line)
 
 
 @app.command()
@@ -218,7 +220,7 @@ def schemes() -> None:
     screen = console()
     screen.print(shown)
     for name, text in table.METHODS.items():
-        screen.print(f"{name}: {text}", highlight=False)
+        say(screen, f"{name}: {text}")
 
 
 @app.command()

@@ -118,8 +118,7 @@ class Locator:
         place = case.spans[step] if step is not None else None
         chosen = continuation = None
         if place and rescued and rescued.completion:
-            begin, whole = place[0], trace.text[: place[0]] + rescued.completion
-            cut = next(end for _, end in steps.split(whole) if end > begin) - begin  # by the rule that the trace was split by
+            cut = steps.first(trace.text[: place[0]], rescued.completion)
             chosen, continuation = rescued.completion[:cut], rescued.completion[cut:]
         frontier = _frontier(place, spans, margins, len(trace.text)) if place and margins else None
         outcome = "located" if step is not None else rescued.outcome if rescued and rescued.outcome != "located" else "abstained"

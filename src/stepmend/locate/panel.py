@@ -165,6 +165,11 @@ class Panel:
             for question, row in zip(questions, rows, strict=True)
         ]
 
+    @property
+    def used(self) -> bool:
+        """Whether any verdict was given."""
+        return any(seat.counts for seat in self._seats)
+
     def tally(self) -> dict[str, dict[str, int | str | None]]:
         """By judge: questions put, verdicts from kept answers, verdicts by outcome, tokens spent, and why it was given up."""
         return {seat.judge.name: {name: seat.counts[name] for name in TALLIED} | {"given_up": seat.given_up} for seat in self._seats}

@@ -49,6 +49,11 @@ def split(text: str) -> list[tuple[int, int]]:
     return list(zip([0, *kept], [*kept, len(text)], strict=True))
 
 
+def first(prefix: str, rest: str) -> int:
+    """Where the first step of ``rest`` ends in it, by the rule that the whole text is split by: paragraphs stay paragraphs."""
+    return next(end for _, end in split(prefix + rest) if end > len(prefix)) - len(prefix)
+
+
 def _inside(place: int, text: str, formulas: Iterable[tuple[int, int]]) -> bool:
     """Whether a place lies in a formula, or before a displayed one."""
     shown = DISPLAYED.match(text, place)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 NGRAM = 4
 WINDOW = 256
 """Words at the end of a text that are looked at."""
@@ -34,9 +36,8 @@ def _periodic(tail: str, longest: int = 64) -> bool:
     """Whether a long tail is one block of at most ``longest`` characters over and over."""
     if len(tail) < 8 * longest:
         return False
-    return any(
-        sum(a == b for a, b in zip(tail, tail[period:], strict=False)) >= 0.95 * (len(tail) - period) for period in range(1, longest + 1)
-    )
+    codes = np.frombuffer(tail.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    return any((codes[:-period] == codes[period:]).mean() >= 0.95 for period in range(1, longest + 1))
 
 
 def length_ratio(texts: Mapping[str, str | None], reference: Mapping[str, str | None]) -> float | None:

@@ -269,6 +269,8 @@ def _inspect_zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _plain(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
     usual: Callable[[Sequence[str]], str | None] = lambda names: next((name for name in names if name in rows[0]), None)  # noqa: E731
     identity = fields.id or usual(("id", "idx", "problem_id", "unique_id", "question"))
+    if bool(fields.answer) != bool(fields.gold) or (fields.answer and fields.correct):
+        raise InputError("compare: --answer-field and --gold-field go together, and without --correct-field")
     correct = fields.correct or (None if fields.answer else usual(("is_correct", "correct")))
     if not identity or not (correct or (fields.answer and fields.gold)):
         lacking = "--id-field" if not identity else "--correct-field, or --answer-field with --gold-field"

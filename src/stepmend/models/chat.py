@@ -17,6 +17,8 @@ PROMPTS: dict[str, str] = {
 
 TODAY = date(2025, 1, 1)
 """What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
+NEAR = 16
+"""Tokens before one that may change how it is written: bytes of one character, blanks at a text's begin."""
 ALIGNED = "align.json"
 """The file in which an aligned checkpoint says how it was made, and what it was asked then."""
 
@@ -50,9 +52,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tuple[int, int]]:
     """The half-open span that each token takes in the text of all of them; special tokens take none."""
-    spans, begin = [], 0
-    for count in range(1, len(tokens) + 1):
-        end = len(tokenizer.decode(tokens[:count], skip_special_tokens=True))
-        spans.append((begin, max(begin, end)))
-        begin = max(begin, end)
+    spans, end = [], 0
+    for i in range(len(tokens)):
+        # A token's text is what it adds to those before it; how a text begins changes nothing far behind.
+        near = tokens[max(0, i - NEAR) : i + 1]
+        before, after = (len(tokenizer.decode(part, skip_special_tokens=True)) for part in (near[:-1], near))
+        spans.append((end, end + max(0, after - before)))
+        end = spans[-1][1]
     return spans

@@ -38,30 +38,51 @@ def _download(name: str) -> str:
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
     except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
-        reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f"model: {name} is no folder here and could not be had from the hub ({type(error).__name__}: {reason})") from None
+        reason = f"{type(error).__name__}: {_first(error)}"
+        raise InputError(f"model: {name} is no folder here and could not be had from the hub ({reason})") from None
 
 
 def check(folder: Path) -> None:
     """Whether a folder holds a whole checkpoint with tokenizer. Raises InputError that names the file and what is the matter."""
     if not (folder / "config.json").exists():
         raise InputError(f"model: {folder} holds no model (there is no config.json)")
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError:
-        raise InputError(f"model: {folder / 'config.json'} is not valid JSON; the checkpoint is damaged") from None
+    _mapping(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(f"model: {folder} holds no weights (there is no .safetensors file)")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        missing = {*json.loads(index.read_text())["weight_map"].values()} - {file.name for file in weights}
+        missing = {*_mapping(index).get("weight_map", {}).values()} - {file.name for file in weights}
         if missing:
             raise InputError(f"model: {folder} lacks {', '.join(sorted(missing))}, which its index names")
     for file in weights:
         _check_safetensors(file)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")):
         raise InputError(f"model: {folder} holds no tokenizer (no tokenizer.json)")
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"model: {file} is not valid JSON, or no object; the checkpoint is damaged")
+    return found
+
+
+def config_of(folder: str) -> Any:
+    """The checkpoint's configuration. Raises InputError where transformers knows no such architecture."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers and a checkpoint's own values raise many kinds
+        raise InputError(f"model: {folder}/config.json is none that transformers can read ({_first(error)})") from None
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _check_safetensors(file: Path) -> None:
@@ -90,10 +111,13 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The checkpoint's tokenizer, padding on the left. Raises InputError where it has no chat template."""
+    """The checkpoint's tokenizer, padding on the left. Raises InputError where it cannot be read, or has no chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    except Exception as error:  # transformers, tokenizers and their files raise many kinds
+        raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
     if not tokenizer.chat_template:
         raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
     if tokenizer.pad_token_id is None:

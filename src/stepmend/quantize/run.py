@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models import load
 from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
@@ -23,19 +24,17 @@ BATCH = 16
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every linear layer a scheme applies to, read from the configuration alone (no weights are loaded)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(load.config_of(folder))
     found = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     return {name: widths for name, widths in found.items() if not name.endswith("lm_head")}
 
 
 def preflight(folder: str, scheme: schemes.Scheme) -> None:
     """What can be known before work starts. Raises InputError where the scheme does not suit the checkpoint."""
-    from transformers import AutoConfig
-
-    if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None:
+    if getattr(load.config_of(folder), "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent")
     schemes.check_widths(scheme, linear_widths(folder))
 
