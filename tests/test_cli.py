@@ -112,6 +112,13 @@ def test_grade_counts_and_keeps_every_grade(tmp_path):
     assert (grades[5]["outcome"], grades[5]["reason"]) == ("unscored", "no_answer")
 
 
+def test_a_path_is_no_markup(tmp_path):
+    file, out = kept(tmp_path / "a.jsonl", SOLVED), tmp_path / "[w3]" / "[" / "grades.jsonl"
+    done = stepmend("grade", file, "--answer-field", "out", "--gold-field", "gold", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "[w3]/[/grades.jsonl" in "".join(done.stdout.split())
+
+
 def test_compare_needs_no_model_and_no_torch(tmp_path):
     first, second = kept(tmp_path / "full.jsonl", SOLVED), kept(tmp_path / "w3.jsonl", [{**row, "ok": False} for row in SOLVED])
     arguments = ["compare", first, second, "--correct-field", "ok", "--json", "--out", tmp_path / "page.html"]
@@ -139,6 +146,9 @@ def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     assert "is no regular file" in refused("grade", file, *fields, "--out", tmp_path)
     assert "cannot write into" in refused("grade", file, *fields, "--out", file / "grades.jsonl")
     assert "given twice" in refused("compare", file, file)
+    assert "--answer-field and --gold-field go together" in refused("compare", file, other, "--gold-field", "gold")
+    assert "without --correct-field" in refused("compare", file, other, *fields, "--correct-field", "ok")
+    assert "goes with --judge" in refused("bench", "locate", "--data", file, "--judge-budget", "9")
     assert "Missing option '--gold-field'" in refused("grade", file, "--answer-field", "out")
     assert "No such option" in refused("grade", "--nonsense")
     kept(tmp_path / "empty.jsonl", [{"out": "1", "gold": " "}])

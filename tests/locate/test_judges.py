@@ -248,6 +248,7 @@ def test_nothing_is_asked_twice_and_nothing_is_lost():
     assert max(request.count for request in server.requests) == 0
     assert [[v.outcome for v in row] for row in rows[:4]] == [["fault"] * 2, ["none"] * 2, ["off_menu"] * 2, ["off_menu"] * 2]
     assert rows[20:] == rows[:10]
+    assert first.used
     tally = first.tally()["a"]
     assert (tally["asked"], tally["from_kept"], tally["tokens"]) == (20, 40, 2000)
     tally = second.tally()["b"]

@@ -57,4 +57,5 @@ def counts(graded: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write(graded: list[dict[str, Any]], file: Path) -> None:
     """Keep every record's grade, one JSON object a line; the file is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "".join(json.dumps(record) + "\n" for record in graded))
