@@ -60,4 +60,4 @@ def text(parts: dict[str, float], free: int | None = None) -> str:
     needed = sum(parts.values()) - parts["model"] - parts["teacher"]  # those two are held already
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
-    return line if needed < free else f"{line}: this may not fit; lower restore.batch_size"
+    return line if needed < free else f"{line}: this may not fit; lower restore.batch_size, in another --out"
