@@ -17,7 +17,7 @@ from stepmend.engines.local import Completion, LocalEngine
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.records import InputError, Problem
-from stepmend.restore import align, merged, objectives, training
+from stepmend.restore import align, objectives, training
 
 PARENT = CHECKPOINTS / "qwen2"
 SETTINGS: dict[str, Any] = {"prompt": "plain-1", "max_new_tokens": 60, "batch_size": 100, "steps": 30, "learning_rate": 2e-3}
@@ -179,7 +179,7 @@ def test_a_killed_alignment_continues_to_the_same_bytes(stripped, tmp_path, monk
         whole = run(tmp_path / "whole")
     assert len(unbroken.texts) == 3 * 3 + 2 + 2  # three draws of three batches, and two batches of test problems before and after
 
-    out, made, steps, backward = tmp_path / "out", [], itertools.count(), merged._backward
+    out, made, steps, sft = tmp_path / "out", [], itertools.count(), objectives.sft
     with monkeypatch.context() as patch:
         counted = Counted(patch, stop_before=4)  # while sampling
         with pytest.raises(KeyboardInterrupt):
@@ -187,7 +187,7 @@ def test_a_killed_alignment_continues_to_the_same_bytes(stripped, tmp_path, monk
         made += counted.texts
     with monkeypatch.context() as patch:
         counted = Counted(patch)
-        patch.setattr(merged, "_backward", lambda *given: backward(*given) if next(steps) < 5 else _stop())  # while tuning
+        patch.setattr(objectives, "sft", lambda *given: sft(*given) if next(steps) < 5 else _stop())  # while tuning
         with pytest.raises(KeyboardInterrupt):
             run(out)
         made += counted.texts
@@ -240,7 +240,7 @@ def test_a_model_that_must_be_shown_the_format_is_tuned_on_the_prompt_alone(tiny
 
     monkeypatch.setattr(LocalEngine, "complete", follows_examples)
     taught = []
-    monkeypatch.setattr(merged, "_backward", lambda model, rows, *rest, of=merged._backward: taught.extend(rows) or of(model, rows, *rest))
+    monkeypatch.setattr(objectives, "sft", lambda model, rows, pad, of=objectives.sft: taught.extend(rows) or of(model, rows, pad))
     found = align.align(
         tiny_llama,
         tmp_path / "out",
