@@ -92,11 +92,11 @@ def restore(
         raise InputError(f"restore: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
-    if scheme is not None and not export:
-        raise InputError("restore: --scheme says what to export, and goes with --export DIR")
     recipe = Recipe.from_json(folder / "recipe.json")
     if scheme is not None and scheme not in recipe.schemes:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
+    if scheme is not None and not export:
+        raise InputError("restore: --scheme says what to export, and goes with --export DIR")
     if export:
         if export.exists():
             raise InputError(f"export: {export} exists already; choose another folder")
