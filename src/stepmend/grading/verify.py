@@ -26,10 +26,11 @@ LONGEST = 2_000
 """Characters of the longest answer that is worth parsing; a longer one is no answer."""
 PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-UNITS = re.compile(
-    r" ?\(?(?: ?/? ?(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)(?:[^\W\d_]{2,}+|(?<=[ /])[mglshLVWJNKCF]\b)"
-    r"\.?(?: ?\^ ?\{?[23]\}?|[²³])?)*+ ?\)?| ?%| ?° ?[CF]?"
+UNIT = (
+    r"(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)(?:[^\W\d_]{2,}|[mglshLVWJNKCF])(?![^\W\d_])"
+    r"(?: ?\^ ?\{?[23]\}?|[²³])?\.?"
 )
+UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
 """What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
 DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\left|\\right|\\(?=%)")
 WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
