@@ -59,13 +59,13 @@ def test_alignment_is_checked_against_all_that_a_run_reports(data, tmp_path, mon
     assert len(asked["test"]) == 1
     assert asked["leaked"] == {p.question for p in asked["train"] if MATCHES["same"](p.question) or MATCHES["overlap"](p.question)}
     assert len(asked["leaked"]) > 1
-    assert len(sources.Data("story").reported(None, 0)) == 900
+    assert len(sources.Data("story").measured(None, 0)) == 900
 
 
 def test_a_model_aligned_on_what_is_reported_is_told(data, tiny_llama, tmp_path):
     parent = tmp_path / "aligned"
     shutil.copytree(tiny_llama, parent)
-    reported, other = sources.Data("jsonl", str(data)).reported(1, 0)[0], sources.Data("story").problems("train", 3, 0)[0]
+    reported, other = sources.Data("jsonl", str(data)).measured(1, 0)[0], sources.Data("story").problems("train", 3, 0)[0]
     (parent / chat.ALIGNED).write_text(json.dumps({"taught": [reported.model_dump(), other.model_dump()]}))
     recipe = Recipe.make({"model": str(parent), "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]})
     with Loop(recipe, tmp_path / "run") as loop:

@@ -141,7 +141,7 @@ class Loop:
     def _read_problems(self, split: str) -> list[Problem]:
         recipe = self.recipe
         if split == "test":
-            return self.reported.reported(recipe.measure.problems, recipe.seed)
+            return self.reported.measured(recipe.measure.problems, recipe.seed)
         count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
         found = self.tuned.problems(split, count, recipe.seed)
         hits, self.leaks[split] = leakage.check_all(found, self.held_out)

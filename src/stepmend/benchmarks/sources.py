@@ -89,7 +89,7 @@ class Data:
             raise InputError(f"benchmark: {self.name} has no problems for {split}")
         return kept[:count]
 
-    def reported(self, count: int | None, seed: int) -> list[Problem]:
+    def measured(self, count: int | None, seed: int) -> list[Problem]:
         """What a run measures: of generated problems ``count`` (300, where None) of each level, of others the first ``count`` (or all)."""
         return self.problems("test", (count or 300) * len(story.LEVELS) if self.name == "story" else count, seed)
 

@@ -141,7 +141,7 @@ def align(
     screen = console(stderr=True)
     source = sources.Data(benchmark, data)
     test, train = source.problems("test", held_out, seed), source.problems("train", problems, seed)
-    index = leakage.Index([*source.reported(None, seed), *test])  # what a run of this model will report
+    index = leakage.Index([*source.measured(None, seed), *test])  # what a run of this model will report
 
     def leaks(problem: Any) -> bool:
         return (hit := index.check(problem)) is not None and hit.kind != "near"

@@ -27,7 +27,8 @@ LONGEST = 2_000
 PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 UNIT = (
-    r"(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)(?:[^\W\d_]{2,}|[mglshLVWJNKCF])(?![^\W\d_])"
+    rf"(?!(?:{'|'.join(SCALES)})s?\b)"
+    r"(?:[^\W\d_]{2,}|[mglshLVWJNKCF])(?![^\W\d_])"
     r"(?: ?\^ ?\{?[23]\}?|[²³])?\.?"
 )
 UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
@@ -93,7 +94,7 @@ def _no_number(answer: str, gold: Decimal) -> Verdict | None:
     if fraction := re.fullmatch(r"\s*(-?\d{1,18})\s*/\s*(\d{1,18})\s*", answer):
         above, below = (Decimal(part) for part in fraction.groups())
         return "equal" if below and above == gold * below else "different"
-    symbols = re.search(r"\\|\b(?:hundred|thousand|million|billion|trillion|dozen|pi|sqrt)", answer)
+    symbols = re.search(rf"\\|\b(?:{'|'.join(SCALES)}|pi|sqrt)", answer)
     if not symbols and re.search(r"[^\W\d_]{2}", answer) and (lone := LONE.fullmatch(DRESS.sub("", answer))):
         return "equal" if plain_number(lone[1]) == gold else "different"
     prose = re.search(r"[^\W\d_]", answer) or re.search(r"[-+*/^]\s*$", answer)

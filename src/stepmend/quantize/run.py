@@ -107,9 +107,7 @@ def _round_to_storage(model: Any, folder: str) -> None:
 
     The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
     """
-    from transformers import AutoConfig
-
-    dtype = getattr(AutoConfig.from_pretrained(folder), "dtype", None) or torch.float32
+    dtype = getattr(load.config_of(folder), "dtype", None) or torch.float32
     quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
     for name, tensor in model.state_dict().items():
         if tensor.dtype.is_floating_point and name not in quantized:

@@ -23,10 +23,10 @@ def attach(folder: str, recipe: Restore) -> Any:
     A quantized one is dequantized in memory: its values are those that are served.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     device, dtype = load.placement()
-    quantized = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None
+    quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one

@@ -157,9 +157,9 @@ def _integers(linear: nn.Linear, scheme: Any) -> tuple[torch.Tensor, torch.Tenso
 
 def attach(folder: str, recipe: Restore) -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    storage: Any = AutoConfig.from_pretrained(folder).dtype
+    storage: Any = load.config_of(folder).dtype
     device, dtype = load.placement()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
