@@ -8,8 +8,11 @@ import pytest
 from stepmend import InputError
 from stepmend.benchmarks import sources
 from stepmend.cli import running
-from stepmend.loop import Loop
+from stepmend.engines.local import Completion, LocalEngine
+from stepmend.loop import Loop, quantize_alone
 from stepmend.models import chat
+from stepmend.quantize import run as quantizer
+from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.restore import align
 
@@ -80,3 +83,17 @@ def test_an_aligned_checkpoint_is_asked_as_it_was_taught(tmp_path):
     assert chat.prompt_for(str(tmp_path), builtin=False) == "steps-1"
     (tmp_path / chat.ALIGNED).write_text(json.dumps({"settings": {"prompt": "plain-1"}}))
     assert chat.prompt_for(str(tmp_path), builtin=False) == "plain-1"
+
+
+def test_quantizing_alone_calibrates_on_nothing_that_a_run_reports(tiny_llama, data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(quantizer, "quantize", lambda parent, scheme, texts, out: seen.append("".join(texts)))
+    monkeypatch.setattr(LocalEngine, "complete", lambda engine, texts, **options: [Completion("", (1,), "stop") for _ in texts])
+    for place in ("test.jsonl", "elsewhere.jsonl"):  # where there are no test problems, there is nothing to check against
+        (data / "test.jsonl").rename(data / place)
+        quantize_alone(tiny_llama, schemes.parse("gptq-w4a16-g64"), tmp_path / "out", 200, sources.Data("jsonl", str(data)))
+        (data / place).rename(data / "test.jsonl")
+    own = [p.question for p in sources.Data("jsonl", str(data)).problems("calibration", None, 0)]
+    leaks = [q for q in own if MATCHES["same"](q) or MATCHES["overlap"](q)]
+    assert leaks, "nothing planted is among the calibration problems"
+    assert [[q for q in own if q not in texts] for texts in seen] == [leaks, []]

@@ -5,16 +5,21 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from stepmend.loop import Loop
 from stepmend.mend import Mend
+from stepmend.models import chat, load
+from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.recipe import Recipe
 from stepmend.report import summary
 from tests.conftest import LOSSY
 
 RESTORED = LOSSY + summary.RESTORED
+FOLDER = RESTORED.replace("+", "-")
 
 
 def stepmend(*arguments) -> subprocess.CompletedProcess[str]:
@@ -29,28 +34,45 @@ def run_copy(finished_run, tmp_path):
 
 def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported(run_copy, tmp_path):
     before = (run_copy / "traces.jsonl").read_bytes()
-    done = stepmend("restore", run_copy, "--scheme", LOSSY, "--controls", "random-step", "--seeds", "1", "--export", tmp_path / "out")
+    done = stepmend("restore", run_copy, "--scheme", LOSSY, "--controls", "solved-problems", "--seeds", "1", "--export", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "memory: about" in done.stderr
-    assert "located minus random-step, equal steps" in done.stderr
+    assert "located minus solved-problems, equal steps" in done.stderr
     assert (run_copy / "traces.jsonl").read_bytes().startswith(before), "what was measured before is measured again"
-    assert not list(run_copy.glob("*random-step*")), "a control's checkpoint is left behind"
-    note = json.loads((run_copy / f"notes/control-{LOSSY}+random-step-steps-s0.json").read_text())
-    assert (note["control"], note["seed"], note["steps"]) == ("random-step", 0, 60)
+    assert not list(run_copy.glob("*solved-problems*")), "a control's checkpoint is left behind"
+    note = json.loads((run_copy / f"notes/control-{LOSSY}+solved-problems-steps-s0.json").read_text())
+    assert (note["control"], note["seed"], note["steps"]) == ("solved-problems", 0, 60)
     low, out = load_file(run_copy / LOSSY / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert {n for n, t in low.items() if not t.equal(out[n])} == {n for n in low if n.endswith("weight_scale") or "norm" in n}
     assert f"# builtin:qwen2, {LOSSY}, restored" in (tmp_path / "out/README.md").read_text()
     refused = stepmend("restore", run_copy, "--scheme", LOSSY)
     assert refused.returncode == 2
     assert "goes with --export" in refused.stderr
-    again = stepmend("restore", run_copy, "--controls", "random-step", "--seeds", "1")
+    again = stepmend("restore", run_copy, "--controls", "solved-problems", "--seeds", "1")
     assert again.returncode == 0
     assert "memory: about" not in again.stderr, "what was tuned before is tuned again"
 
 
 def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
-    note = json.loads((finished_run / f"notes/effects-{RESTORED}.json").read_text())
-    for measure in ("question", "kl"):
+    note, found = json.loads((finished_run / f"notes/effects-{RESTORED}.json").read_text()), summary.read(finished_run)
+    tokenizer = load.load_tokenizer(finished_run / LOSSY)
+    full, low, restored = (load.load_model(str(folder)) for folder in (CHECKPOINTS / "qwen2", finished_run / LOSSY, finished_run / FOLDER))
+    asked = {p.id: chat.encode(tokenizer, chat.render(tokenizer, found.notes["card"]["prompt"], p.question)) for p in found.test}
+    both = [p.id for p in found.test if all(found.grades[arm][p.id].outcome == "correct" for arm in ("full", LOSSY))]
+    for when, model in (("before", low), ("after", restored)):
+        losses, kl = [], []
+        with torch.no_grad():
+            for name, ids in asked.items():
+                text = [*ids, *found.traces["full"][name].tokens]
+                mine, theirs = (m(input_ids=torch.tensor([text])).logits[0].double().log_softmax(-1) for m in (model, full))
+                losses.append(-mine[: len(ids) - 1].gather(1, torch.tensor(ids[1:])[:, None]).mean().item())
+                if name in both:
+                    kl.append((theirs.exp() * (theirs - mine)).sum(-1)[len(ids) - 1 : -1].mean().item())
+        assert note["question"][when] == pytest.approx(np.mean(losses), rel=1e-3)
+        assert note["kl"][when] == pytest.approx(np.mean(kl), rel=1e-2, abs=1e-6)
+    for measure, n in (("question", len(found.test)), ("kl", len(both))):
+        assert note[measure]["n"] == n
+        assert note[measure]["value"] == pytest.approx(note[measure]["after"] - note[measure]["before"], abs=1e-9)
         assert note[measure]["low"] <= note[measure]["value"] <= note[measure]["high"]
     card = json.loads((finished_run / "notes/card.json").read_text())
     for split, checked in (("calibration", 9), ("curate", 216)):
@@ -69,7 +91,9 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     assert found.arms == ["full", LOSSY, RESTORED, RESTORED + "-2"]
     assert summary.final(found, LOSSY) == RESTORED + "-2"
     assert f"curate-{RESTORED}" in found.notes, "the second round took no bullets of its own"
-    assert {b.arm for b in found.bullets[RESTORED]} == {RESTORED}, "the second round's bullets are not of the restored model's faults"
+    fresh = found.bullets[RESTORED]
+    assert fresh
+    assert {b.rejected for b in fresh} != {b.rejected for b in found.bullets[LOSSY]}, "the second round's faults are the first one's"
     assert found.notes[f"restore-{RESTORED}-2"]["bullets"] >= found.notes[f"restore-{RESTORED}"]["bullets"]
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
 
@@ -81,9 +105,9 @@ def test_equal_tokens_are_measured_only_where_they_differ_from_equal_steps(run_c
         loop.run()
         made, mend = [], Mend(loop, LOSSY)
         monkeypatch.setattr(mend, "_control", lambda name, budget, restore, *_: made.append((name, budget, restore.steps)))
-        mend.controls(["whole-trace", "solved-problems"], 2, ("steps", "tokens"), loop.problems("test"))
+        mend.controls(["full-tuned", "solved-problems"], 2, ("steps", "tokens"), loop.problems("test"))
     steps = recipe.restore.steps
-    assert made[:4] == [("located", "steps", steps)] * 2 + [("whole-trace", "steps", steps)] * 2
+    assert made[:4] == [("located", "steps", steps)] * 2 + [("full-tuned", "steps", steps)] * 2
     assert made[4:6] == [("solved-problems", "steps", steps)] * 2
     assert [(name, budget) for name, budget, _ in made[6:]] == [("solved-problems", "tokens")] * 2
     assert all(other != steps for _, _, other in made[6:])
@@ -93,9 +117,6 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
     from datasets import load_dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
-
-    from stepmend.models import load
-    from stepmend.models.reasoner import CHECKPOINTS
 
     data = load_dataset("json", data_files=str(finished_run / "bullets.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
     folder = str(CHECKPOINTS / "qwen2")
@@ -118,6 +139,9 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
         (("restore", "RUN", "--guard"), "--guard goes with --export"),
         (("restore", "RUN", "--scheme", "rtn-w8a8"), "has no scheme 'rtn-w8a8'; it has gptq-w4a16-g128"),
         (("restore", "RUN", "--controls", "nonsense"), "controls: unknown nonsense; allowed: random-step"),
+        (("restore", "RUN", "--controls", "random-step"), "random-step would be tuned just as the located bullets are"),
+        (("restore", "RUN", "--seeds", "2"), "--seeds goes with --controls"),
+        (("run", "--match", "both", "--out", "new"), "--match goes with --controls"),
         (("run", "--set", "restore.rounds=0"), "restore.rounds = 0"),
         (("run", "--set", "restore.tune=zeros"), "restore.tune = 'zeros': input should be 'scales', 'norms'"),
         (("align", "builtin:qwen2", "RUN"), "exists already"),

@@ -3,7 +3,7 @@
 import pytest
 
 from stepmend import InputError, Recipe
-from stepmend.recipe import merge, override
+from stepmend.recipe import QUICK, merge, override, quick
 
 
 def test_overrides_are_laid_over_yaml(tmp_path):
@@ -23,6 +23,10 @@ def test_overrides_are_laid_over_yaml(tmp_path):
         ({"schemes": []}, "schemes"),
         ({"schemes": ["rtn-w4a16-g64", "rtn-w4a16-g64"]}, "each scheme once"),
         ({"restore": 3}, "restore = 3"),
+        ({"restore": {"beta": 0.3}}, "recipe: restore: beta has an effect with restore.objective = dpo only"),
+        ({"restore": {"objective": "dpo", "weight": "low-entropy"}}, "weight has an effect with restore.objective = distill only"),
+        ({"restore": {"lora_rank": 4}}, "lora_rank has an effect with restore.tune = lora only"),
+        ({"curate": {"data": "x"}}, "recipe: curate: data needs curate.benchmark"),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_it(values, line):
@@ -49,3 +53,10 @@ def test_a_missing_recipe_and_a_bad_assignment_are_said(tmp_path):
 
 def test_merge_keeps_what_is_not_named():
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def test_a_quick_runs_rate_is_of_the_default_tuning_alone():
+    assert Recipe.make(quick({})).restore.learning_rate == QUICK["restore"]["learning_rate"]
+    assert Recipe.make(quick({"restore": {"objective": "dpo"}})).restore.learning_rate is None
+    made = Recipe.make(quick({"restore": {"tune": "lora", "learning_rate": 0.5}, "curate": {"problems": 9}}))
+    assert (made.restore.learning_rate, made.restore.steps, made.curate.problems, made.quick) == (0.5, 30, 9, True)

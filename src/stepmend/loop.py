@@ -6,6 +6,7 @@ the same command continues where it was stopped, and nothing old is mixed with a
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -27,7 +28,7 @@ from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
-from stepmend.records import AGAIN, Fault, Grade, Judgement, Problem, Trace, digest
+from stepmend.records import AGAIN, Fault, Grade, InputError, Judgement, Problem, Trace, digest
 from stepmend.rundir import RunDir
 
 CHUNK = 64
@@ -144,9 +145,8 @@ class Loop:
             return self.reported.measured(recipe.measure.problems, recipe.seed)
         count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
         found = self.tuned.problems(split, count, recipe.seed)
-        hits, self.leaks[split] = leakage.check_all(found, self.held_out)
-        leaked = {hit.problem for hit in hits if hit.kind != "near"}
-        return [problem for problem in found if problem.id not in leaked]
+        kept, self.leaks[split] = leakage.kept(found, self.held_out)
+        return kept
 
     def problem_ids(self, split: str) -> list[str]:
         return [problem.id for problem in self.problems(split)]
@@ -290,7 +290,10 @@ class Loop:
 
 
 def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:
-    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``."""
+    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``.
+
+    Problems that are, or overlap, those that a run would report are left out, where these can be had.
+    """
     parent = load.locate(model)
     quantizer.preflight(parent, scheme)
     tokenizer = load.load_tokenizer(parent)
@@ -298,6 +301,8 @@ def quantize_alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, 
     texts = []
     if scheme.calibrated:
         found = data.problems("calibration", samples, 0)
+        with suppress(InputError):  # a folder may hold training problems alone
+            found, _ = leakage.kept(found, leakage.Index(data.measured(None, 0)))
         prompt = chat.prompt_for(parent, builtin)
         prompts = [chat.render(tokenizer, prompt, problem.question) for problem in found]
         completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180 if builtin else 1024), prompts, 32)

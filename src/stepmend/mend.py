@@ -101,6 +101,7 @@ class Mend:
             seconds=time.perf_counter() - begin,
             checkpoint=load.checkpoint_digest(out),
             export_error=tuned.export_error,
+            export_tolerance=tuned.export_tolerance,
             chosen_change=tuned.chosen_change,
             tokens=tuned.tokens,
             bullets=len(bullets),
@@ -108,12 +109,12 @@ class Mend:
         )
 
     def effects(self, arm: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
-        """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where the low-bit model was right."""
+        """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where both models were right."""
         loop, note = self.loop, f"effects-{arm}"
-        made_by = digest("effects", loop.digest("full"), loop.digest(self.scheme), loop.digest(arm), loop.prompt, [p.id for p in test])
+        made_by = digest("effects-2", loop.digest("full"), loop.digest(self.scheme), loop.digest(arm), loop.prompt, [p.id for p in test])
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        pad, right = loop.tokenizer.pad_token_id, loop.outcomes(test, self.scheme)
+        pad, right = loop.tokenizer.pad_token_id, loop.outcomes(test, "full") & loop.outcomes(test, self.scheme)
         questions = [chat.encode(loop.tokenizer, loop.prompt_of(p)) for p in test]
         rows = [[*ids, *full[p.id].tokens] for ids, p in zip(questions, test, strict=True)]
         kept = [i for i in range(len(test)) if right[i] and full[test[i].id].tokens]

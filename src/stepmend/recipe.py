@@ -69,8 +69,12 @@ class Curate(Part):
         return self
 
 
+ONLY = {"weight": "distill", "features": "distill", "question": "distill", "beta": "dpo", "keep_chosen": "dpo"}
+"""Keys of ``Restore`` that only one objective reads."""
+
+
 class Restore(Part):
-    """What is tuned, towards what, and on which part of a bullet (formulas: ``restore/objectives.py``)."""
+    """What is tuned, towards what, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
 
     tune: Literal["scales", "norms", "scales+norms", "lora"] = "scales+norms"
     objective: Literal["sft", "dpo", "distill"] = "distill"
@@ -89,9 +93,20 @@ class Restore(Part):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by tune and objective")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1, description="lora: rank of the adapter; its alpha is twice that")
     rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
     within_noise: bool = Field(default=False, description="restore even where the loss is within noise (recovery stays undefined)")
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        """Nothing is set that would have no effect."""
+        wrong = [name for name, objective in ONLY.items() if self.objective != objective]
+        wrong += ["lora_rank"] if self.tune != "lora" else []
+        for name in wrong:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                needed = f"objective = {ONLY[name]}" if name in ONLY else "tune = lora"
+                raise ValueError(f"{name} has an effect with restore.{needed} only")
+        return self
 
     @property
     def trained(self) -> Literal["step", "prefix", "tail", "whole"]:
@@ -172,6 +187,14 @@ QUICK: dict[str, Any] = {
 small ones: at the usual rate they end before they have come back from their first excursion."""
 
 
+def quick(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` over those of ``--quick``, whose learning rate suits the default tuning alone."""
+    asked, below = values.get("restore"), QUICK
+    if isinstance(asked, dict) and {"objective", "tune"} & asked.keys():
+        below = {**QUICK, "restore": {key: value for key, value in QUICK["restore"].items() if key != "learning_rate"}}
+    return merge(below, values)
+
+
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is no assignment."""
     for assignment in assignments:
@@ -215,4 +238,6 @@ def _explain(item: Any) -> str:
         return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
     if key == "locate.judges":  # an address may hold a key by mistake, and is not repeated
         return str(item.get("ctx", {}).get("error", f"recipe: {key}: a list of NAME=MODEL@BASE_URL is needed"))
+    if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
+        return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
     return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -109,6 +109,27 @@ def test_controls_change_what_they_are_named_for():
         assert controls.recipe_of(control, Restore(span="prefix")).trained == "prefix"
     assert (controls.recipe_of("full-tuned", located).tune, controls.recipe_of("full-tuned", located).objective) == ("lora", "sft")
     assert controls.parse("random-step, whole-trace") == ("random-step", "whole-trace")
+    assert controls.recipe_of("whole-response", Restore(learning_rate=0.01)).learning_rate is None, "a rate of distillation for DPO"
+    assert controls.recipe_of("whole-trace", Restore(learning_rate=0.01)).learning_rate == 0.01
     for wrong in ("nonsense", "", "random-step,nonsense"):
         with pytest.raises(InputError, match="allowed: random-step, shuffled-step"):
             controls.parse(wrong)
+
+
+@pytest.mark.parametrize(("changes", "idle"), [
+    ({}, "random-step,shuffled-step,whole-trace"),
+    ({"objective": "dpo", "span": "whole"}, "random-step,shuffled-step,whole-trace"),
+    ({"objective": "sft", "span": "step"}, "sft-chosen"),
+    ({"span": "prefix"}, ""),
+])  # fmt: skip
+def test_controls_that_would_be_tuned_as_the_located_bullets_are_refused(changes, idle):
+    """And what is not refused is tuned otherwise: on other bullets, or by another recipe."""
+    recipe, located = Restore.model_validate(changes), collect([fault(name) for name in "abcdefgh"])
+    others = [name for name in controls.CONTROLS if name not in idle.split(",")]
+    controls.check(others, recipe)
+    for name in idle.split(",") if idle else ():
+        with pytest.raises(InputError, match=f"{name} would be tuned just as the located bullets are"):
+            controls.check([name, *others], recipe)
+    for name in others:
+        made = controls.bullets_of(name, located, [solved(n, SOLUTION if recipe.objective != "dpo" else TEXT) for n in "xyz"], recipe, 0)
+        assert made != located or controls.recipe_of(name, recipe) != recipe

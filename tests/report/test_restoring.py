@@ -30,6 +30,7 @@ def found(right: dict[str, set[int]], notes=None, **restore) -> summary.Found:
 
 
 FULL, LOW = set(range(N)), set(range(30))
+BETTER = {name: {"before": 1.0, "after": 0.5, "n": N, "value": -0.5, "low": -0.6, "high": -0.4} for name in effects.MEASURES}
 MEASURE = {"before": 1.0, "after": 1.5, "n": N, "value": 0.5, "low": 0.4, "high": 0.6}
 
 
@@ -84,10 +85,11 @@ def test_located_steps_mattered_where_they_are_better_beyond_noise():
 @pytest.mark.parametrize(("control", "budget"), [("random-step", "tokens"), ("shuffled-step", "steps")])
 def test_a_claim_must_hold_against_either_step_under_every_budget(control, budget):
     run = controls_of(FULL, LOW)
-    arm = f"{SCHEME}+{control}-{budget}-s0"
-    run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
-    note = run.notes[f"control-{SCHEME}+random-step-steps-s0"]
-    run.notes[f"control-{arm}"] = {**note, "control": control, "budget": budget}
+    for seed in range(3):
+        arm = f"{SCHEME}+{control}-{budget}-s{seed}"
+        run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
+        note = run.notes[f"control-{SCHEME}+random-step-steps-s{seed}"]
+        run.notes[f"control-{arm}"] = {**note, "control": control, "budget": budget}
     sentence = controlled.controls(run, SCHEME)["sentence"]
     assert (
         sentence == f"Located steps were not shown to matter here: +0.0 points (+0.0 to +0.0, p = 1) against {control}, at equal {budget}."
@@ -96,7 +98,7 @@ def test_a_claim_must_hold_against_either_step_under_every_budget(control, budge
 
 def test_what_is_not_shown_is_said_to_be_not_shown():
     assert "not shown to matter" in controlled.controls(controls_of(FULL, FULL - {1}), SCHEME)["sentence"]
-    assert "does not test the step" in controlled.controls(controls_of(FULL, LOW, span="whole"), SCHEME)["sentence"]
+    assert "(seeds: 1; take at least 3)" in controlled.controls(controls_of(FULL, LOW, seeds=1), SCHEME)["sentence"]
     assert (
         "not tested: neither random-step nor shuffled-step"
         in controlled.controls(controls_of(FULL, LOW, control="sft-chosen"), SCHEME)["sentence"]
@@ -125,7 +127,8 @@ def checkpoint(tmp_path):
 
 def test_an_export_is_the_checkpoint_and_a_card(checkpoint, tmp_path):
     run = found(
-        {"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"restore-{RESTORED}": {"bullets": 7, "checkpoint": "abc", "export_error": 0.0}}
+        {"full": FULL, SCHEME: LOW, RESTORED: FULL},
+        {f"restore-{RESTORED}": {"bullets": 7, "checkpoint": "abc", "export_error": 0.0}, f"effects-{RESTORED}": BETTER},
     )
     card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
     assert (tmp_path / "out/model.safetensors").read_bytes() == b"weights"
@@ -146,6 +149,36 @@ def test_the_guard_refuses_what_got_worse_and_without_it_the_card_says_so(checkp
     assert not (tmp_path / "out").exists()
     card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=False)
     assert "Worse than before, beyond noise" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_guard_refuses_what_was_not_measured(checkpoint, tmp_path):
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL})
+    with pytest.raises(InputError, match="refused by --guard, not measured: loss on the questions"):
+        card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
+
+
+def test_odd_endings_count_beyond_noise():
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL})
+    said = effects.effects(run, SCHEME)
+    assert [row["ending"] for row in said["endings"]] == ["cut off", "in a loop", "without a boxed answer"]
+    assert (said["endings"][2]["before"], said["endings"][2]["after"], said["worse"]) == (N, N, [])
+    for count, worse in ((2, []), (12, ["solutions cut off: 0 before, 12 after (p = 0.0015)"])):
+        traces = {i: t.model_copy(update={"finish": "length"}) if int(i[1:]) < count else t for i, t in run.traces[RESTORED].items()}
+        run.traces[RESTORED] = traces
+        assert effects.effects(run, SCHEME)["worse"] == worse
+
+
+def test_a_preference_won_at_the_chosen_texts_cost_is_said():
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"restore-{RESTORED}": {"chosen_change": -0.25}}, objective="dpo")
+    assert effects.effects(run, SCHEME)["worse"] == [
+        "the bullets' own chosen texts: 0.250 nats a token less likely (raise restore.keep_chosen)"
+    ]
+
+
+def test_an_adapters_card_says_how_to_load_it():
+    arms = {"full": FULL, SCHEME: LOW, RESTORED: FULL}
+    assert "PeftModel.from_pretrained" in card.text(found(arms, tune="lora"), SCHEME, RESTORED)
+    assert "PeftModel" not in card.text(found(arms), SCHEME, RESTORED)
 
 
 def test_what_was_not_restored_or_is_gone_is_said(tmp_path):

@@ -16,6 +16,7 @@ from stepmend.models import chat, forward, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.quantize import run, schemes
 from stepmend.recipe import Restore
+from stepmend.report import card
 from stepmend.restore import memory, objectives, scales, training, tune
 from stepmend.restore.losses import Loss
 from tests.texts import calibration_texts
@@ -94,14 +95,51 @@ def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):
     assert {name for name, t in before.items() if not torch.equal(t, after[name])} == {name for name in before if "norm" in name}
 
 
-@pytest.mark.parametrize("scheme", ["rtn-w3a16", "awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"])
+FORMATS = ["rtn-w3a16", "awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"]
+
+
+@pytest.mark.parametrize("scheme", FORMATS)
 def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
     quantized(tiny, scheme, tmp_path / "low")
     tuned = tune.restore(tiny, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
     # Rounding of activations turns a last-bit difference into a whole grid step, so those formats agree less closely.
     assert tuned.export_error < (0.3 if "a8" in scheme or "kv8" in scheme else 1e-3)
+    assert tuned.export_error <= tuned.export_tolerance
     if "a8" not in scheme:  # eight bits lose next to nothing, so there is no loss to lower
         assert tuned.losses[-1] < tuned.losses[0]
+
+
+@pytest.mark.parametrize("scheme", [*FORMATS[1:], "rtn-w4a16-asym", "awq-w4a16-g128", "rtn-w8a8"])
+def test_codes_stay_and_an_adapter_lies_over_every_format(tiny_llama, scheme, tmp_path):
+    quantized(tiny_llama, scheme, tmp_path / "low")
+    tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("low", "restored"))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    assert all(name.endswith("weight_scale") or "norm" in name for name in changed)
+    tuned = tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(tune="lora", steps=4), tmp_path / "adapted", seed=0)
+    assert tuned.losses[-1] < tuned.losses[0]
+    config = json.loads((tmp_path / "adapted/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "..", "this machine's path is in the adapter"
+    assert str(tmp_path) not in "".join(f.read_text() for f in (tmp_path / "adapted/adapter").iterdir() if f.suffix in {".json", ".md"})
+
+
+def test_an_adapter_loads_as_its_card_says(tiny_llama, low_bit, tmp_path):
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(tune="lora", steps=4), tmp_path / "adapted", seed=0)
+    code = "\n".join(card.ADAPTED).partition("```python\n")[2].partition("```")[0]
+    names: dict = {}
+    exec(code.replace('folder = "."', f'folder = "{tmp_path / "adapted"}"'), names)
+    ids_BT = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        theirs, ours = (m(input_ids=ids_BT).logits for m in (names["model"].eval(), load.load_model(str(tmp_path / "adapted"))))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_that_is_not_what_was_trained_is_refused_and_not_kept(tiny_llama, low_bit, tmp_path, monkeypatch):
+    monkeypatch.setattr(scales, "export", lambda model, folder, out: shutil.copytree(folder, out))  # nothing of the training
+    with pytest.raises(InputError, match=r"exported logits are .* from the trained model's"):
+        tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
+    assert not (tmp_path / "restored").exists()
 
 
 def test_the_untuned_layer_is_the_exporters_own_dequantization(low_bit):
@@ -217,7 +255,8 @@ def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, que
     """Targets and questions are each a mean with weights of its own."""
     tokenizer, recipe = load.load_tokenizer(tiny_llama), Restore(question=question, features=0, weight=weight)
     student = scales.attach(str(low_bit), recipe)
-    loss_of = Loss(recipe, student, tiny_llama, tokenizer, bullets(3))
+    loss_of = Loss(recipe, student, tokenizer, bullets(3))
+    loss_of.read(tiny_llama)
     row = loss_of.rows[1]
     with torch.no_grad():
         teacher_TV, student_TV = (m(input_ids=torch.tensor([row.ids])).logits[0] for m in (load.load_model(tiny_llama), student))
@@ -231,9 +270,11 @@ def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, que
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_logits_in_pieces_are_the_same_loss_and_gradient(tiny_llama, low_bit, monkeypatch, objective):
-    recipe, tokenizer = Restore.model_validate({"objective": objective, "weight": "small-margin"}), load.load_tokenizer(tiny_llama)
+    values = {"objective": objective, **({"weight": "small-margin"} if objective == "distill" else {})}
+    recipe, tokenizer = Restore.model_validate(values), load.load_tokenizer(tiny_llama)
     student = scales.attach(str(low_bit), recipe)
-    loss_of = Loss(recipe, student, tiny_llama, tokenizer, bullets())
+    loss_of = Loss(recipe, student, tokenizer, bullets())
+    loss_of.read(tiny_llama)
     parameters, held, found = [p for p in student.parameters() if p.requires_grad], [], []
     head = student.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: held.append(output.numel()))
@@ -285,6 +326,32 @@ def test_a_broken_checkpoint_is_refused_before_it_starts(tiny_llama, low_bit, tm
         tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "line"), [("norms", 0.0, "no gradient reaches the norms"), ("scales", float("nan"), "of scales is nan")]
+)
+def test_every_kind_must_have_a_gradient_that_is_a_number(tiny_llama, low_bit, tmp_path, monkeypatch, kind, value, line):
+    attach = scales.attach
+
+    def hooked(folder, recipe):
+        model = attach(folder, recipe)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and tune._kind(name, recipe) == kind:
+                parameter.register_hook(lambda grad: torch.full_like(grad, value))
+        return model
+
+    monkeypatch.setattr(scales, "attach", hooked)
+    with pytest.raises(InputError, match=line):
+        tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+
+
+def test_a_preferences_reference_is_read_once(tiny_llama, low_bit, tmp_path, monkeypatch):
+    calls, preferences = [], Loss.preferences
+    monkeypatch.setattr(Loss, "preferences", lambda loss: calls.append(loss) or preferences(loss))
+    tuned = tune.restore(tiny_llama, low_bit, bullets(), Restore(objective="dpo", steps=6), tmp_path / "restored", seed=0)
+    assert len(calls) == 2, "once before training, and once to see how the chosen texts fared"
+    assert tuned.chosen_change is not None
+
+
 def test_full_precision_is_tuned_for_comparison_too(tiny_llama, tmp_path):
     recipe = controls.recipe_of("full-tuned", Restore(steps=4))
     tuned = tune.restore(tiny_llama, Path(tiny_llama), bullets(), recipe, tmp_path / "tuned", seed=0)
@@ -293,11 +360,14 @@ def test_full_precision_is_tuned_for_comparison_too(tiny_llama, tmp_path):
     assert (tmp_path / "tuned/adapter").is_dir()
 
 
-def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path):
-    said = []
+def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path, monkeypatch):
+    said, read = [], Loss.read
+    monkeypatch.setattr(Loss, "read", lambda loss, parent: said.append("read") or read(loss, parent))
     tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=1), tmp_path / "restored", seed=0, say=said.append)
-    assert "memory: about" in said[0]
+    assert ["memory: about" in said[0], said[1:]] == [True, ["read"]]
     assert "may not fit" in memory.text({"model": 1.0, "teacher": 0.0, "logits": 9.0}, free=8)
+    assert "may not fit" in memory.text({"model": 9.0, "teacher": 1.0, "logits": 1.0}, free=8), "a teacher must fit beside the model"
+    assert "may not fit" not in memory.text({"model": 9.0, "teacher": 0.0, "logits": 1.0}, free=8)
 
 
 PEAK = """
@@ -313,8 +383,11 @@ parent, folder, what = sys.argv[1:]
 recipe = Restore.model_validate({"tune": what, "batch_size": 128})
 model = (adapter if what == "lora" else scales).attach(folder, recipe)
 tuned = [p for p in model.parameters() if p.requires_grad]
-loss = Loss(recipe, model, parent, load_tokenizer(folder), bullets(128))
+loss = Loss(recipe, model, load_tokenizer(folder), bullets(128))
 parts = memory.estimate(model, tuned, loss, 128)
+loss.read(parent)
+kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))
+assert kept == parts["teacher"], (kept, parts)
 kb = lambda name: int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = kb("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -341,7 +414,8 @@ def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_l
     model = scales.attach(str(low_bit), recipe)
     tuned = [p for p in model.parameters() if p.requires_grad]
     unlike = [b.model_copy(update={"prefix": b.prefix * (1 + 2 * i)}) for i, b in enumerate(bullets(3))]
-    loss = Loss(recipe, model, tiny_llama, tokenizer, unlike)
+    loss = Loss(recipe, model, tokenizer, unlike)
+    loss.read(tiny_llama)
     calls, weight = [], scales.ScaleLinear.weight
     monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer: calls.append(layer) or weight(layer))
     apart = torch.autograd.grad(loss(range(3)), tuned)

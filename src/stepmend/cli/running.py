@@ -10,6 +10,8 @@ from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, 
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
+SEEDS = "Seeds of located bullets and of every control (default 3)."
+MATCH = "What controls get as much of as located bullets (default steps)."
 
 
 @app.command()
@@ -26,8 +28,8 @@ def run(
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[int | None, typer.Option(help="Tokens after which no judge is asked any more.")] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of located bullets and of every control.")] = 3,
-    match: Annotated[Match, typer.Option(help="What controls get as much of as located bullets.")] = "steps",
+    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
+    match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
@@ -36,13 +38,13 @@ def run(
     """
     from stepmend import recipe as recipes
 
-    values = recipes.QUICK if quick else {}
-    values = recipes.merge(values, recipes.Recipe.from_yaml(recipe)) if recipe else values
+    values = recipes.Recipe.from_yaml(recipe) if recipe else {}
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
     given |= {"question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
-    made = recipes.Recipe.make(recipes.override(values, assignments or []))
+    values = recipes.override(values, assignments or [])
+    made = recipes.Recipe.make(recipes.quick(values) if quick else values)
     if quick and out == DEMO:
         out = Path("runs/quick")
     screen = console(stderr=True)
@@ -50,11 +52,14 @@ def run(
     say(screen, f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}")
 
 
-def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int, match: Match) -> None:
+def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
     """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
     from stepmend.curate import controls
 
-    names = controls.parse(control) if control else ()
+    if control is None and (seeds or match):
+        raise InputError(f"controls: {'--seeds' if seeds else '--match'} goes with --controls")
+    names = controls.parse(control) if control is not None else ()
+    controls.check(names, recipe.restore)
     silence()
     from stepmend.loop import Loop
     from stepmend.progress import Stages
@@ -62,7 +67,7 @@ def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int, 
     with Loop(recipe, out, Stages(screen)) as loop:
         loop.run()
         if names:
-            loop.controls(names, seeds, ("steps", "tokens") if match == "both" else (match,))
+            loop.controls(names, seeds or 3, ("steps", "tokens") if match == "both" else (match or "steps",))
     show(out, screen)
 
 
@@ -77,12 +82,12 @@ def restore(
         bool, typer.Option("--guard", help="Refuse to export a model that restoring made worse anywhere beyond noise.")
     ] = False,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of located bullets and of every control.")] = 3,
-    match: Annotated[Match, typer.Option(help="What controls get as much of as located bullets.")] = "steps",
+    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
+    match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
 ) -> None:
     """Finish a run's restoring; compare it with controls; export the restored checkpoint.
 
-    Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls random-step[/]
+    Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/]
     """
     from stepmend.quantize import schemes as table
     from stepmend.recipe import Recipe
@@ -110,7 +115,8 @@ def restore(
             raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
         chosen = scheme or (restored or list(recipe.schemes))[0]
         card.export(found, folder, chosen, export, guard=guard)
-        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}")
+        how = "; its README.md says how to load the adapter" if recipe.restore.tune == "lora" else ""
+        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}{how}")
 
 
 @app.command()

@@ -29,8 +29,19 @@ def parse(text: str) -> tuple[str, ...]:
     return names
 
 
+def check(names: Sequence[str], restore: Restore) -> None:
+    """Raises InputError for controls that this recipe tunes just as it does the located bullets."""
+    idle = {"random-step", "shuffled-step", "whole-trace"} if restore.trained == "whole" else set[str]()
+    idle |= {"sft-chosen"} if restore.objective == "sft" else set()
+    if same := [name for name in names if name in idle]:
+        raise InputError(
+            f"controls: {', '.join(same)} would be tuned just as the located bullets are ({restore.objective} on span {restore.trained}); "
+            "a run with --set restore.span=prefix tells steps apart"
+        )
+
+
 def recipe_of(control: str, restore: Restore) -> Restore:
-    """How a control is tuned: as the located bullets are, but for what the control changes."""
+    """How a control is tuned: as the located bullets are, but for what the control changes; another objective has a rate of its own."""
     same = {"objective": "sft", "span": restore.trained}  # on the same tokens, though plain likelihood has a span of its own
     changes = {
         "whole-response": {"objective": "dpo", "span": "whole"},
@@ -38,7 +49,10 @@ def recipe_of(control: str, restore: Restore) -> Restore:
         "sft-chosen": same,
         "full-tuned": {**same, "tune": "lora", "learning_rate": None},
     }
-    return restore.model_copy(update=changes.get(control, {}))
+    update = changes.get(control, {})
+    if update.get("objective", restore.objective) != restore.objective:
+        update = {**update, "learning_rate": None}
+    return restore.model_copy(update=update)
 
 
 def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved], restore: Restore, seed: int) -> list[Bullet]:

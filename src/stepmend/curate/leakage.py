@@ -9,7 +9,7 @@ little. This module imports neither torch nor transformers.
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +87,13 @@ def check_all(problems: Iterable[Problem], index: Index) -> tuple[list[Hit], dic
     kinds = Counter(hit.kind for hit in hits)
     counts = {"checked": len(found), "same": kinds["same"], "overlap": kinds["overlap"], "near": kinds["near"]}
     return hits, {**counts, "clean": len(found) - len(hits)}
+
+
+def kept(problems: Sequence[Problem], index: Index) -> tuple[list[Problem], dict[str, int]]:
+    """The problems that leak nothing (those that are near stay), and the counts of ``check_all``."""
+    hits, counts = check_all(problems, index)
+    leaked = {hit.problem for hit in hits if hit.kind != "near"}
+    return [problem for problem in problems if problem.id not in leaked], counts
 
 
 def ngrams(text: str) -> set[str]:

@@ -142,8 +142,9 @@ def recovery(full: Outcomes, quantized: Outcomes, restored: Shares, *, seed: int
     _same_length(full, restored)
     pair = paired(full, quantized)
     if pair.p >= 0.05 or pair.only_first <= pair.only_second:
-        loss = (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
-        return Interval(None, None, None, f"the loss of {100 * loss:.1f} points is within noise (McNemar p = {pair.p:.2g})")
+        loss = 100 * (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
+        said = f"the loss of {loss:.1f} points is within noise" if loss > 0 else f"nothing was lost ({-loss:+.1f} points)"
+        return Interval(None, None, None, f"{said} (McNemar p = {pair.p:.2g})")
     arms = np.stack([per_problem(one) for one in (full, quantized, restored)], axis=1)
     value = float((arms[:, 2] - arms[:, 1]).sum() / (arms[:, 0] - arms[:, 1]).sum())
     means = _resampled(arms, seed)

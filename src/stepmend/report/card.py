@@ -9,12 +9,28 @@ from stepmend.report import effects, summary
 from stepmend.report.summary import Found, final, percent
 from stepmend.rundir import make_folder
 
+ADAPTED = """```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+folder = "."  # this one
+dense = CompressedTensorsConfig(dequantize=True)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=dense)
+model = PeftModel.from_pretrained(model, folder + "/adapter")
+```
+
+In vLLM: `vllm serve FOLDER --enable-lora --lora-modules mended=FOLDER/adapter`, and then `mended` as the model's name.
+
+""".splitlines()
+"""How an adapter is loaded."""
+
 
 def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -> None:
     """Copy a run's restored checkpoint to ``out``, whole or not at all, and write its model card.
 
     Raises InputError where nothing was restored, ``out`` exists, or ``guard`` is set and the restored model is worse anywhere beyond
-    noise.
+    noise, or was not measured.
     """
     arm = final(found, scheme)
     if arm is None:
@@ -25,6 +41,8 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -
     if out.exists():
         raise InputError(f"export: {out} exists already; choose another folder")
     measured = effects.effects(found, scheme)
+    if guard and measured and measured["missing"]:
+        raise InputError(f"export: refused by --guard, not measured: {'; '.join(measured['missing'])}; 'stepmend restore {folder}' does")
     if guard and measured and measured["worse"]:
         raise InputError(f"export: refused by --guard, restoring made something worse beyond noise: {'; '.join(measured['worse'])}")
 
@@ -40,7 +58,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
     note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
     head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": ["stepmend", "compressed-tensors", scheme]}
     worse = measured["worse"] if measured else []
-    card = {**found.notes.get("card", {}), "checkpoint": note.get("checkpoint"), "export_error": note.get("export_error")}
+    card = {**found.notes.get("card", {}), **{key: note.get(key) for key in ("checkpoint", "export_error", "export_tolerance")}}
     lines = [
         "---",
         *[f"{key}: {json.dumps(value)}" for key, value in head.items()],
@@ -51,6 +69,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         f"Quantized as `{scheme}`, then mended by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
+        *(ADAPTED if restore.tune == "lora" else []),
         f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
         "|---|---|",
         *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in ("full", scheme, arm)],

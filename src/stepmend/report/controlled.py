@@ -8,6 +8,8 @@ from stepmend.measure import statistics
 from stepmend.report.summary import Found, points
 
 LOCATED = "located"
+ENOUGH = 3
+"""Seeds below which a sentence says that they are few."""
 ELSEWHERE = ("random-step", "shuffled-step")
 """The controls that differ from located bullets in nothing but the step."""
 
@@ -29,12 +31,13 @@ def controls(found: Found, scheme: str) -> dict[str, Any] | None:
         row = {"name": f"{name}, equal {budget}", "control": name, "budget": budget, "seeds": len(notes)}
         row |= {"accuracy": statistics.average_at(theirs), "p": statistics.permutation(ours, theirs)}
         row |= {"difference": {"value": change.value, "low": change.low, "high": change.high}}
-        row |= {key: float(np.mean([note[key] for note in notes])) for key in ("tokens", "seconds")}
+        row |= {key: float(np.mean([note[key] for note in notes])) for key in ("tokens", "seconds", "bullets")}
         rows.append(row)
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         row["p"] = p
-    first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "tokens": float(np.mean([n["tokens"] for n in located]))}
-    return {"located": first, "rows": rows, "sentence": _sentence(rows, found, scheme)}
+    first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "bullets": located[0]["bullets"]}
+    first |= {"tokens": float(np.mean([note["tokens"] for note in located]))}
+    return {"located": first, "rows": rows, "sentence": _sentence(rows)}
 
 
 def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -51,14 +54,14 @@ def _outcomes(found: Found, notes: list[dict[str, Any]]) -> statistics.Shares:
     return np.stack([found.outcomes(note["arm"]) for note in notes], axis=1)
 
 
-def _sentence(rows: list[dict[str, Any]], found: Found, scheme: str) -> str:
+def _sentence(rows: list[dict[str, Any]]) -> str:
     chosen = [row for row in rows if row["control"] in ELSEWHERE]
     if not chosen:
         return f"Whether located steps mattered was not tested: neither {' nor '.join(ELSEWHERE)} is among these controls."
-    if found.recipe.restore.trained == "whole":
-        return f"Under {scheme} the loss is on whole traces, so another step gives nearly the same texts: this does not test the step."
     row = max(chosen, key=lambda row: row["p"])  # what is claimed must hold against each of them, under every budget
     said, signs = f"{_said(row)} against {row['control']}, at equal {row['budget']}", {row["difference"]["value"] > 0 for row in chosen}
+    if row["seeds"] < ENOUGH:
+        said += f" (seeds: {row['seeds']}; take at least {ENOUGH})"
     if row["p"] >= 0.05 or len(signs) > 1:
         return f"Located steps were not shown to matter here: {said}."
     verb = "mattered" if row["difference"]["value"] > 0 else "did harm"

@@ -3,6 +3,7 @@
 It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. The checkpoint it belongs to is exported with it.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from stepmend.models import load
 from stepmend.recipe import Restore
-from stepmend.rundir import make_folder
+from stepmend.rundir import make_folder, write_text
 
 FOLDER = "adapter"
 """Where the adapter lies in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
@@ -30,7 +31,9 @@ def attach(folder: str, recipe: Restore) -> Any:
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
-        return PeftModel.from_pretrained(model.to(device), str(Path(folder) / FOLDER), is_trainable=True)
+        further: Any = PeftModel.from_pretrained(model.to(device), str(Path(folder) / FOLDER), is_trainable=True)
+        further.peft_config["default"].base_model_name_or_path = folder
+        return further
     targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model.to(device), lora)
@@ -42,5 +45,8 @@ def export(model: Any, folder: Path, out: Path) -> None:
     def fill(part: Path) -> None:
         shutil.copytree(folder, part, dirs_exist_ok=True)
         model.save_pretrained(part / FOLDER)
+        (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty but for this machine's paths
+        config = json.loads((part / FOLDER / "adapter_config.json").read_text())
+        write_text(part / FOLDER / "adapter_config.json", json.dumps(config | {"base_model_name_or_path": ".."}, indent=2) + "\n")
 
     make_folder(out, fill)

@@ -245,7 +245,7 @@ class _Work:
             raise InputError(
                 f"align: only {len(found.kept)} of {len(problems):,} training problems were solved in the step format, and {MINIMUM} are "
                 f"needed (of {counts['drawn']:,} solutions {counts['right']:,} were right, {counts['formed']:,} in format); "
-                "choose a larger model, more samples or problems, or a higher temperature"
+                "choose a larger model, or more samples or problems"
             )
         return found
 
@@ -367,7 +367,7 @@ def lines(found: Aligned) -> list[str]:
     if found.leaked:
         said.append(f"{found.leaked} training problems were left out: they are, or overlap, held-out ones.")
     if found.p < 0.05 and points[0] < 0:
-        said.append("Accuracy fell beyond noise: try fewer steps, a lower learning rate, or more training problems.")
+        said.append("Accuracy fell beyond noise: try fewer steps, or more training problems.")
     return said
 
 

@@ -1,5 +1,17 @@
 """One objective over bullets, ready to be asked for the loss of a batch: what the teacher, or the untouched low-bit model, says of the
 bullets is read once, before training. Tensor names: N targets of a text, H hidden width.
+
+With p the full-precision model, q the tuned one, r the low-bit one before tuning, h last hidden states, and over the targets n of a batch
+(the tokens of ``span``), in natural logs:
+
+- ``sft``: mean_n -log q(token_n). Plain likelihood, as in supervised fine-tuning (Ouyang et al., 2203.02155).
+- ``dpo``: mean over pairs of -log sigmoid(beta * (log q(c) / r(c) - log q(w) / r(w))) for the chosen text c and the rejected w behind
+  what they share (Rafailov et al., 2305.18290, equation 7), plus ``keep_chosen`` * mean_n -log q(c_n) (Pang et al.,
+  2404.19733), without which preferences are won at the chosen text's cost.
+- ``distill``: D(targets) + ``question`` * D(question), where D is the mean over places of w_n * KL(p_n || q_n) + ``features`` *
+  |h_q - h_p|^2 / mean |h_p|^2. KL of full precision's distribution: QAD (2601.20088). Hidden states: FitNets (1412.6550), at the last
+  layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The
+  question's own tokens are ours: they keep what no answer shows.
 """
 
 from collections.abc import Sequence
@@ -18,13 +30,13 @@ READ = 16
 
 
 class Loss:
-    """The loss of one recipe over its bullets; call it with the indices of a batch.
+    """The loss of one recipe over its bullets; ``read`` once, then call it with the indices of a batch.
 
     ``targets`` is how many tokens each bullet is supervised on. Of full precision only the head is kept, and its last hidden states at
     the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
     """
 
-    def __init__(self, recipe: Restore, student: Any, parent: str, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
+    def __init__(self, recipe: Restore, student: Any, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
         span = recipe.trained
         self.recipe, self.student, self.pad = recipe, student, tokenizer.pad_token_id
         self.rows = [objectives.chosen_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
@@ -32,11 +44,21 @@ class Loss:
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
-        if recipe.objective == "distill":
-            self._read_teacher(parent)
         if recipe.objective == "dpo":
             rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
             self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
+
+    @property
+    def questions(self) -> list[int]:
+        """How many tokens of each bullet's question count."""
+        counted = self.recipe.objective == "distill" and self.recipe.question
+        return [row.question - 1 if counted else 0 for row in self.rows]
+
+    def read(self, parent: str) -> None:
+        """What the full-precision model ``parent``, or the untouched low-bit one, says of the bullets."""
+        if self.recipe.objective == "distill":
+            self._read_teacher(parent)
+        if self.recipe.objective == "dpo":
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
@@ -86,9 +108,7 @@ class Loss:
             for begin in range(0, len(self.rows), READ):
                 rows = self.rows[begin : begin + READ]
                 states_NH = self._states(teacher, rows, self._where(rows)).cpu()
-                targets = self.targets[begin : begin + READ]
-                questions = [row.question - 1 if self.recipe.question else 0 for row in rows]
-                parts = states_NH.split([*targets, *questions])
+                parts = states_NH.split([*self.targets[begin : begin + READ], *self.questions[begin : begin + READ]])
                 self.targets_NH += parts[: len(rows)]
                 self.questions_NH += parts[len(rows) :]
 

@@ -15,24 +15,25 @@ queries and keys, values; attention's own matrix is not kept (SDPA)."""
 
 
 def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
-    """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings),
-    ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets, of which
-    no more are held at once.
+    """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings, and
+    its head), ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets, of
+    which no more are held at once. Before, while nothing but the model is there, a teacher is held whole: about as much as ``model``.
     """
     config = model.config.get_text_config()
     element = model.dtype.itemsize
     held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    head = 0 if loss.head is None else loss.head.weight.numel() * loss.head.weight.element_size()
+    read, width = sum(loss.targets) + sum(loss.questions), config.hidden_size
+    taught = element * width * (config.vocab_size + read) if loss.recipe.objective == "distill" else 0
     lengths = sorted((len(p.ids) for p in loss.pairs) if loss.recipe.objective == "dpo" else (len(r.ids) for r in loss.rows))[-batch_size:]
     tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths))
-    layer = STATES * config.hidden_size + 4 * config.intermediate_size
+    layer = STATES * width + 4 * config.intermediate_size
     grouped = [scaled for scaled in scales.scales(model).values() if scaled.groups > 1]
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
-    targets += sum(sorted(len(t) for t in loss.questions_NH)[-batch_size:])
+    targets += sum(sorted(loss.questions)[-batch_size:])
     return {
         "model": held,
         "optimizer": 12 * sum(p.numel() for p in tuned),
-        "teacher": head + sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH)),
+        "teacher": taught,
         "activations": element * (tokens * (config.num_hidden_layers * layer + _outputs(model)))
         + element * 2 * sum(scaled.centred_MN.numel() for scaled in grouped),
         "logits": 4 * 6 * min(targets * config.vocab_size, LOGITS),
@@ -57,7 +58,8 @@ def available(device: torch.device) -> int:
 def text(parts: dict[str, float], free: int | None = None) -> str:
     """The estimate in one line, and what to do where it does not fit."""
     free = available(torch.device("cuda" if torch.cuda.is_available() else "cpu")) if free is None else free
-    needed = sum(parts.values()) - parts["model"] - parts["teacher"]  # those two are held already
+    needed = sum(parts.values()) - parts["model"]  # which is held already
+    needed = max(needed, parts["model"]) if parts["teacher"] else needed
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
     return line if needed < free else f"{line}: this may not fit; lower restore.batch_size, in another --out"

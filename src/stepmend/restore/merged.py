@@ -41,7 +41,7 @@ def train(
     """
     pad = load_tokenizer(parent).pad_token_id
     torch.manual_seed(seed)
-    model = adapter.attach(parent, Restore(lora_rank=rank))
+    model = adapter.attach(parent, Restore(tune="lora", lora_rank=rank))
     parameters = [p for p in model.parameters() if p.requires_grad]
     batches = Batches(len(rows), ROWS, seed)
 

@@ -1,5 +1,7 @@
 """Bullets in, a restored checkpoint out. Seeded, and it continues from its last saved state."""
 
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 
 from stepmend.models.forward import head_of, hidden_of
-from stepmend.models.load import checkpoint_digest, load_model, load_tokenizer
+from stepmend.models.load import checkpoint_digest, config_of, load_model, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, memory, objectives, scales
@@ -19,6 +21,8 @@ VERSION = "restore-1"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 1e-2, "lora": 2e-3}
 """Peak learning rates of distillation: relative change of a scale or norm a step, and the adapter's own."""
+TOLERANCES = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded activations": 1e-1}
+"""How far the logits of an exported checkpoint may be from the trained model's, over the largest logit."""
 SHARES = {"distill": 1.0, "sft": 0.1, "dpo": 0.03}
 """What other objectives get of that: likelihoods of a few steps would be learnt at the cost of everything else (docs/log.md)."""
 
@@ -27,12 +31,13 @@ SHARES = {"distill": 1.0, "sft": 0.1, "dpo": 0.03}
 class Tuned:
     """What a tuning did.
 
-    The loss of every step; how far the exported checkpoint's logits are from the trained model's; the tokens it was supervised on, in all;
-    and for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost).
+    The loss of every step; how far the exported checkpoint's logits are from the trained model's, and may be; the tokens it was supervised
+    on, in all; and for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost).
     """
 
     losses: list[float]
     export_error: float
+    export_tolerance: float
     tokens: int
     chosen_change: float | None = None
 
@@ -69,8 +74,9 @@ def restore(
     kind = adapter if recipe.tune == "lora" else scales
     model = kind.attach(str(quantized), recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    loss_of, batches = Loss(recipe, model, parent, tokenizer, bullets), Batches(len(bullets), recipe.batch_size, seed)
+    loss_of, batches = Loss(recipe, model, tokenizer, bullets), Batches(len(bullets), recipe.batch_size, seed)
     say(memory.text(memory.estimate(model, parameters, loss_of, recipe.batch_size)))
+    loss_of.read(parent)
 
     def backward(step: int) -> float:
         loss = loss_of(batches[step])
@@ -82,14 +88,14 @@ def restore(
     made_by = digest(VERSION, recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
     with scales.straight_through():
         _check_head(model, loss_of.rows[0])
-        _preflight(backward, parameters, recipe)
+        _preflight(backward, model, recipe)
         losses = train(parameters, backward, steps=recipe.steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
     tokens = sum(loss_of.targets[i] for step in range(recipe.steps) for i in batches[step])
     change = _chosen_change(loss_of) if recipe.objective == "dpo" else None
     kind.export(model, quantized, out)
-    error = _compare(model, out, loss_of.rows[0])
+    error, tolerance = _compare(model, out, loss_of.rows[0])
     state_file.unlink(missing_ok=True)
-    return Tuned(losses, error, tokens, change)
+    return Tuned(losses, error, tolerance, tokens, change)
 
 
 def _check_head(model: Any, row: objectives.Row) -> None:
@@ -104,15 +110,27 @@ def _check_head(model: Any, row: objectives.Row) -> None:
         raise InputError("restore: this architecture changes its head's logits, and what is tuned here would not be what is served")
 
 
-def _preflight(backward: Callable[[int], float], parameters: list[torch.nn.Parameter], recipe: Restore) -> None:
-    """One batch before any step. Raises InputError where the loss is no number, or nothing that is tuned would move."""
+def _preflight(backward: Callable[[int], float], model: Any, recipe: Restore) -> None:
+    """One batch before any step. Raises InputError where loss or gradient is no number, or a kind of what is tuned would not move."""
     check(backward(0))
-    reached = sum(float(p.grad.abs().sum()) for p in parameters if p.grad is not None)
-    for parameter in parameters:
-        parameter.grad = None
-    if not reached > 0:
-        what = f"restore.tune = {recipe.tune}, objective = {recipe.objective}"
-        raise InputError(f"restore: no gradient reaches what is tuned ({what}): on these bullets there is nothing to learn")
+    reached: dict[str, float] = dict.fromkeys(recipe.tune.split("+"), 0.0)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            reached[_kind(name, recipe)] += float(parameter.grad.abs().sum())
+            parameter.grad = None
+    for kind, total in reached.items():
+        if not math.isfinite(total):
+            raise InputError(f"restore: the gradient of {kind} is {total}; look for infinities in the checkpoint")
+        if not total:
+            what = f"restore.tune = {recipe.tune}, objective = {recipe.objective}"
+            raise InputError(f"restore: no gradient reaches the {kind} ({what}): on these bullets there is nothing to learn")
+
+
+def _kind(name: str, recipe: Restore) -> str:
+    """Which of the kinds that a recipe tunes a parameter is of."""
+    if recipe.tune != "scales+norms":
+        return recipe.tune
+    return "scales" if name.endswith(".change") else "norms"
 
 
 def _chosen_change(loss_of: Loss) -> float:
@@ -120,8 +138,24 @@ def _chosen_change(loss_of: Loss) -> float:
     return float((loss_of.preferences() - loss_of.reference_B2)[:, 0].sum()) / max(1, sum(loss_of.targets))
 
 
-def _compare(model: Any, out: Path, row: objectives.Row) -> float:
-    """Largest difference between the logits training ended with and those of the exported checkpoint, on one bullet."""
+def _compare(model: Any, out: Path, row: objectives.Row) -> tuple[float, float]:
+    """Largest difference between the logits training ended with and those of the exported checkpoint, on one bullet; and what is allowed.
+
+    Raises InputError, and keeps nothing, where it is more.
+    """
     ids_BT = torch.tensor([row.ids], device=model.device)
     with torch.no_grad():
-        return float((model.eval()(input_ids=ids_BT).logits.float() - load_model(str(out))(input_ids=ids_BT).logits.float()).abs().max())
+        trained, served = (m(input_ids=ids_BT).logits.float() for m in (model.eval(), load_model(str(out))))
+    error, allowed = float((trained - served).abs().max()), float(trained.abs().max()) * _tolerance(str(out), model.dtype)
+    if not error <= allowed:
+        shutil.rmtree(out)
+        raise InputError(f"restore: exported logits are {error:.3g} from the trained model's ({allowed:.3g} is allowed); please report it")
+    return error, allowed
+
+
+def _tolerance(folder: str, dtype: torch.dtype) -> float:
+    """The share of the largest logit that an export may differ by: rounded activations turn a last bit into a whole step of their grid."""
+    kept = getattr(config_of(folder), "quantization_config", None) or {}
+    groups = kept.get("config_groups", {}).values()
+    rounded = kept.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups)
+    return TOLERANCES["rounded activations" if rounded else "16 bits" if dtype.itemsize == 2 else "32 bits"]
