@@ -85,9 +85,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, line):
 
 def test_an_out_of_another_recipe_is_refused(tmp_path):
     from stepmend import Recipe
+    from stepmend.recipe import ROUNDED
     from stepmend.rundir import RunDir
 
-    RunDir(tmp_path / "out", Recipe.make({"seed": 5})).close()
+    RunDir(tmp_path / "out", Recipe.make({"seed": 5, "schemes": ROUNDED})).close()  # the demo's
     assert "belongs to another recipe (seed differ)" in refused("run", "--out", tmp_path / "out")
     assert "has not measured anything yet" in refused("report", tmp_path / "out")
     assert "holds no run" in refused("report", tmp_path / "none")

@@ -10,6 +10,7 @@ from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, 
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
+SCHEMES = "How to quantize, may be given again ('stepmend schemes' lists them); default GPTQ at 4 and 3 bits, for the demo plain rounding."
 SEEDS = "Seeds of located bullets and of every control (default 3)."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
@@ -18,7 +19,7 @@ MATCH = "What controls get as much of as located bullets (default steps)."
 def run(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help="How to quantize; may be given again ('stepmend schemes' lists them).")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=SCHEMES)] = None,
     benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,
     data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
     question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
@@ -38,7 +39,7 @@ def run(
     """
     from stepmend import recipe as recipes
 
-    values = recipes.Recipe.from_yaml(recipe) if recipe else {}
+    values = recipes.Recipe.from_yaml(recipe) if recipe else {} if model else {"schemes": recipes.ROUNDED}
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
     given |= {"question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}

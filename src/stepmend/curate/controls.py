@@ -34,10 +34,9 @@ def check(names: Sequence[str], restore: Restore) -> None:
     idle = {"random-step", "shuffled-step", "whole-trace"} if restore.trained == "whole" else set[str]()
     idle |= {"sft-chosen"} if restore.objective == "sft" else set()
     if same := [name for name in names if name in idle]:
-        raise InputError(
-            f"controls: {', '.join(same)} would be tuned just as the located bullets are ({restore.objective} on span {restore.trained}); "
-            "a run with --set restore.span=prefix tells steps apart"
-        )
+        how = f"{restore.objective} on span {restore.trained}"
+        hint = "; a run with --set restore.span=prefix tells steps apart" if restore.trained == "whole" else ""
+        raise InputError(f"controls: {', '.join(same)} would be tuned just as the located bullets are ({how}){hint}")
 
 
 def recipe_of(control: str, restore: Restore) -> Restore:
