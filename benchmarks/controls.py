@@ -21,12 +21,13 @@ FAMILY, SCHEME, SEEDS = "qwen2", "rtn-w3a16", 3
 """What loses most of what the built-in reasoners have, so that there is most to tell apart."""
 SHARED = ("curate.problems=3600", "measure.noise_floor=false", "restore.within_noise=true")
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "step-distill": (("restore.span=step",), "random-step,shuffled-step,whole-trace,solved-problems"),
+    "step-distill": (("restore.span=step",), "random-step,whole-trace,solved-problems"),
     "prefix-distill": (("restore.span=prefix",), "random-step,shuffled-step,solved-problems"),
-    "step-dpo": (("restore.objective=dpo",), "random-step,shuffled-step,whole-response,sft-chosen"),
+    "step-dpo": (("restore.objective=dpo",), "random-step,whole-response,sft-chosen"),
     "whole-distill": ((), "solved-problems,full-tuned"),
 }
-"""Keys of the recipe that differ from the default, and the controls that mean something under them."""
+"""Keys of the recipe that differ from the default, and the controls that mean something under them. Steps as far along (shuffled-step)
+are asked for where random ones are beaten."""
 
 HEAD = """# Located bullets beside their controls
 

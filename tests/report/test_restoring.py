@@ -178,6 +178,10 @@ def test_a_preference_won_at_the_chosen_texts_cost_is_said():
 def test_an_adapters_card_says_how_to_load_it():
     arms = {"full": FULL, SCHEME: LOW, RESTORED: FULL}
     assert "PeftModel.from_pretrained" in card.text(found(arms, tune="lora"), SCHEME, RESTORED)
+    assert "vllm serve" not in card.text(found(arms, tune="lora"), SCHEME, RESTORED), "vLLM has no kernel for three bits"
+    low = "gptq-w4a16-g128"
+    four = found({"full": FULL, low: LOW, low + summary.RESTORED: FULL}, tune="lora")
+    assert "vllm serve" in card.text(four, low, low + summary.RESTORED)
     assert "PeftModel" not in card.text(found(arms), SCHEME, RESTORED)
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.report import effects, summary
 from stepmend.report.summary import Found, final, percent
@@ -20,10 +21,9 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quanti
 model = PeftModel.from_pretrained(model, folder + "/adapter")
 ```
 
-In vLLM: `vllm serve FOLDER --enable-lora --lora-modules mended=FOLDER/adapter`, and then `mended` as the model's name.
-
 """.splitlines()
 """How an adapter is loaded."""
+SERVED = "In vLLM: `vllm serve FOLDER --enable-lora --lora-modules mended=FOLDER/adapter`, and then `mended` as the model's name."
 
 
 def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -> None:
@@ -70,6 +70,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
         *(ADAPTED if restore.tune == "lora" else []),
+        *([SERVED, ""] if restore.tune == "lora" and "vLLM" in schemes.parse(scheme).loads else []),
         f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
         "|---|---|",
         *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in ("full", scheme, arm)],
