@@ -143,8 +143,8 @@ def recovery(full: Outcomes, quantized: Outcomes, restored: Shares, *, seed: int
     pair = paired(full, quantized)
     if pair.p >= 0.05 or pair.only_first <= pair.only_second:
         loss = 100 * (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
-        said = f"the loss of {loss:.1f} points is within noise" if loss > 0 else f"nothing was lost ({-loss:+.1f} points)"
-        return Interval(None, None, None, f"{said} (McNemar p = {pair.p:.2g})")
+        said = f"the loss of {loss:.1f} points is within noise (" if loss > 0 else f"nothing was lost ({abs(loss):+.1f} points, "
+        return Interval(None, None, None, f"{said}McNemar p = {pair.p:.2g})")
     arms = np.stack([per_problem(one) for one in (full, quantized, restored)], axis=1)
     value = float((arms[:, 2] - arms[:, 1]).sum() / (arms[:, 0] - arms[:, 1]).sum())
     means = _resampled(arms, seed)
