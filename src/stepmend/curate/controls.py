@@ -35,7 +35,7 @@ def check(names: Sequence[str], restore: Restore) -> None:
     idle |= {"sft-chosen"} if restore.objective == "sft" else set()
     if same := [name for name in names if name in idle]:
         how = f"{restore.objective} on span {restore.trained}"
-        hint = "; a run with --set restore.span=prefix tells steps apart" if restore.trained == "whole" else ""
+        hint = "; a run with --set restore.span=prefix tells steps apart" if same != ["sft-chosen"] else ""
         raise InputError(f"controls: {', '.join(same)} would be tuned just as the located bullets are ({how}){hint}")
 
 
