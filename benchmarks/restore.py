@@ -356,8 +356,8 @@ as many supervised tokens of whole traces that were not chosen by their faults; 
 counted. GPTQ quantizes anew, in the same bits and groups, on three draws of calibration problems (plain questions: one); its recovery is
 what it does not lose of rounding's loss. Rates of the paper's recipe and of EfficientQAT were chosen on {dev} other problems. Brackets: 95
 % paired bootstrap over problems, seeds kept together; p of differences: paired sign flips, against peers adjusted by Holm's method.
-Seconds and peak memory are those of an arm's own process, in one thread; at 3 bits the paper's recipe was tuned in another, busier hour
-than the others, so its seconds are too many there. Bytes and tokens/s are over the quantized model's, side by side.
+Seconds and peak memory are those of an arm's own process, in one thread. The paper's recipe was tuned in busier hours than the others, so
+its seconds are too many; step times are side by side. Bytes and tokens/s are over the quantized model's, side by side.
 
 """
 
