@@ -43,3 +43,8 @@ def broken(full):
             cases.append((step, problem, locators.make_case(prompt, trace, trace_of(full, solved.text))))
     assert len(cases) >= 8
     return cases
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)

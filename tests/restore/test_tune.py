@@ -2,55 +2,23 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepmend import Bullet, InputError
+from stepmend import InputError
 from stepmend.curate import controls
-from stepmend.models import chat, forward, load
+from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
-from stepmend.quantize import run, schemes
 from stepmend.recipe import Restore
 from stepmend.report import card
-from stepmend.restore import memory, objectives, scales, training, tune
+from stepmend.restore import scales, training, tune
 from stepmend.restore.losses import Loss
-from tests.texts import calibration_texts
+from tests.restore.made import bullets, quantized
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
-
-
-def bullets(count: int = 8) -> list[Bullet]:
-    """Bullets of one sum, behind a correct first line: the rejected step is off by one."""
-    made = []
-    for i in range(count):
-        a, b = 10 + 3 * i, 20 + i
-        first, right, wrong = f"Step 1: {a} + 1 = {a + 1}\n", f"Step 2: {a} + {b} = {a + b}\n", f"Step 2: {a} + {b} = {a + b + 1}\n"
-        made.append(
-            Bullet(
-                problem=f"p{i}", arm="q", made_by="t", prefix=first,
-                prompt=f"<|user|>Tom has {a} eggs. Tom buys {b} eggs.<|assistant|>{first}",
-                chosen=right, rejected=wrong, continuation=f"\\boxed{{{a + b}}}", rejected_rest=f"\\boxed{{{a + b + 1}}}",
-                solution=f"{first}{right}\\boxed{{{a + b}}}", place=(len(first), len(first + right)), step=1, error_class="computational",
-            )
-        )  # fmt: skip
-    return made
-
-
-def quantized(parent: str, scheme: str, out) -> None:
-    texts = calibration_texts(load.load_tokenizer(parent), 8)
-    run.quantize(parent, schemes.parse(scheme), texts, out)
-
-
-@pytest.fixture(scope="module")
-def low_bit(tiny_llama, tmp_path_factory):
-    out = tmp_path_factory.mktemp("low") / "w3"
-    quantized(tiny_llama, "rtn-w3a16-g64", out)
-    return out
 
 
 @pytest.mark.parametrize("what", ["scales", "norms", "scales+norms", "lora"])
@@ -195,100 +163,6 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "stopped/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("span", "text"), [
-    ("step", "Step 2: 10 + 20 = 30\n"),
-    ("prefix", "Step 1: 10 + 1 = 11\nStep 2: 10 + 20 = 30\n"),
-    ("tail", "Step 2: 10 + 20 = 30\n\\boxed{30}"),
-    ("whole", "Step 1: 10 + 1 = 11\nStep 2: 10 + 20 = 30\n\\boxed{30}"),
-])  # fmt: skip
-def test_a_span_targets_its_own_tokens(tiny_llama, span, text):
-    tokenizer = load.load_tokenizer(tiny_llama)
-    row = objectives.chosen_row(tokenizer, bullets(1)[0], span)
-    targets = [token for token, wanted in zip(row.ids, row.targets, strict=True) if wanted]
-    assert tokenizer.decode(targets, skip_special_tokens=True) == text
-
-
-def test_the_prefix_is_the_text_of_whom_it_names(tiny_llama):
-    tokenizer = load.load_tokenizer(tiny_llama)
-    bullet = bullets(1)[0].model_copy(update={"solution": "Step 1: 20 + 1 = 21\nStep 2: 10 + 20 = 30\n\\boxed{30}", "place": (20, 41)})
-    own, others = (tokenizer.decode(objectives.chosen_row(tokenizer, bullet, "step", p).ids) for p in ("quantized", "full"))
-    assert "10 + 1 = 11" in own
-    assert "20 + 1 = 21" in others
-
-
-@pytest.mark.parametrize("span", ["step", "prefix", "whole"])
-def test_a_shared_prefix_is_computed_once_to_the_same_likelihoods(tiny, span):
-    model, tokenizer = load.load_model(tiny), load.load_tokenizer(tiny)
-    several = bullets(3)
-    several[2] = several[2].model_copy(update={"rejected": several[2].rejected * 9})  # of another length: it goes through by itself, first
-    chosen = [objectives.chosen_row(tokenizer, b, span) for b in several]
-    rejected = [objectives.rejected_row(tokenizer, b, span) for b in several]
-    packed = [objectives.pack(*sides) for sides in zip(chosen, rejected, strict=True)]
-    assert all(len(p.ids) < len(c.ids) + len(r.ids) for p, c, r in zip(packed, chosen, rejected, strict=True))
-    with torch.no_grad():
-        sums = objectives.pairs_of(model, packed, 0)
-        for rows, found in zip((chosen, rejected), sums, strict=True):
-            for row, value in zip(rows, found, strict=True):
-                logits_TV = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-                alone = sum(logits_TV[t - 1, row.ids[t]] for t, wanted in enumerate(row.targets) if wanted)
-                assert value.item() == pytest.approx(alone.item(), abs=1e-3)
-
-
-def test_distillation_is_zero_from_itself_and_its_weights_follow_the_teacher():
-    torch.manual_seed(0)
-    one, other = torch.randn(5, 7), torch.randn(5, 7)
-    plain = objectives.distill(other, one)
-    assert objectives.distill(one, one).abs().max().item() == pytest.approx(0, abs=1e-6)
-    sure, torn = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[9.0, 9.0, 0.0]])
-    assert objectives.weights(sure, "low-entropy") > objectives.weights(torn, "low-entropy")
-    assert objectives.weights(sure, "small-margin") < objectives.weights(torn, "small-margin")
-    assert objectives.weights(sure, "uniform") == objectives.weights(torn, "uniform") == 1
-    p, q = one.softmax(-1), other.softmax(-1)
-    assert torch.allclose(plain, (p * (p / q).log()).sum(-1), rtol=1e-4)
-    assert objectives.features(one, one).sum() == 0
-    assert objectives.features(one + 1, one).mean().item() == pytest.approx((1 / one.pow(2).mean()).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("question", [0.0, 0.5])
-@pytest.mark.parametrize("weight", ["uniform", "low-entropy", "small-margin"])
-def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, question, weight):
-    """Targets and questions are each a mean with weights of its own."""
-    tokenizer, recipe = load.load_tokenizer(tiny_llama), Restore(question=question, features=0, weight=weight)
-    student = scales.attach(str(low_bit), recipe)
-    loss_of = Loss(recipe, student, tokenizer, bullets(3))
-    loss_of.read(tiny_llama)
-    row = loss_of.rows[1]
-    with torch.no_grad():
-        teacher_TV, student_TV = (m(input_ids=torch.tensor([row.ids])).logits[0] for m in (load.load_model(tiny_llama), student))
-        kl_T = objectives.distill(student_TV, teacher_TV)
-        asked, targets = range(row.question - 1), [t - 1 for t, wanted in enumerate(row.targets) if wanted]
-        weight_T = objectives.weights(teacher_TV, weight)
-        means = [(kl_T[part] * weight_T[part]).sum() / weight_T[part].sum() for part in (targets, list(asked))]
-        expected = means[0] + question * means[1]
-        assert loss_of([1]).item() == pytest.approx(expected.item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
-def test_logits_in_pieces_are_the_same_loss_and_gradient(tiny_llama, low_bit, monkeypatch, objective):
-    values = {"objective": objective, **({"weight": "small-margin"} if objective == "distill" else {})}
-    recipe, tokenizer = Restore.model_validate(values), load.load_tokenizer(tiny_llama)
-    student = scales.attach(str(low_bit), recipe)
-    loss_of = Loss(recipe, student, tokenizer, bullets())
-    loss_of.read(tiny_llama)
-    parameters, held, found = [p for p in student.parameters() if p.requires_grad], [], []
-    head = student.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: held.append(output.numel()))
-    for most in (forward.LOGITS, 10 * head.out_features):
-        monkeypatch.setattr(forward, "LOGITS", most)
-        held.clear()
-        loss = loss_of(range(8))
-        found.append((loss.detach(), *torch.autograd.grad(loss, parameters)))
-        assert max(held) <= most
-    assert len(held) > 2
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("what", ["scales", "norms", "scales+norms", "lora"])
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_a_model_computed_in_its_own_dtype_is_tuned_too(tiny_llama, low_bit, tmp_path, monkeypatch, what, objective):
@@ -358,78 +232,6 @@ def test_full_precision_is_tuned_for_comparison_too(tiny_llama, tmp_path):
     assert tuned.losses[-1] < tuned.losses[0]
     assert tuned.export_error < 1e-3
     assert (tmp_path / "tuned/adapter").is_dir()
-
-
-def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path, monkeypatch):
-    said, read = [], Loss.read
-    monkeypatch.setattr(Loss, "read", lambda loss, parent: said.append("read") or read(loss, parent))
-    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=1), tmp_path / "restored", seed=0, say=said.append)
-    assert ["memory: about" in said[0], said[1:]] == [True, ["read"]]
-    assert "may not fit" in memory.text({"model": 1.0, "teacher": 0.0, "logits": 9.0}, free=8)
-    assert "may not fit" in memory.text({"model": 9.0, "teacher": 1.0, "logits": 1.0}, free=8), "a teacher must fit beside the model"
-    assert "may not fit" not in memory.text({"model": 9.0, "teacher": 0.0, "logits": 1.0}, free=8)
-
-
-PEAK = """
-import re, sys, torch
-from pathlib import Path
-from stepmend.models.load import load_tokenizer
-from stepmend.recipe import Restore
-from stepmend.restore import adapter, memory, scales
-from stepmend.restore.losses import Loss
-from tests.restore.test_tune import bullets
-
-parent, folder, what = sys.argv[1:]
-recipe = Restore.model_validate({"tune": what, "batch_size": 128})
-model = (adapter if what == "lora" else scales).attach(folder, recipe)
-tuned = [p for p in model.parameters() if p.requires_grad]
-loss = Loss(recipe, model, load_tokenizer(folder), bullets(128))
-parts = memory.estimate(model, tuned, loss, 128)
-loss.read(parent)
-kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))
-assert kept == parts["teacher"], (kept, parts)
-kb = lambda name: int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-before = kb("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-for _ in range(2):
-    loss(range(128)).backward()
-needed = sum(parts.values()) - parts["model"] - parts["teacher"]  # those are held before
-print((kb("VmHWM") - before) * 1024 / needed)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read the way Linux gives it")
-@pytest.mark.parametrize(("scheme", "what"), [("rtn-w3a16", "scales+norms"), ("rtn-w3a16-g64", "scales"), ("rtn-w3a16", "lora")])
-def test_the_memory_said_is_the_memory_needed(scheme, what, tmp_path):
-    parent = str(CHECKPOINTS / "qwen2")
-    quantized(parent, scheme, tmp_path / "low")
-    command = [sys.executable, "-c", PEAK, parent, str(tmp_path / "low"), what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 0.7 < float(done.stdout.split()[-1]) < 1.4
-
-
-def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_llama, low_bit, monkeypatch):
-    recipe, tokenizer = Restore(), load.load_tokenizer(tiny_llama)
-    model = scales.attach(str(low_bit), recipe)
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    unlike = [b.model_copy(update={"prefix": b.prefix * (1 + 2 * i)}) for i, b in enumerate(bullets(3))]
-    loss = Loss(recipe, model, tokenizer, unlike)
-    loss.read(tiny_llama)
-    calls, weight = [], scales.ScaleLinear.weight
-    monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer: calls.append(layer) or weight(layer))
-    apart = torch.autograd.grad(loss(range(3)), tuned)
-    assert len(calls) == len(set(calls)) == len(scales.scales(model))
-    monkeypatch.setattr(forward, "ALIKE", 0)  # all in one pass
-    for one, other in zip(apart, torch.autograd.grad(loss(range(3)), tuned), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-
-
-def test_dpo_is_its_closed_form():
-    chosen, rejected = torch.tensor([-1.0]), torch.tensor([-3.0])
-    start = torch.tensor([-2.0])
-    expected = -torch.nn.functional.logsigmoid(torch.tensor(0.5 * ((-1 + 2) - (-3 + 2))))
-    assert objectives.dpo(chosen, rejected, start, start, 0.5) == pytest.approx(expected.item())
 
 
 def test_a_preference_is_tuned_far_more_gently_than_a_distribution():

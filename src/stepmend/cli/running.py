@@ -39,7 +39,8 @@ def run(
     """
     from stepmend import recipe as recipes
 
-    values = recipes.Recipe.from_yaml(recipe) if recipe else {} if model else {"schemes": recipes.ROUNDED}
+    values: dict[str, Any] = {} if recipe or model else {"schemes": recipes.ROUNDED}
+    values = recipes.Recipe.from_yaml(recipe) if recipe else values
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
     given |= {"question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmend.locate import steps
-from stepmend.measure import behaviour, statistics
+from stepmend.measure import statistics
 from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
 from stepmend.report import controlled, effects, regularities, summary
@@ -66,12 +66,11 @@ def _behaviour(found: Found, arm: str, level: str) -> dict[str, Any]:
     """What else differs, on all held-out problems or one level: length against full precision (tokens), and shares of odd endings."""
     chosen = [p.id for p in found.test if level in ("all", p.level)]
     traces, full = ([found.traces[a][p] for p in chosen] for a in (arm, "full"))
+    grades = [found.grades[arm][p] for p in chosen]
     return {
         "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for t in full)),
-        "truncated": sum(t.finish == "length" for t in traces) / len(chosen),
-        "loops": sum(behaviour.loops(t.text) for t in traces) / len(chosen),
-        "unscored": sum(found.grades[arm][p].outcome == "unscored" for p in chosen) / len(chosen),
-        "unboxed": sum(found.grades[arm][p].form != "boxed" for p in chosen) / len(chosen),
+        "unscored": sum(grade.outcome == "unscored" for grade in grades) / len(chosen),
+        **{name: sum(map(odd, traces, grades)) / len(chosen) for name, (_, odd) in effects.ENDINGS.items()},
     }
 
 

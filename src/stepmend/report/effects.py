@@ -14,12 +14,12 @@ MEASURES = {
     "question": "loss on the questions' text (nats a token)",
     "kl": "KL from full precision where both models were right (nats a token)",
 }
-ENDINGS: dict[str, Callable[[Trace, Grade], bool]] = {
-    "cut off": lambda trace, grade: trace.finish == "length",
-    "in a loop": lambda trace, grade: behaviour.loops(trace.text),
-    "without a boxed answer": lambda trace, grade: grade.form != "boxed",
+ENDINGS: dict[str, tuple[str, Callable[[Trace, Grade], bool]]] = {
+    "truncated": ("cut off", lambda trace, grade: trace.finish == "length"),
+    "loops": ("in a loop", lambda trace, grade: behaviour.loops(trace.text)),
+    "unboxed": ("without a boxed answer", lambda trace, grade: grade.form != "boxed"),
 }
-"""Odd endings of solutions."""
+"""Odd endings of solutions, in words and as a question."""
 
 
 def effects(found: Found, scheme: str) -> dict[str, Any] | None:
@@ -69,11 +69,11 @@ def _endings(found: Found, scheme: str, restored: str) -> list[dict[str, Any]]:
     def odd(arm: str, of: Callable[[Trace, Grade], bool]) -> statistics.Outcomes:
         return np.array([of(found.traces[arm][p.id], found.grades[arm][p.id]) for p in found.test], dtype=bool)
 
-    pairs = [(name, odd(scheme, of), odd(restored, of)) for name, of in ENDINGS.items()]
+    pairs = [(text, odd(scheme, of), odd(restored, of)) for text, of in ENDINGS.values()]
     adjusted = statistics.holm([statistics.paired(before, after).p for _, before, after in pairs])
     return [
-        {"ending": name, "n": len(before), "before": int(before.sum()), "after": int(after.sum()), "p": p}
-        for (name, before, after), p in zip(pairs, adjusted, strict=True)
+        {"ending": text, "n": len(before), "before": int(before.sum()), "after": int(after.sum()), "p": p}
+        for (text, before, after), p in zip(pairs, adjusted, strict=True)
     ]
 
 
