@@ -83,5 +83,5 @@ def sentences(found: Found) -> list[str]:
     for scheme in found.recipe.schemes:
         if scheme in found.arms and (of := effects(found, scheme)):
             worse = f"worse beyond noise: {'; '.join(of['worse'])}" if of["worse"] else "nothing is worse beyond noise"
-            lines.append(f"{of['arm']}: {of['gained']} wrong answers turned right, {of['lost']} right ones wrong; {worse}")
+            lines.append(f"{of['arm']}: {of['gained']} turned right, {of['lost']} turned wrong; {worse}")
     return lines
