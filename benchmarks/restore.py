@@ -382,7 +382,8 @@ counted. GPTQ quantizes anew, in the same bits and groups, on three draws of cal
 what it does not lose of rounding's loss, also where stepmend has mended it, whose seconds are both's. Rates of the paper's recipe and of
 EfficientQAT were chosen on {dev} other problems. Brackets: 95 % paired bootstrap over problems, seeds kept together; p of differences:
 paired sign flips, against peers adjusted by Holm's method. Seconds and peak memory are those of an arm's own process, in one thread;
-step times are side by side. Bytes and tokens/s are over the quantized model's, side by side.
+step times are side by side. (At 4 bits the paper's recipe was tuned in busier hours.) Bytes and tokens/s, of the texts that each model
+writes, are over the quantized model's, side by side.
 
 """
 
