@@ -12,16 +12,14 @@ bullets of its own. Each arm is made in a process of its own, whose time and pea
 """
 
 import argparse
-import multiprocessing
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import arms
 import numpy as np
 import sections
 from pydantic import BaseModel
@@ -34,13 +32,11 @@ from stepmend.measure import statistics
 from stepmend.mend import Mend
 from stepmend.models import load
 from stepmend.progress import Stages
-from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import QUICK, Recipe, Restore, merge
 from stepmend.records import digest
 from stepmend.report.summary import percent, points
-from stepmend.restore import adapter, tune
-from stepmend.rundir import make_folder
+from stepmend.restore import tune
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("qwen2", "llama")
@@ -57,7 +53,6 @@ VERSION = "peers-2"
 """Changes whenever the same arm may be tuned otherwise."""
 TIMED = 64
 """Solutions that are generated to time a model."""
-LORA_RANK = 16
 
 OWN, BOTH = "GPTQ on own traces", "GPTQ on own traces, then stepmend"
 
@@ -65,7 +60,6 @@ Make = partial[None]
 """What writes a checkpoint: of parent, folder, bullets, recipe, seed and, for the paper's, a rate."""
 Made = Callable[[int, float | None], Make]
 """What writes the checkpoint of a seed and a rate."""
-Tick = Callable[[int], None]
 
 
 def recipe_of(family: str, scheme: str, problems: int, quick: bool) -> Recipe:
@@ -94,21 +88,21 @@ class Peers:
             "EfficientQAT": Restore(tune="scales", objective="sft", steps=self.recipe.steps),
             "QAD": Restore(features=0, question=0, steps=self.recipe.steps),
         }
-        self.arm("stepmend", lambda seed, rate: partial(ours, *self.parts, self.bullets, self.recipe, seed))
+        self.arm("stepmend", lambda seed, rate: partial(arms.ours, *self.parts, self.bullets, self.recipe, seed))
         for name, recipe in generics.items():
 
             def made(seed: int, rate: float | None, recipe: Restore = recipe) -> Make:
                 generic = self.generic(seed)
                 steps = max(1, round(recipe.steps * own / tune.tokens_of(self.loop.tokenizer, generic, recipe)))
-                return partial(ours, *self.parts, generic, recipe.model_copy(update={"steps": steps, "learning_rate": rate}), seed)
+                return partial(arms.ours, *self.parts, generic, recipe.model_copy(update={"steps": steps, "learning_rate": rate}), seed)
 
             self.arm(name, made)
-        self.arm("the paper's recipe", lambda seed, rate: partial(paper, *self.parts, self.bullets, self.recipe, seed, rate))
+        self.arm("the paper's recipe", lambda seed, rate: partial(arms.paper, *self.parts, self.bullets, self.recipe, seed, rate))
         scheme = self.scheme.replace("rtn", "gptq")
         for name, seeds in ((OWN, self.seeds), ("GPTQ on plain questions", 1)):
 
             def again(seed: int, rate: float | None, own: bool = name == OWN) -> Make:
-                return partial(recalibrated, *self.parts, self.calibration(seed, own), scheme, seed)
+                return partial(arms.recalibrated, *self.parts, self.calibration(seed, own), scheme, seed)
 
             self.arm(name, again, seeds)
         self.arm(BOTH, self.both)
@@ -120,7 +114,7 @@ class Peers:
         base = self.rows[OWN][seed]["arm"]
         bullets = self.mend.bullets(base)
         self.loop.engines.pop(base, None)
-        return partial(ours, self.loop.parent, self.loop.folder(base), bullets, self.recipe, seed)
+        return partial(arms.ours, self.loop.parent, self.loop.folder(base), bullets, self.recipe, seed)
 
     def arm(self, name: str, made: Made, seeds: int | None = None) -> None:
         """One peer under every seed, or as many as said, at the rate that does best on ``dev`` under the first."""
@@ -137,7 +131,7 @@ class Peers:
         def tuned() -> dict[str, Any]:
             loop.stages.say(f"  {arm}: tuning")
             shutil.rmtree(loop.folder(arm), ignore_errors=True)
-            seconds, peak = _in_child(_measured, make, loop.folder(arm))
+            seconds, peak = arms.in_child(arms.measured, make, loop.folder(arm))
             return {"seconds": seconds, "peak": peak, "bytes": _size(loop.folder(arm)), "rate": rate}
 
         once(self.loop, f"peer-{arm}", _made_by(make), tuned)
@@ -191,8 +185,10 @@ class Peers:
 
     def step_times(self) -> dict[str, float]:
         """Seconds a step on the same batches, side by side in one process: the median over steps."""
-        timed = partial(_step_times, *self.parts, self.bullets, self.recipe)
-        return once(self.loop, "step-times", _made_by(timed), lambda: {"times": _in_child(timed, self.loop.dir.path / "timed")})["times"]
+        timed = partial(arms.step_times, *self.parts, self.bullets, self.recipe)
+        return once(self.loop, "step-times", _made_by(timed), lambda: {"times": arms.in_child(timed, self.loop.dir.path / "timed")})[
+            "times"
+        ]
 
 
 def _whole(solved: Solved) -> Bullet:
@@ -220,91 +216,6 @@ def _made_by(make: partial[Any]) -> str:
 
 def _plain(given: Any) -> Any:
     return given.model_dump() if isinstance(given, BaseModel) else given
-
-
-def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _measured(make: Make, out: Path) -> tuple[float, float]:
-    """Seconds and peak GiB of making ``out``; for a process that does nothing else."""
-    begin = time.perf_counter()
-    make(out)
-    seconds = time.perf_counter() - begin
-    # Not getrusage: a process begun from a larger one starts with that one's peak there.
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak
-    return seconds, int(peak[1]) / (1 << 20)
-
-
-def ours(parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, seed: int, out: Path, tick: Tick = lambda done: None) -> None:
-    tune.restore(parent, folder, bullets, recipe, out, seed=seed, tick=tick)
-
-
-def paper(
-    parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, seed: int, rate: float, out: Path, tick: Tick = lambda done: None
-) -> None:
-    """The paper's recipe: TRL's DPO on the steps at the fault, a LoRA adapter over the quantized weights."""
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            tick(1)
-
-    class Steps(DPOTrainer):
-        """TRL ends every text; a step that others follow is not the end, and its model would learn to stop there."""
-
-        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-            def opened(row: dict[str, Any], i: int) -> dict[str, Any]:
-                followed = {"chosen_ids": bullets[i].continuation, "rejected_ids": bullets[i].rejected_rest}
-                return {side: row[side][:-1] if text else row[side] for side, text in followed.items()}
-
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name).map(opened, with_indices=True)
-
-    torch.manual_seed(seed)
-    model = adapter.attach(str(folder), Restore(tune="lora", lora_rank=LORA_RANK))
-    rows = [{"prompt": b.prompt, "chosen": b.chosen, "rejected": b.rejected} for b in bullets]
-    options = DPOConfig(
-        output_dir=str(out.with_suffix(".trl")), max_steps=recipe.steps, per_device_train_batch_size=recipe.batch_size,
-        learning_rate=rate, beta=0.1, seed=seed, report_to=[], use_cpu=not torch.cuda.is_available(), bf16=False, save_strategy="no",
-        gradient_checkpointing=False, precompute_ref_log_probs=True, disable_tqdm=True, logging_steps=50,
-    )  # fmt: skip
-    tokenizer = load.load_tokenizer(parent)
-    trainer = Steps(model, args=options, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Ticks()])
-    trainer.train()
-    make_folder(out, lambda part: (shutil.copytree(folder, part, dirs_exist_ok=True), model.save_pretrained(part / adapter.FOLDER))[1])
-    shutil.rmtree(out.with_suffix(".trl"), ignore_errors=True)
-
-
-def recalibrated(parent: str, folder: Path, texts: list[str], scheme: str, seed: int, out: Path, tick: Tick = lambda done: None) -> None:
-    """The same bits and groups by GPTQ, in place of the checkpoint ``folder``."""
-    quantizer.quantize(parent, schemes.parse(scheme), texts, out)
-
-
-def _step_times(parent: str, folder: Path, bullets: list[Bullet], recipe: Restore, out: Path) -> dict[str, float]:
-    """Three turns of 20 steps each on one batch; the first two steps of a turn warm up."""
-    batch, steps = bullets[: recipe.batch_size], {"steps": 20}
-    lora = Restore(tune="lora", lora_rank=LORA_RANK, objective="dpo", batch_size=recipe.batch_size, steps=20)
-    arms: dict[str, Callable[[Path, Tick], None]] = {
-        "stepmend's default": partial(ours, parent, folder, batch, recipe.model_copy(update=steps), 0),
-        "stepmend, dpo on scales": partial(ours, parent, folder, batch, lora.model_copy(update={"tune": "scales"}), 0),
-        "stepmend, dpo on an adapter": partial(ours, parent, folder, batch, lora, 0),
-        "TRL, dpo on an adapter": partial(paper, parent, folder, batch, recipe.model_copy(update=steps), 0, 1e-5),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(3):
-        for name, make in arms.items():
-            moments: list[float] = []
-            make(out, lambda done, moments=moments: moments.append(time.perf_counter()))
-            taken[name] += np.diff(moments)[2:].tolist()
-            shutil.rmtree(out)
-    return {name: float(np.median(each)) for name, each in taken.items()}
 
 
 def outcomes(peers: Peers, name: str) -> statistics.Shares:
