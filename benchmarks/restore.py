@@ -226,12 +226,12 @@ def outcomes(peers: Peers, name: str) -> statistics.Shares:
 def row_of(peers: Peers, name: str, p: float | None) -> str:
     """A line of the table; ``p``: of stepmend against this peer."""
     loop, test, notes, size = peers.loop, peers.test, peers.rows[name], _size(peers.loop.folder(peers.scheme))
-    full, low, arms = loop.outcomes(test, "full"), loop.outcomes(test, peers.scheme), outcomes(peers, name)
-    ahead = statistics.difference(outcomes(peers, "stepmend"), arms)
-    recovery, loss = statistics.recovery(full, low, arms), statistics.difference(arms, full)
+    full, low, own = loop.outcomes(test, "full"), loop.outcomes(test, peers.scheme), outcomes(peers, name)
+    ahead = statistics.difference(outcomes(peers, "stepmend"), own)
+    recovery, loss = statistics.recovery(full, low, own), statistics.difference(own, full)
     rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
     cells = [
-        name + rate, percent(statistics.average_at(arms)), f"{_span(loss)}, p = {statistics.permutation(arms, full):.2g}",
+        name + rate, percent(statistics.average_at(own)), f"{_span(loss)}, p = {statistics.permutation(own, full):.2g}",
         "undefined" if recovery.value is None else f"{percent(recovery.value)} ({percent(recovery.low)} to {percent(recovery.high)})",
         "" if p is None else f"{_span(ahead)}, p = {p:.2g}", f"{np.mean([note['seconds'] for note in notes]):.0f}",
         f"{max(note['peak'] for note in notes):.1f}", f"{notes[0]['bytes'] / size:.2f}", f"{notes[0]['speed']:.2f}",
