@@ -19,9 +19,19 @@ with warnings.catch_warnings():
     import peft  # noqa: F401
     import torch
 
-from stepmend.models import reasoner
+from stepmend.models import load, reasoner
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32():
+    """Tests that compare last bits compute in float32 on a GPU too; commands, in processes of their own, do as users' do."""
+    with pytest.MonkeyPatch.context() as patch:
+        device, _ = load.placement()
+        patch.setattr(load, "placement", lambda: (device, torch.float32))
+        yield
+
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",

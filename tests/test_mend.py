@@ -17,6 +17,7 @@ from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.recipe import Recipe
 from stepmend.report import summary
 from tests.conftest import LOSSY
+from tests.texts import logits
 
 RESTORED = LOSSY + summary.RESTORED
 FOLDER = RESTORED.replace("+", "-")
@@ -64,7 +65,7 @@ def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
         with torch.no_grad():
             for name, ids in asked.items():
                 text = [*ids, *found.traces["full"][name].tokens]
-                mine, theirs = (m(input_ids=torch.tensor([text])).logits[0].double().log_softmax(-1) for m in (model, full))
+                mine, theirs = (logits(m, text).double().log_softmax(-1) for m in (model, full))
                 losses.append(-mine[: len(ids) - 1].gather(1, torch.tensor(ids[1:])[:, None]).mean().item())
                 if name in both:
                     kl.append((theirs.exp() * (theirs - mine)).sum(-1)[len(ids) - 1 : -1].mean().item())

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from stepmend import grading
+from stepmend import __version__, grading
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines.local import LocalEngine, batches, complete_all
@@ -34,7 +34,7 @@ from stepmend.rundir import RunDir
 CHUNK = 64
 """Regressions that are located at once, and kept at once."""
 
-LIBRARIES = ("stepmend", "torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
+LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
 
 
 class Loop:
@@ -123,7 +123,7 @@ class Loop:
     def card(self) -> dict[str, object]:
         """What made this run: versions, seeds, digests."""
         return {
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": {"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
             "model": self.recipe.model,
             "parent": self.digest("full"),
             "recipe": digest(self.recipe.model_dump()),

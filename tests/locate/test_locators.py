@@ -13,6 +13,7 @@ from stepmend.locate import locators, taxonomy
 from stepmend.locate.vote import vote
 from stepmend.models import chat
 from tests.locate.conftest import trace_of
+from tests.texts import logits
 
 
 def test_equations_find_the_false_one_and_abstain_on_true_ones(full, broken):
@@ -85,7 +86,7 @@ def test_a_long_text_is_read_in_pieces(full, broken, monkeypatch):
 def test_a_margin_is_the_distance_to_the_best_other_token(full):
     ids = chat.encode(full.tokenizer, "Step 1: 4 * 12 = 48")
     with torch.inference_mode():
-        logits_TV = full.model(torch.tensor([ids])).logits[0].float()
+        logits_TV = logits(full.model, ids).float()
     asked = ids[3:]
     (read,) = full.read([ids], [3], [asked])
     for place, token, margin, choice in zip(range(2, len(ids) - 1), asked, read.margins, read.tokens, strict=True):

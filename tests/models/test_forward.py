@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmend.models import forward, load
+from tests.texts import logits
 
 
 def test_every_place_is_read_in_the_order_asked(tiny):
@@ -15,7 +16,7 @@ def test_every_place_is_read_in_the_order_asked(tiny):
     with torch.no_grad():
         states_NH = forward.states_of(model, rows, where, pad=0)
         for state_H, (row, place) in zip(states_NH, where, strict=True):
-            alone_TH = forward.hidden_of(model, torch.tensor([rows[row]]), [(0, place)])
+            alone_TH = forward.hidden_of(model, torch.tensor([rows[row]], device=model.device), [(0, place)])
             torch.testing.assert_close(state_H, alone_TH[0], rtol=1e-4, atol=1e-4)
 
 
@@ -23,9 +24,9 @@ def test_losses_and_divergences_are_those_of_plain_logits(tiny, tiny_llama):
     one, other = load.load_model(tiny), load.load_model(tiny_llama)
     rows, begins = [[7, 8, 9, 4], list(range(5, 45)), [6, 5]], [1, 30, 1]
     with torch.no_grad():
-        logits = [[m(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1) for row in rows] for m in (one, other)]
+        said = [[logits(m, row).double().log_softmax(-1) for row in rows] for m in (one, other)]
     for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
-        p_TV, q_TV = (of[i][begin - 1 : -1] for of in logits)
+        p_TV, q_TV = (of[i][begin - 1 : -1] for of in said)
         loss = -p_TV.gather(1, torch.tensor(row[begin:])[:, None]).mean().item()
         assert forward.losses(one, rows, begins, 0)[i] == pytest.approx(loss, rel=1e-4)
         kl = (p_TV.exp() * (p_TV - q_TV)).sum(-1).mean().item()  # the first from the second, not the other way round

@@ -10,7 +10,7 @@ from stepmend import InputError
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.quantize import run, schemes
-from tests.texts import calibration_texts
+from tests.texts import calibration_texts, logits
 
 ALL = (
     "rtn-w3a16-g128",
@@ -31,13 +31,13 @@ def check_reload(parent: str, name: str, out) -> None:
     """The logits of the saved checkpoint are those of the quantizer's model."""
     tokenizer = load.load_tokenizer(parent)
     texts = calibration_texts(tokenizer, 8)
-    ids_BT = torch.tensor([chat.encode(tokenizer, texts[0])])
+    ids = chat.encode(tokenizer, texts[0])
     model, tokenizer = run.compress(parent, schemes.parse(name), texts)
     with torch.no_grad():
-        before = model(ids_BT).logits
+        before = logits(model, ids)
         run.save(model, tokenizer, out)
-        after = load.load_model(str(out))(ids_BT).logits
-        full = load.load_model(parent)(ids_BT).logits
+        after = logits(load.load_model(str(out)), ids)
+        full = logits(load.load_model(parent), ids)
     assert (before - after).abs().max() < 1e-3 * before.abs().max()
     assert (after - full).abs().max() > 1e-3 * before.abs().max(), "nothing was quantized"
 

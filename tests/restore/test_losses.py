@@ -8,6 +8,7 @@ from stepmend.recipe import Restore
 from stepmend.restore import objectives, scales
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets
+from tests.texts import logits
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
 
@@ -46,7 +47,7 @@ def test_a_shared_prefix_is_computed_once_to_the_same_likelihoods(tiny, span):
         sums = objectives.pairs_of(model, packed, 0)
         for rows, found in zip((chosen, rejected), sums, strict=True):
             for row, value in zip(rows, found, strict=True):
-                logits_TV = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+                logits_TV = logits(model, row.ids).log_softmax(-1)
                 alone = sum(logits_TV[t - 1, row.ids[t]] for t, wanted in enumerate(row.targets) if wanted)
                 assert value.item() == pytest.approx(alone.item(), abs=1e-3)
 
@@ -76,7 +77,7 @@ def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, que
     loss_of.read(tiny_llama)
     row = loss_of.rows[1]
     with torch.no_grad():
-        teacher_TV, student_TV = (m(input_ids=torch.tensor([row.ids])).logits[0] for m in (load.load_model(tiny_llama), student))
+        teacher_TV, student_TV = (logits(m, row.ids) for m in (load.load_model(tiny_llama), student))
         kl_T = objectives.distill(student_TV, teacher_TV)
         asked, targets = range(row.question - 1), [t - 1 for t, wanted in enumerate(row.targets) if wanted]
         weight_T = objectives.weights(teacher_TV, weight)

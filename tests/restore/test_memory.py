@@ -43,13 +43,14 @@ parts = memory.estimate(model, tuned, loss, 128)
 loss.read(parent)
 kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))
 assert kept == parts["teacher"], (kept, parts)
+gpu = torch.cuda.is_available()
 kb = lambda name: int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-before = kb("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = torch.cuda.memory_allocated() if gpu else 1024 * kb("VmRSS")
+torch.cuda.reset_peak_memory_stats() if gpu else Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 for _ in range(2):
     loss(range(128)).backward()
 needed = sum(parts.values()) - parts["model"] - parts["teacher"]  # those are held before
-print((kb("VmHWM") - before) * 1024 / needed)
+print(((torch.cuda.max_memory_allocated() if gpu else 1024 * kb("VmHWM")) - before) / needed)
 """
 
 

@@ -17,6 +17,7 @@ from stepmend.report import card
 from stepmend.restore import scales, training, tune
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets, quantized
+from tests.texts import logits
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
 
@@ -97,9 +98,8 @@ def test_an_adapter_loads_as_its_card_says(tiny_llama, low_bit, tmp_path):
     code = "\n".join(card.ADAPTED).partition("```python\n")[2].partition("```")[0]
     names: dict = {}
     exec(code.replace('folder = "."', f'folder = "{tmp_path / "adapted"}"'), names)
-    ids_BT = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        theirs, ours = (m(input_ids=ids_BT).logits for m in (names["model"].eval(), load.load_model(str(tmp_path / "adapted"))))
+        theirs, ours = (logits(m, [5, 6, 7, 8]) for m in (names["model"].eval(), load.load_model(str(tmp_path / "adapted"))))
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_a_layer_is_its_dequantized_weight_forward_and_backward(tiny, scheme, tm
             layer.change.uniform_(-0.1, 0.1)
             if layer.bias is not None:
                 layer.bias.uniform_(-1, 1)
-        x_BN, found = torch.randn(5, layer.centred_MN.shape[1]), []
+        x_BN, found = torch.randn(5, layer.centred_MN.shape[1], device=layer.centred_MN.device), []
         for y_BM in (layer(x_BN), torch.nn.functional.linear(x_BN, layer.weight(), layer.bias)):
             found.append((y_BM, *torch.autograd.grad(y_BM.square().sum(), layer.change)))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
@@ -135,9 +135,9 @@ def test_a_layer_is_its_dequantized_weight_forward_and_backward(tiny, scheme, tm
 def test_gradients_reach_every_scale_through_rounded_activations(tiny_llama, tmp_path):
     quantized(tiny_llama, "smoothquant-w8a8-kv8", tmp_path / "low")
     model = scales.attach(str(tmp_path / "low"), Restore())
-    ids_BT = torch.tensor([chat.encode(load.load_tokenizer(tiny_llama), bullets()[0].prompt)])
+    ids = chat.encode(load.load_tokenizer(tiny_llama), bullets()[0].prompt)
     with scales.straight_through():
-        model(input_ids=ids_BT).logits.logsumexp(-1).sum().backward()
+        logits(model, ids).logsumexp(-1).sum().backward()
     assert all(layer.change.grad.abs().sum() > 0 for layer in scales.scales(model).values())
 
 
@@ -167,7 +167,8 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_a_model_computed_in_its_own_dtype_is_tuned_too(tiny_llama, low_bit, tmp_path, monkeypatch, what, objective):
     """As on a GPU, where a bfloat16 checkpoint is computed in bfloat16: what is tuned stays float32, and what is exported is served."""
-    monkeypatch.setattr(load, "placement", lambda: ("cpu", "auto"))
+    device, _ = load.placement()
+    monkeypatch.setattr(load, "placement", lambda: (device, "auto"))
     recipe = Restore.model_validate({"tune": what, "objective": objective, "steps": 12, "batch_size": 4})
     assert load.load_model(str(low_bit)).dtype == torch.bfloat16
     tuned = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "restored", seed=0)

@@ -135,8 +135,8 @@ def placement() -> tuple[str, Any]:
 def load_model(folder: str) -> Any:
     """The checkpoint, ready to generate.
 
-    A quantized checkpoint is decompressed at once; where its activations are not quantized, the wrapper that compressed-tensors lays
-    around each layer's forward, which then does nothing, is taken off.
+    A quantized checkpoint is decompressed at once; the wrappers that compressed-tensors lays around each module, to move what lies on
+    another device, and around layers whose activations are not quantized, are taken off: here they would do nothing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -154,9 +154,11 @@ def load_model(folder: str) -> Any:
 
 def _decompress(model: Any) -> None:
     import torch
+    from compressed_tensors.offload import remove_dispatch
 
     with torch.no_grad():
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+    remove_dispatch(model)
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         if isinstance(module, torch.nn.Linear) and scheme is not None and scheme.input_activations is None:

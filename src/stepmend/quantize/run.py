@@ -54,8 +54,11 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
 
 def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
     """The quantized model as llm-compressor leaves it, with its floats in the values that are saved; and the tokenizer."""
+    from compressed_tensors.offload import remove_dispatch
+
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
         model, tokenizer = _oneshot(folder, scheme, texts)
+        remove_dispatch(model)  # else what is rounded below are copies on the GPU
     _round_to_storage(model, folder)
     return model, tokenizer
 
@@ -83,11 +86,8 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     from llmcompressor import oneshot  # pyright: ignore[reportPrivateImportUsage]
     from transformers import AutoModelForCausalLM
 
-    from stepmend.models.load import load_tokenizer
-
-    on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
-    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=load.placement()[1])
+    tokenizer = load.load_tokenizer(folder)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.

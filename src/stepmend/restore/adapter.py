@@ -23,6 +23,7 @@ def attach(folder: str, recipe: Restore) -> Any:
 
     A quantized one is dequantized in memory: its values are those that are served.
     """
+    from compressed_tensors.offload import remove_dispatch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
@@ -30,13 +31,14 @@ def attach(folder: str, recipe: Restore) -> Any:
     quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
+    model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
-        further: Any = PeftModel.from_pretrained(model.to(device), str(Path(folder) / FOLDER), is_trainable=True)
+        further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)
         further.peft_config["default"].base_model_name_or_path = folder
         return further
     targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model.to(device), lora)
+    return get_peft_model(model, lora)
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

@@ -161,7 +161,7 @@ def attach(folder: str, recipe: Restore) -> Any:
 
     storage: Any = load.config_of(folder).dtype
     device, dtype = load.placement()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
@@ -176,7 +176,7 @@ def attach(folder: str, recipe: Restore) -> Any:
             module.get_parameter("parametrizations.weight.original").requires_grad_(True)
     model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
     del model.ct_decompress_hook
-    return model.to(device).train()
+    return model.train()
 
 
 def _is_norm(module: nn.Module) -> bool:
