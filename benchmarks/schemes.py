@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 FAMILIES = ("qwen2", "llama")
 SCHEMES = (
     "rtn-w4a16-g128", "gptq-w4a16-g128", "awq-w4a16-g128", "gptq-w4a16-g128-kv8", "rtn-w3a16-g128", "gptq-w3a16-g128", "awq-w3a16-g128",
-    "rtn-w3a16-g64", "rtn-w3a16", "rtn-w8a8", "smoothquant-w8a8", "smoothquant-w8a8-kv8",
+    "rtn-w3a16-g64", "rtn-w3a16", "gptq-w3a16", "rtn-w8a8", "smoothquant-w8a8", "smoothquant-w8a8-kv8",
 )  # fmt: skip
 
 SHORTER = ("--set", "curate.problems=2700", "--set", "measure.noise_floor=false")
-"""What keeps twelve schemes of two reasoners within an hour."""
+"""What keeps so many schemes of two reasoners within an hour or two."""
 
 HEAD = """# Every scheme on both built-in reasoners
 
