@@ -14,7 +14,7 @@ from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.recipe import Restore
 from stepmend.report import card
-from stepmend.restore import scales, training, tune
+from stepmend.restore import adapter, scales, training, tune
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets, quantized
 from tests.texts import logits
@@ -101,6 +101,12 @@ def test_an_adapter_loads_as_its_card_says(tiny_llama, low_bit, tmp_path):
     with torch.no_grad():
         theirs, ours = (logits(m, [5, 6, 7, 8]) for m in (names["model"].eval(), load.load_model(str(tmp_path / "adapted"))))
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_models_lie_where_they_are_computed(low_bit):
+    """Nothing is left of the layer by which compressed-tensors keeps a tensor on one device and shows a copy of it on another."""
+    models = load.load_model(str(low_bit)), scales.attach(str(low_bit), Restore()), adapter.attach(str(low_bit), Restore(tune="lora"))
+    assert all(type(module._parameters) is dict for model in models for module in model.modules())
 
 
 def test_an_export_that_is_not_what_was_trained_is_refused_and_not_kept(tiny_llama, low_bit, tmp_path, monkeypatch):
