@@ -15,6 +15,12 @@ def test_a_template_that_writes_the_date_asks_the_same_tomorrow(tiny_llama):
         assert chat.render(tokenizer, "plain-1", "How many?") == "01 Jan 2025 How many?"
 
 
+def test_a_model_that_may_think_is_asked_for_its_steps(tiny_llama):
+    tokenizer = load.load_tokenizer(tiny_llama)
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    assert chat.render(tokenizer, "plain-1", "How many?") == "How many?"
+
+
 def test_a_token_s_span_is_what_it_adds_to_the_text():
     """Of bytes, which split characters, as of whole decoding of every beginning."""
     made = Tokenizer(models.BPE())

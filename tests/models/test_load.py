@@ -66,6 +66,20 @@ def test_what_is_neither_folder_nor_hub_name(copy):
         load.locate(str(copy / "config.json"))
 
 
+def test_a_folder_is_the_same_from_any_directory(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    found = load.locate("./copy")
+    monkeypatch.chdir("/")
+    assert load.checkpoint_digest(found) == load.checkpoint_digest(copy)
+
+
+def test_what_the_hub_gives_is_looked_at_too(copy, monkeypatch):
+    (copy / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(copy))
+    with pytest.raises(InputError, match="holds no weights"):
+        load.locate("some/model")
+
+
 def test_a_hub_name_that_cannot_be_had_is_one_line():
     with pytest.raises(InputError, match="could not be had from the hub") as caught:
         load.locate("stepmend/no-such-model")

@@ -11,7 +11,7 @@ from stepmend.records import Bullet, InputError
 Pick = Callable[[Sequence[int]], int | None]
 """Chooses one of the steps that can be taken; None where none will do."""
 CONTROLS: dict[str, str] = {
-    "random-step": "the same bullets, each at a step drawn at random instead of the located one",
+    "random-step": "the same bullets, each at another step, drawn at random; for dpo, of those in which the two texts differ",
     "shuffled-step": "the same bullets, each about as far along as another one's located step, and never at its own",
     "whole-response": "preference between whole responses, full precision's and the low-bit model's (QDPO, 2407.03051)",
     "whole-trace": "the same bullets and objective, over the whole trace",
@@ -61,7 +61,7 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
     """
     rng, differing = random.Random(f"control {control} {seed}"), restore.objective == "dpo"
     if control == "random-step":
-        found = [_elsewhere(bullet, rng.choice, differing) for bullet in bullets]
+        found = [_elsewhere(bullet, _another(bullet, rng), differing) for bullet in bullets]
     elif control == "shuffled-step":
         shares = [(bullet.step + 0.5) / len(steps.split(_texts(bullet)[0])) for bullet in bullets]
         rng.shuffle(shares)
@@ -82,6 +82,16 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
 def _texts(bullet: Bullet) -> tuple[str, str]:
     """The whole solution that is right, and the whole one that is not."""
     return bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
+
+
+def _another(bullet: Bullet, rng: random.Random) -> Pick:
+    """Picks any step but the located one."""
+
+    def pick(usable: Sequence[int]) -> int | None:
+        others = [k for k in usable if k != bullet.step]
+        return rng.choice(others) if others else None
+
+    return pick
 
 
 def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:

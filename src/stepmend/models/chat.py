@@ -17,6 +17,8 @@ PROMPTS: dict[str, str] = {
 
 TODAY = date(2025, 1, 1)
 """What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
+TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime, "enable_thinking": False}
+"""What chat templates are told, where they ask. Models that think on request (Qwen3) are asked for their steps instead."""
 NEAR = 16
 """Tokens before one that may change how it is written: bytes of one character, blanks at a text's begin."""
 ALIGNED = "align.json"
@@ -41,8 +43,7 @@ def render(tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str
     turns = [part for asked, said in shown for part in (PROMPTS[prompt].format(question=asked), said)]
     turns.append(PROMPTS[prompt].format(question=question))
     messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
-    today = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **today)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -10,6 +10,10 @@ from typing import Any
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""What is fetched of a model from the hub."""
+TWICE = ["consolidated*", "original/*"]
+"""The same weights in their makers' own format, which some models have beside."""
 
 
 def locate(model: str) -> str:
@@ -24,19 +28,21 @@ def locate(model: str) -> str:
     folder = Path(model).expanduser()
     if folder.is_dir():
         check(folder)
-        return str(folder)
+        return str(folder.resolve())  # quantizing works in another directory
     if folder.exists():
         raise InputError(f"model: {model} is a file; a checkpoint's folder is needed")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise InputError(f"model: {model} does not exist; give a folder, a hub name such as Qwen/Qwen2.5-0.5B-Instruct, or builtin:qwen2")
-    return _download(model)
+    found = _download(model)
+    check(Path(found))
+    return found
 
 
 def _download(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE)
     except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
         reason = f"{type(error).__name__}: {_first(error)}"
         raise InputError(f"model: {name} is no folder here and could not be had from the hub ({reason})") from None

@@ -118,7 +118,7 @@ class ScaleLinear(nn.Module):
             from compressed_tensors.quantization.lifecycle import forward
 
             x = forward.forward_quantize(self, x, "input", self.quantization_scheme.input_activations)
-        if self.groups > 1:
+        if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = F.linear(x, self.centred_MN) * self.scale().to(x.dtype)[:, 0]
