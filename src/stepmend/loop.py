@@ -86,7 +86,7 @@ class Loop:
         if self.recipe.measure.noise_floor:
             self.solve(AGAIN, test, "test")
         for scheme in self.schemes:
-            self.engines = {arm: engine for arm, engine in self.engines.items() if arm == "full"}
+            self.keep("full")
             name = scheme.name
             quantized = self.solve(name, test, "test")
             self.damage(name, test, full)
@@ -167,6 +167,12 @@ class Loop:
         if arm not in self.engines:
             self.engines[arm] = LocalEngine(load.load_model(str(self.folder(arm))), self.tokenizer, self.max_new_tokens)
         return self.engines[arm]
+
+    def keep(self, *arms: str) -> None:
+        """Let go of all loaded models but these; their memory is free at once."""
+        for arm in self.engines.keys() - {*arms}:
+            del self.engines[arm]
+        load.free()
 
     def prompt_of(self, problem: Problem) -> str:
         return chat.render(self.tokenizer, self.prompt, problem.question)

@@ -89,7 +89,7 @@ class Mend:
         )
         if out.exists() and loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        loop.engines.clear()  # their memory is needed
+        loop.keep()  # memory is needed
         with loop.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
             begin = time.perf_counter()
             tuned = tune.restore(loop.parent, loop.folder(base), list(bullets), recipe, out, seed=seed, tick=tick, say=loop.stages.say)
@@ -120,7 +120,8 @@ class Mend:
         kept = [i for i in range(len(test)) if right[i] and full[test[i].id].tokens]
         with loop.stages.stage(f"{arm}: what else changed", 4, "passes") as tick:
             values: dict[str, Any] = {}
-            for name in (self.scheme, arm):
+            for name in (arm, self.scheme):  # the one that is loaded first, and one at a time
+                loop.keep("full", name)
                 model = loop.engine(name).model
                 values[f"question {name}"] = np.array(forward.losses(model, questions, [1] * len(questions), pad))
                 tick(1)
@@ -175,7 +176,7 @@ class Mend:
         kept = loop.dir.notes()[f"restore-{arm}"]
         facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
         loop.dir.note(note, made_by=made_by, scheme=self.scheme, control=name, budget=budget, seed=seed, steps=recipe.steps, **facts)
-        loop.engines.pop(arm, None)
+        loop.keep("full")
         shutil.rmtree(loop.folder(arm), ignore_errors=True)
 
     def _both_solved(self) -> Iterator[Solved]:

@@ -158,6 +158,17 @@ def load_model(folder: str) -> Any:
     return model
 
 
+def free() -> None:
+    """Give back the memory of models that nobody holds: on a GPU torch would keep it, and wrappers' cycles keep models a while."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _decompress(model: Any) -> None:
     import torch
     from compressed_tensors.offload import remove_dispatch

@@ -15,6 +15,7 @@ With p the full-precision model, q the tuned one, r the low-bit one before tunin
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Loss:
 
     ``targets`` is how many tokens each bullet is supervised on. Of full precision only the head is kept, and its last hidden states at
     the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
+    ``twice`` says whether layers are computed twice to save memory.
     """
 
     def __init__(self, recipe: Restore, student: Any, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
@@ -44,6 +46,7 @@ class Loss:
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
+        self.twice = False
         if recipe.objective == "dpo":
             rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
             self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
@@ -54,6 +57,17 @@ class Loss:
         counted = self.recipe.objective == "distill" and self.recipe.question
         return [row.question - 1 if counted else 0 for row in self.rows]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each bullet, as they go through the model."""
+        return [len(pair.ids) for pair in self.pairs] if self.recipe.objective == "dpo" else [len(row.ids) for row in self.rows]
+
+    def save_memory(self) -> None:
+        """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
+        self.twice = True
+        self.student.train()
+        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def read(self, parent: str) -> None:
         """What the full-precision model ``parent``, or the untouched low-bit one, says of the bullets."""
         if self.recipe.objective == "distill":
@@ -62,7 +76,7 @@ class Loss:
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
-        with scales.made_once(self.student):
+        with nullcontext() if self.twice else scales.made_once(self.student):
             return self._of(batch)
 
     def _of(self, batch: Sequence[int]) -> torch.Tensor:

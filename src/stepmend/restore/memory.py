@@ -16,26 +16,27 @@ queries and keys, values; attention's own matrix is not kept (SDPA)."""
 
 def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
     """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings, and
-    its head), ``activations`` of the longest batch, with the dense weights that scales of groups make, and ``logits`` of its targets, of
-    which no more are held at once. Before, while nothing but the model is there, a teacher is held whole: about as much as ``model``.
+    its head), ``activations`` of the longest batch, with the dense weights that scales of groups make (of one layer alone, and what goes
+    into the others, where ``loss`` saves memory), and ``logits`` of its targets, of which no more are held at once. Before, while nothing
+    but the model is there, a teacher is held whole: about as much as ``model``.
     """
     config = model.config.get_text_config()
     element = model.dtype.itemsize
     held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     read, width = sum(loss.targets) + sum(loss.questions), config.hidden_size
     taught = element * width * (config.vocab_size + read) if loss.recipe.objective == "distill" else 0
-    lengths = sorted((len(p.ids) for p in loss.pairs) if loss.recipe.objective == "dpo" else (len(r.ids) for r in loss.rows))[-batch_size:]
+    lengths = sorted(loss.lengths)[-batch_size:]
     tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths))
-    layer = STATES * width + 4 * config.intermediate_size
-    grouped = [scaled for scaled in scales.scales(model).values() if scaled.groups > 1]
+    layers = config.num_hidden_layers
+    dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.groups > 1)
+    kept = element * (tokens * (layers * (STATES * width + 4 * config.intermediate_size) + _outputs(model)) + 2 * dense)
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
     targets += sum(sorted(loss.questions)[-batch_size:])
     return {
         "model": held,
         "optimizer": 12 * sum(p.numel() for p in tuned),
         "teacher": taught,
-        "activations": element * (tokens * (config.num_hidden_layers * layer + _outputs(model)))
-        + element * 2 * sum(scaled.centred_MN.numel() for scaled in grouped),
+        "activations": element * tokens * layers * width + kept / layers if loss.twice else kept,
         "logits": 4 * 6 * min(targets * config.vocab_size, LOGITS),
     }
 
@@ -55,11 +56,20 @@ def available(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def text(parts: dict[str, float], free: int | None = None) -> str:
+def room() -> int:
+    """Bytes that are free now, where models are trained."""
+    return available(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def fits(parts: dict[str, float], free: int) -> bool:
+    """Whether what an estimate says fits into ``free`` bytes, beside the model, which is held already."""
+    needed = sum(parts.values()) - parts["model"]
+    return (max(needed, parts["model"]) if parts["teacher"] else needed) < free
+
+
+def text(parts: dict[str, float], free: int, twice: bool = False) -> str:
     """The estimate in one line, and what to do where it does not fit."""
-    free = available(torch.device("cuda" if torch.cuda.is_available() else "cpu")) if free is None else free
-    needed = sum(parts.values()) - parts["model"]  # which is held already
-    needed = max(needed, parts["model"]) if parts["teacher"] else needed
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
-    return line if needed < free else f"{line}: this may not fit; lower restore.batch_size, in another --out"
+    line += "; layers are computed twice, to save memory" if twice else ""
+    return line if fits(parts, free) else f"{line}: this may not fit; lower restore.batch_size, in another --out"

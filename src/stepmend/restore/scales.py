@@ -161,7 +161,8 @@ def attach(folder: str, recipe: Restore) -> Any:
 
     storage: Any = load.config_of(folder).dtype
     device, dtype = load.placement()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = model.to(device)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ def restore(
     model = kind.attach(str(quantized), recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss_of, batches = Loss(recipe, model, tokenizer, bullets), Batches(len(bullets), recipe.batch_size, seed)
-    say(memory.text(memory.estimate(model, parameters, loss_of, recipe.batch_size)))
+    _provide(loss_of, parameters, recipe.batch_size, say)
     loss_of.read(parent)
 
-    def backward(step: int) -> float:
-        loss = loss_of(batches[step])
+    def backward(batch: Sequence[int]) -> float:
+        loss = loss_of(batch)
         loss.backward()
         return loss.item()
 
@@ -88,8 +88,16 @@ def restore(
     made_by = digest(VERSION, recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
     with scales.straight_through():
         _check_head(model, loss_of.rows[0])
-        _preflight(backward, model, recipe)
-        losses = train(parameters, backward, steps=recipe.steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
+        _preflight(backward, loss_of, recipe)
+        losses = train(
+            parameters,
+            lambda step: backward(batches[step]),
+            steps=recipe.steps,
+            rate=rate,
+            state_file=state_file,
+            made_by=made_by,
+            tick=tick,
+        )
     tokens = sum(loss_of.targets[i] for step in range(recipe.steps) for i in batches[step])
     change = _chosen_change(loss_of) if recipe.objective == "dpo" else None
     kind.export(model, quantized, out)
@@ -110,9 +118,24 @@ def _check_head(model: Any, row: objectives.Row) -> None:
         raise InputError("restore: this architecture changes its head's logits, and what is tuned here would not be what is served")
 
 
-def _preflight(backward: Callable[[int], float], model: Any, recipe: Restore) -> None:
-    """One batch before any step. Raises InputError where loss or gradient is no number, or a kind of what is tuned would not move."""
-    check(backward(0))
+def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
+    """See to it that memory suffices, by computing layers twice where it would not; and say what is needed."""
+    free, model = memory.room(), loss_of.student
+    if not memory.fits(memory.estimate(model, parameters, loss_of, size), free) and model.supports_gradient_checkpointing:
+        loss_of.save_memory()
+    say(memory.text(memory.estimate(model, parameters, loss_of, size), free, loss_of.twice))
+
+
+def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore) -> None:
+    """The longest batch that may come, before any step.
+
+    Raises InputError where memory, loss or gradient does not do, or a kind of what is tuned would not move.
+    """
+    lengths, model = loss_of.lengths, loss_of.student
+    try:
+        check(backward(sorted(range(len(lengths)), key=lambda i: lengths[i])[-recipe.batch_size :]))
+    except torch.OutOfMemoryError:
+        raise InputError("restore: the longest bullets do not fit into memory; lower restore.batch_size, in another --out") from None
     reached: dict[str, float] = dict.fromkeys(recipe.tune.split("+"), 0.0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
