@@ -1,10 +1,11 @@
 """Bullets: what becomes one and what does not; and their controls."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from stepmend import Fault, InputError, Problem, Trace, curate
+from stepmend import Bullet, Fault, InputError, Problem, Trace, curate
 from stepmend.curate import Solved, controls
 from stepmend.recipe import Restore
 
@@ -43,6 +44,16 @@ def test_the_prompt_ends_in_the_shared_beginning_as_a_preference_dataset_has_it(
     row = json.loads(bullet.model_dump_json())
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("P" + TEXT[:BEGIN], "Step 2: 4 + 3 = 7\n", "Step 2: 4 + 3 = 8\n")
     assert bullet.question == "P"
+
+
+def test_a_solution_that_was_cut_off_is_marked():
+    whole, part = solved("a"), solved("b")
+    part = replace(part, quantized=part.quantized.model_copy(update={"finish": "length"}))
+    made = curate.curate({"a": whole, "b": part}, [fault("a"), fault("b")], limit=2, made_by="c")
+    assert [b.cut for b in made] == [False, True]
+    assert [json.loads(b.model_dump_json()).get("cut") for b in made] == [None, True]
+    assert [Bullet.model_validate_json(b.model_dump_json()) for b in made] == made
+    assert [b.cut for b in controls.bullets_of("random-step", made, [], Restore(), seed=0)] == [False, True]
 
 
 def test_only_verified_and_different_steps_become_bullets():

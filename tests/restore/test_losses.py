@@ -26,6 +26,14 @@ def test_a_span_targets_its_own_tokens(tiny_llama, span, text):
     assert tokenizer.decode(targets, skip_special_tokens=True) == text
 
 
+def test_a_text_that_was_cut_off_has_no_end(tiny_llama):
+    tokenizer = load.load_tokenizer(tiny_llama)
+    ended, cut = bullets(1)[0], bullets(1)[0].model_copy(update={"cut": True})
+    assert objectives.rejected_row(tokenizer, ended, "whole").ids[-1] == tokenizer.eos_token_id
+    assert objectives.rejected_row(tokenizer, cut, "whole").ids == objectives.rejected_row(tokenizer, ended, "whole").ids[:-1]
+    assert objectives.chosen_row(tokenizer, cut, "whole") == objectives.chosen_row(tokenizer, ended, "whole")
+
+
 def test_the_prefix_is_the_text_of_whom_it_names(tiny_llama):
     tokenizer = load.load_tokenizer(tiny_llama)
     bullet = bullets(1)[0].model_copy(update={"solution": "Step 1: 20 + 1 = 21\nStep 2: 10 + 20 = 30\n\\boxed{30}", "place": (20, 41)})

@@ -40,6 +40,7 @@ def make_bullet(solved: Solved, fault: Fault, made_by: str) -> Bullet | None:
         place=place(solved.full.text, fault.step),
         step=fault.step,
         error_class=fault.error_class,
+        cut=solved.quantized.finish == "length",
     )
 
 

@@ -114,6 +114,7 @@ def _of_solved(one: Solved, pick: Pick, made_by: str, differing: bool) -> Bullet
     bullet = Bullet(
         problem=one.problem.id, arm=one.quantized.arm, made_by=made_by, prompt=one.prompt, prefix="", chosen=one.full.text,
         rejected=one.quantized.text, continuation="", rejected_rest="", solution=one.full.text, place=(0, 0), step=0, error_class=None,
+        cut=one.quantized.finish == "length",
     )  # fmt: skip
     return _moved(bullet, one.full.text, one.quantized.text, pick, differing)
 

@@ -60,17 +60,17 @@ def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quanti
 
 def rejected_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
     """The same with the rejected step and what the quantized model wrote behind it."""
-    return _row(tokenizer, bullet.question, texts(bullet, prefix)[0], bullet.rejected, bullet.rejected_rest, span)
+    return _row(tokenizer, bullet.question, texts(bullet, prefix)[0], bullet.rejected, bullet.rejected_rest, span, ended=not bullet.cut)
 
 
-def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span: Span) -> Row:
+def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span: Span, ended: bool = True) -> Row:
     through, whole = len(before) + len(step), len(before) + len(step) + len(rest)
     begin, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
     text = before + step + (rest if end == whole else "")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     prompt, ids = chat.encode(tokenizer, question), list(encoded["input_ids"])
     targets = [b < end and e > begin for b, e in encoded["offset_mapping"]]
-    if end == whole:
+    if end == whole and ended:
         ids.append(tokenizer.eos_token_id)
         targets.append(True)
     return Row((*prompt, *ids), (False,) * len(prompt) + tuple(targets), len(prompt))
