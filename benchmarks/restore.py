@@ -231,12 +231,18 @@ def row_of(peers: Peers, name: str, p: float | None) -> str:
     recovery, loss = statistics.recovery(full, low, own), statistics.difference(own, full)
     rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
     cells = [
-        name + rate, percent(statistics.average_at(own)), f"{_span(loss)}, p = {statistics.permutation(own, full):.2g}",
+        name + rate, _accuracy(own), f"{_span(loss)}, p = {statistics.permutation(own, full):.2g}",
         "undefined" if recovery.value is None else f"{percent(recovery.value)} ({percent(recovery.low)} to {percent(recovery.high)})",
         "" if p is None else f"{_span(ahead)}, p = {p:.2g}", f"{np.mean([note['seconds'] for note in notes]):.0f}",
         f"{max(note['peak'] for note in notes):.1f}", f"{notes[0]['bytes'] / size:.2f}", f"{notes[0]['speed']:.2f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _accuracy(own: statistics.Shares) -> str:
+    """The mean over seeds, and beside it each seed's."""
+    each = f" ({', '.join(f'{100 * one:.1f}' for one in own.mean(axis=0))})" if own.shape[1] > 1 else ""
+    return percent(statistics.average_at(own)) + each
 
 
 def _span(found: statistics.Interval) -> str:
@@ -291,10 +297,11 @@ stepmend and the paper's recipe, which has no end of text behind a step that oth
 as many supervised tokens of whole traces that were not chosen by their faults; what stepmend distils of the questions, at a tenth, is not
 counted. GPTQ quantizes anew, in the same bits and groups, on three draws of calibration problems (plain questions: one); its recovery is
 what it does not lose of rounding's loss, also where stepmend has mended it, whose seconds are both's. Rates of the paper's recipe and of
-EfficientQAT were chosen on {dev} other problems. Brackets: 95 % paired bootstrap over problems, seeds kept together; p of differences:
-paired sign flips, against peers adjusted by Holm's method. Seconds and peak memory are those of an arm's own process, in one thread;
-step times are side by side. (At 4 bits the paper's recipe was tuned in busier hours.) Bytes and tokens/s, of the texts that each model
-writes, are over the quantized model's, side by side.
+EfficientQAT were chosen on {dev} other problems. Accuracies: the mean, and each seed's or draw's. Intervals: 95 % paired bootstrap over
+problems; p of differences: paired sign flips, against peers adjusted by Holm's method. Both keep the seeds together: they speak of other
+problems, and not of other seeds or draws, which stand beside each other for that. Seconds and peak memory are those of an arm's own
+process, in one thread; step times are side by side. (At 4 bits the paper's recipe was tuned in busier hours.) Bytes and tokens/s, of the
+texts that each model writes, are over the quantized model's, side by side.
 
 """
 
