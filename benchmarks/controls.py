@@ -23,7 +23,7 @@ SHARED = ("curate.problems=3600", "measure.noise_floor=false", "restore.within_n
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "step-distill": (("restore.span=step",), "random-step,whole-trace,solved-problems"),
     "prefix-distill": (("restore.span=prefix",), "random-step,shuffled-step,solved-problems"),
-    "step-dpo": (("restore.objective=dpo",), "random-step,whole-response,sft-chosen"),
+    "step-dpo": (("restore.objective=dpo",), "random-step,shuffled-step,whole-response,sft-chosen"),
     "whole-distill": ((), "solved-problems,full-tuned"),
 }
 """Keys of the recipe that differ from the default, and the controls that mean something under them. Steps as far along (shuffled-step)
