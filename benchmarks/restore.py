@@ -297,11 +297,11 @@ stepmend and the paper's recipe, which has no end of text behind a step that oth
 as many supervised tokens of whole traces that were not chosen by their faults; what stepmend distils of the questions, at a tenth, is not
 counted. GPTQ quantizes anew, in the same bits and groups, on three draws of calibration problems (plain questions: one); its recovery is
 what it does not lose of rounding's loss, also where stepmend has mended it, whose seconds are both's. Rates of the paper's recipe and of
-EfficientQAT were chosen on {dev} other problems. Accuracies: the mean, at 3 bits with each seed's or draw's. Intervals: 95 % paired bootstrap over
-problems; p of differences: paired sign flips, against peers adjusted by Holm's method. Both keep the seeds together: they speak of other
-problems, and not of other seeds or draws, which stand beside each other for that. Seconds and peak memory are those of an arm's own
-process, in one thread; step times are side by side. (At 4 bits the paper's recipe was tuned in busier hours.) Bytes and tokens/s, of the
-texts that each model writes, are over the quantized model's, side by side.
+EfficientQAT were chosen on {dev} other problems. Accuracies: the mean, at 3 bits with each seed's or draw's. Intervals: 95 % paired
+bootstrap over problems; p of differences: paired sign flips, against peers adjusted by Holm's method. Both keep the seeds together: they
+speak of other problems, and not of other seeds or draws, which stand beside each other for that. Seconds and peak memory are those of an
+arm's own process, in one thread; step times are side by side. (At 4 bits the paper's recipe was tuned in busier hours.) Bytes and
+tokens/s, of the texts that each model writes, are over the quantized model's, side by side.
 
 """
 
