@@ -152,8 +152,8 @@ class Bullet(Made):
     ``prompt`` is the rendered question with that beginning, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
     reads one. ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed
     the rejected one; the texts join without separators. ``cut`` says that the low-bit model did not end its solution by itself: no end
-    of text stands behind it. ``solution`` is full precision's own solution from the very start, and
-    ``place`` the span in it of its step with the number ``step`` (its last one, where it has fewer).
+    of text stands behind it. ``solution`` is full precision's own solution from the very start, and ``place`` the span in it of its step
+    with the number ``step`` (its last one, where it has fewer).
     """
 
     prompt: str

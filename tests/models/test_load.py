@@ -100,6 +100,6 @@ def test_digest_follows_content(copy):
     assert load.checkpoint_digest(copy) != before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in the checkpoint's own dtype")
 def test_cpu_models_compute_in_float32():
     assert load.load_model(str(CHECKPOINTS / "llama")).dtype == torch.float32
