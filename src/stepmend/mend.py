@@ -7,6 +7,8 @@ Every model that is tuned is an arm: ``<scheme>+restored``, its later rounds ``<
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,16 +16,29 @@ import numpy as np
 from stepmend import curate, grading
 from stepmend.curate import Solved, controls
 from stepmend.locate import faults
-from stepmend.measure import statistics
+from stepmend.measure import behaviour, statistics
 from stepmend.models import chat, forward, load
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, Fault, Problem, Trace, digest
 from stepmend.restore import tune
+from stepmend.restore.validation import Solution
+from stepmend.rundir import make_folder
 
 if TYPE_CHECKING:
     from stepmend.loop import Loop
 
 Budget = Literal["steps", "tokens"]
+
+
+def solutions(solved: Solved) -> tuple[Solution, Solution]:
+    """A problem's solutions as full precision and as the low-bit model wrote them."""
+    first, second = (Solution(solved.problem.id, solved.prompt, trace.tokens) for trace in (solved.full, solved.quantized))
+    return first, second
+
+
+def odd(trace: Trace) -> bool:
+    """Whether a solution was cut off, or loops at its end."""
+    return trace.finish == "length" or behaviour.loops(trace.text)
 
 
 class Mend:
@@ -42,7 +57,9 @@ class Mend:
                 return
             bullets = [*fresh, *bullets][: loop.recipe.curate.bullets]
             base, arm = arm, f"{self.scheme}+restored" + (f"-{number}" if number > 1 else "")
-            self.restore(base, arm, bullets, loop.recipe.restore, loop.recipe.seed)
+            self.restore(base, arm, bullets, loop.recipe.restore, loop.recipe.seed, self.held_out(base))
+            if not self.accepted(base, arm):
+                return
             restored = loop.solve(arm, test, "test")
             loop.locate(arm, test, full, restored, "test")
             self.effects(arm, test, full)
@@ -72,7 +89,8 @@ class Mend:
         for part in self.rounds(arm):
             begin, solved = len(solved) + 1, solved | part
             full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
-            located += loop.locate(arm, [s.problem for s in part.values()], full, low, f"curate {begin}-{len(solved)}")
+            taught = [s.problem for s in part.values() if s.problem.id not in self._held]
+            located += loop.locate(arm, taught, full, low, f"curate {begin}-{len(solved)}")
             bullets = curate.curate(solved, located, limit=loop.recipe.curate.bullets, made_by=made_by)
             if len(bullets) == loop.recipe.curate.bullets:
                 break
@@ -81,32 +99,83 @@ class Mend:
         loop.dir.note(note, made_by=made_by, bullets=len(bullets), problems=len(solved))
         return bullets
 
-    def restore(self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int) -> None:
-        """The checkpoint of ``arm``: that of ``base``, tuned on bullets."""
+    @property
+    def _held(self) -> set[str]:
+        """Ids of the curate problems that are held out for validation: the first ones, of which no bullet is made."""
+        pool, count = self.loop.problems("curate"), self.loop.recipe.restore.validation
+        return {problem.id for problem in pool[: min(count, len(pool) // 4)]}
+
+    def held_out(self, arm: str) -> list[Solution]:
+        """The solutions of held-out problems, as full precision and as the arm wrote them."""
+        held, found = self._held, list[Solution]()
+        for part in self.rounds(arm) if held else ():
+            mine = [solved for problem, solved in part.items() if problem in held]
+            found += [solution for solved in mine for solution in solutions(solved)]
+            if len(found) >= 2 * len(held):
+                break
+        return found
+
+    def anchors(self, arm: str, bullets: Sequence[Bullet], recipe: Restore) -> list[Solution]:
+        """Solutions of problems that both models solve, taught beside the bullets: as many as the recipe says, both models' of each."""
+        if recipe.objective != "distill" and "codes" not in recipe.kinds:
+            return []
+        taken, count = self._held | {bullet.problem for bullet in bullets}, round(recipe.anchors * len(bullets))
+        found = (solution for solved in self._both_solved() if solved.problem.id not in taken for solution in solutions(solved))
+        return list(islice(found, count))
+
+    def restore(
+        self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int, held_out: Sequence[Solution] = (),
+        rates: dict[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """The checkpoint of ``arm``: that of ``base``, restored on bullets; without ``held_out`` at the rates given, and in any case."""
         loop, out, note = self.loop, self.loop.folder(arm), f"restore-{arm}"
-        made_by = digest(
-            "restore", tune.VERSION, loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets]
-        )
+        anchors = self.anchors(base, bullets, recipe)
+        texts = [(one.problem, one.tokens) for one in (*anchors, *held_out)]
+        of = loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), rates, seed, [b.model_dump() for b in bullets], texts
+        made_by = digest("restore", tune.VERSION, *of)
         if out.exists() and loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
         loop.keep()  # memory is needed
+        given: dict[str, Any] = {"seed": seed, "anchors": anchors, "held_out": held_out, "rates": rates, "say": loop.stages.say}
         with loop.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
             begin = time.perf_counter()
-            tuned = tune.restore(loop.parent, loop.folder(base), list(bullets), recipe, out, seed=seed, tick=tick, say=loop.stages.say)
+            tuned = tune.restore(loop.parent, loop.folder(base), list(bullets), recipe, out, tick=tick, **given)
         if tuned.chosen_change is not None and tuned.chosen_change < 0:
             loop.stages.say(f"  {arm}: the chosen steps lost {-tuned.chosen_change:.3f} nats a token; raise restore.keep_chosen")
+        facts = {key: value for key, value in asdict(tuned).items() if key not in ("losses", "verdict")}
         loop.dir.note(
             note,
             made_by=made_by,
             seconds=time.perf_counter() - begin,
             checkpoint=load.checkpoint_digest(out),
-            export_error=tuned.export_error,
-            export_tolerance=tuned.export_tolerance,
-            chosen_change=tuned.chosen_change,
-            tokens=tuned.tokens,
             bullets=len(bullets),
+            anchors=len(anchors),
             losses=[round(loss, 5) for loss in tuned.losses],
+            verdict=asdict(tuned.verdict) if tuned.verdict else None,
+            **facts,
         )
+
+    def accepted(self, base: str, arm: str) -> bool:
+        """Whether the restored checkpoint is better on held-out problems, and no more of its solutions of them end oddly.
+
+        Where it is not, its folder holds the quantized checkpoint, unchanged, and the run says so.
+        """
+        loop, note = self.loop, f"restore-{arm}"
+        facts, held = loop.dir.notes()[note], [p for p in loop.problems("curate") if p.id in self._held]
+        said = f"{arm}: no state was better on held-out problems"
+        if facts["kept"] and held:
+            before, after = loop.solve(base, held, "held out"), loop.solve(arm, held, "held out")
+            counts = statistics.paired(*(np.array([not odd(of[p.id]) for p in held]) for of in (before, after)))
+            worse = counts.p < 0.05 and counts.only_first > counts.only_second
+            facts |= {"endings": {"lost": counts.only_first, "gained": counts.only_second, "p": counts.p, "n": counts.n}}
+            said = f"{arm}: more solutions are cut off or loop ({counts.only_first} new, {counts.only_second} fewer, p = {counts.p:.2g})"
+            if worse:
+                make_folder(loop.folder(arm), lambda part: shutil.copytree(loop.folder(base), part, dirs_exist_ok=True) and None)
+                facts |= {"kept": False, "checkpoint": load.checkpoint_digest(loop.folder(arm))}
+            loop.dir.note(note, **facts)
+        if not facts["kept"]:
+            loop.stages.say(f"  {said}; the quantized model is returned unchanged")
+        return facts["kept"]
 
     def effects(self, arm: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where both models were right."""
@@ -140,6 +209,8 @@ class Mend:
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget], test: Sequence[Problem]) -> None:
         """Tune and measure located bullets under every seed, and every control under every seed and budget."""
         recipe, bullets = self.loop.recipe.restore, self.bullets(self.scheme)
+        facts = self.loop.dir.notes().get(f"restore-{self.scheme}+restored", {})
+        recipe = recipe.model_copy(update={"validation": 0, "steps": len(facts.get("losses", [])) or recipe.steps})
         target = tune.tokens_of(self.loop.tokenizer, bullets, recipe)
         for seed in range(seeds):
             self._control("located", "steps", recipe, lambda seed: bullets, seed, test)
@@ -171,7 +242,9 @@ class Mend:
         )  # fmt: skip
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        self.restore(base, arm, bullets, recipe, seed)
+        rates = loop.dir.notes().get(f"restore-{self.scheme}+restored", {}).get("rates")
+        same = recipe.objective == loop.recipe.restore.objective and recipe.tune == loop.recipe.restore.tune
+        self.restore(base, arm, bullets, recipe, seed, rates=rates if same else None)
         loop.solve(arm, test, "test")
         kept = loop.dir.notes()[f"restore-{arm}"]
         facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}

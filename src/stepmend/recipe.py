@@ -69,14 +69,16 @@ class Curate(Part):
         return self
 
 
-ONLY = {"weight": "distill", "features": "distill", "question": "distill", "beta": "dpo", "keep_chosen": "dpo"}
+ONLY = {"weight": "distill", "features": "distill", "question": "distill", "anchors": "distill", "beta": "dpo", "keep_chosen": "dpo"}
 """Keys of ``Restore`` that only one objective reads."""
 
 
 class Restore(Part):
     """What is tuned, towards what, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
 
-    tune: Literal["scales", "norms", "scales+norms", "lora"] = "scales+norms"
+    tune: Literal["codes", "scales", "norms", "codes+scales", "codes+norms", "scales+norms", "codes+scales+norms", "lora"] = Field(
+        default="codes+scales+norms", description="codes are solved layer by layer; scales, norms or an adapter are tuned end to end"
+    )
     objective: Literal["sft", "dpo", "distill"] = "distill"
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
         default=None,
@@ -88,9 +90,16 @@ class Restore(Part):
     )
     features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
-    steps: int = Field(default=200, ge=1, description="optimizer steps")
-    batch_size: int = Field(default=8, ge=1, description="bullets a step")
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default by tune and objective")
+    steps: int = Field(default=200, ge=1, description="optimizer steps, at most: distillation ends where validation stops improving")
+    batch_size: int = Field(default=8, ge=1, description="texts a step")
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default: found by a range test")
+    anchors: float = Field(
+        default=2.0, ge=0, le=100, description="distill: solutions of both models taught beside the bullets, for each bullet"
+    )
+    validation: int = Field(
+        default=48, ge=0, description="curate problems held out to choose the rate and the state, and to accept it; 0: none"
+    )
+    solve_tokens: int = Field(default=65536, ge=1024, description="codes: tokens of text that they are solved on, at most")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1, description="lora: rank of the adapter; its alpha is twice that")
@@ -102,11 +111,17 @@ class Restore(Part):
         """Nothing is set that would have no effect."""
         wrong = [name for name, objective in ONLY.items() if self.objective != objective]
         wrong += ["lora_rank"] if self.tune != "lora" else []
+        wrong += ["solve_tokens"] if "codes" not in self.kinds else []
         for name in wrong:
             if getattr(self, name) != type(self).model_fields[name].default:
-                needed = f"objective = {ONLY[name]}" if name in ONLY else "tune = lora"
+                needed = f"objective = {ONLY[name]}" if name in ONLY else f"tune = {'lora' if name == 'lora_rank' else 'codes'}"
                 raise ValueError(f"{name} has an effect with restore.{needed} only")
         return self
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What is restored: of ``codes``, ``scales``, ``norms``, or ``lora``."""
+        return frozenset(self.tune.split("+"))
 
     @property
     def trained(self) -> Literal["step", "prefix", "tail", "whole"]:

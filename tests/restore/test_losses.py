@@ -82,7 +82,7 @@ def test_the_teacher_is_read_once_and_stays_the_teacher(tiny_llama, low_bit, que
     tokenizer, recipe = load.load_tokenizer(tiny_llama), Restore(question=question, features=0, weight=weight)
     student = scales.attach(str(low_bit), recipe)
     loss_of = Loss(recipe, student, tokenizer, bullets(3))
-    loss_of.read(tiny_llama)
+    loss_of.read(load.load_model(tiny_llama))
     row = loss_of.rows[1]
     with torch.no_grad():
         teacher_TV, student_TV = (logits(m, row.ids) for m in (load.load_model(tiny_llama), student))
@@ -100,7 +100,7 @@ def test_logits_in_pieces_are_the_same_loss_and_gradient(tiny_llama, low_bit, mo
     recipe, tokenizer = Restore.model_validate(values), load.load_tokenizer(tiny_llama)
     student = scales.attach(str(low_bit), recipe)
     loss_of = Loss(recipe, student, tokenizer, bullets())
-    loss_of.read(tiny_llama)
+    loss_of.read(load.load_model(tiny_llama))
     parameters, held, found = [p for p in student.parameters() if p.requires_grad], [], []
     head = student.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: held.append(output.numel()))
@@ -121,7 +121,7 @@ def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_l
     tuned = [p for p in model.parameters() if p.requires_grad]
     unlike = [b.model_copy(update={"prefix": b.prefix * (1 + 2 * i)}) for i, b in enumerate(bullets(3))]
     loss = Loss(recipe, model, tokenizer, unlike)
-    loss.read(tiny_llama)
+    loss.read(load.load_model(tiny_llama))
     calls, weight = [], scales.ScaleLinear.weight
     monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer: calls.append(layer) or weight(layer))
     apart = torch.autograd.grad(loss(range(3)), tuned)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own 
 
 def test_memory_is_said_before_it_starts(tiny_llama, low_bit, tmp_path, monkeypatch):
     said, read = [], Loss.read
-    monkeypatch.setattr(Loss, "read", lambda loss, parent: said.append("read") or read(loss, parent))
-    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=1), tmp_path / "restored", seed=0, say=said.append)
+    monkeypatch.setattr(Loss, "read", lambda loss, teacher: said.append("read") or read(loss, teacher))
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=1, tune="scales"), tmp_path / "restored", seed=0, say=said.append)
     assert ["memory: about" in said[0], said[1:]] == [True, ["read"]]
     assert "may not fit" in memory.text({"model": 1.0, "teacher": 0.0, "logits": 9.0}, 8)
     assert "may not fit" in memory.text({"model": 9.0, "teacher": 1.0, "logits": 1.0}, 8), "a teacher must fit beside the model"
@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_fit_is_said_before_any_step(tiny_llama, low_bit, 
 PEAK = """
 import re, sys, torch
 from pathlib import Path
-from stepmend.models.load import load_tokenizer
+from stepmend.models.load import load_model, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.restore import adapter, memory, scales
 from stepmend.restore.losses import Loss
@@ -69,7 +69,7 @@ loss = Loss(recipe, model, load_tokenizer(folder), bullets(128))
 if twice == "True":
     loss.save_memory()
 parts = memory.estimate(model, tuned, loss, 128)
-loss.read(parent)
+loss.read(load_model(parent))
 kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))
 assert kept == parts["teacher"], (kept, parts)
 gpu = torch.cuda.is_available()

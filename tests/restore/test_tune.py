@@ -38,7 +38,7 @@ def test_restored_differs_in_what_was_tuned_and_in_nothing_else(tiny_llama, low_
         return name.endswith("weight_scale") or ("norm" in name and "norms" in what)
 
     out = tmp_path / "restored"
-    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune=what), out, seed=0)
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune=what, learning_rate=0.01), out, seed=0)
     before, after = load_file(low_bit / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -59,18 +59,21 @@ def test_restored_differs_in_what_was_tuned_and_in_nothing_else(tiny_llama, low_
 
 
 def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):
-    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune="norms"), tmp_path / "restored", seed=0)
+    tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune="norms", learning_rate=0.01), tmp_path / "restored", seed=0)
     before, after = load_file(low_bit / "model.safetensors"), load_file(tmp_path / "restored/model.safetensors")
     assert {name for name, t in before.items() if not torch.equal(t, after[name])} == {name for name in before if "norm" in name}
 
 
+FROZEN = Restore(tune="scales+norms", steps=2, learning_rate=0.01)
+"""Codes stay as they are."""
 FORMATS = ["rtn-w3a16", "awq-w3a16-g64", "gptq-w3a16-g128-asym", "smoothquant-w8a8", "gptq-w4a16-g128-kv8"]
 
 
 @pytest.mark.parametrize("scheme", FORMATS)
 def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
     quantized(tiny, scheme, tmp_path / "low")
-    tuned = tune.restore(tiny, tmp_path / "low", bullets(), Restore(steps=4), tmp_path / "restored", seed=0)
+    recipe = FROZEN.model_copy(update={"steps": 4})
+    tuned = tune.restore(tiny, tmp_path / "low", bullets(), recipe, tmp_path / "restored", seed=0)
     # Rounding of activations turns a last-bit difference into a whole grid step, so those formats agree less closely.
     assert tuned.export_error < (0.3 if "a8" in scheme or "kv8" in scheme else 1e-3)
     assert tuned.export_error <= tuned.export_tolerance
@@ -81,7 +84,7 @@ def test_every_format_tunes_and_serves_what_was_trained(tiny, scheme, tmp_path):
 @pytest.mark.parametrize("scheme", [*FORMATS[1:], "rtn-w4a16-asym", "awq-w4a16-g128", "rtn-w8a8"])
 def test_codes_stay_and_an_adapter_lies_over_every_format(tiny_llama, scheme, tmp_path):
     quantized(tiny_llama, scheme, tmp_path / "low")
-    tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+    tune.restore(tiny_llama, tmp_path / "low", bullets(), FROZEN, tmp_path / "restored", seed=0)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("low", "restored"))
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed
@@ -204,7 +207,7 @@ def test_a_broken_checkpoint_is_refused_before_it_starts(tiny_llama, low_bit, tm
     tensors[next(n for n in tensors if n.endswith("weight_scale"))][:] = float("inf")
     save_file(tensors, tmp_path / "low/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="the loss is"):
-        tune.restore(tiny_llama, tmp_path / "low", bullets(), Restore(steps=2), tmp_path / "restored", seed=0)
+        tune.restore(tiny_llama, tmp_path / "low", bullets(), FROZEN, tmp_path / "restored", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_full_precision_is_tuned_for_comparison_too(tiny_llama, tmp_path):
 
 def test_a_preference_is_tuned_far_more_gently_than_a_distribution():
     rates = {objective: tune.rate_of(Restore.model_validate({"objective": objective})) for objective in ("distill", "sft", "dpo")}
-    assert rates["dpo"] <= rates["sft"] / 3 <= rates["distill"] / 30
+    assert rates["dpo"] < rates["sft"] / 3 < rates["distill"] / 8
     assert tune.rate_of(Restore(objective="dpo", learning_rate=0.5)) == 0.5
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from stepmend.models.forward import head_of, in_pieces, states_of
-from stepmend.models.load import load_model
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
@@ -31,17 +30,20 @@ READ = 16
 
 
 class Loss:
-    """The loss of one recipe over its bullets; ``read`` once, then call it with the indices of a batch.
+    """The loss of one recipe over its bullets, and for ``distill`` anchors after them; ``read`` once, then call it with a batch's indices.
 
-    ``targets`` is how many tokens each bullet is supervised on. Of full precision only the head is kept, and its last hidden states at
+    ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at
     the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
     ``twice`` says whether layers are computed twice to save memory.
     """
 
-    def __init__(self, recipe: Restore, student: Any, tokenizer: Any, bullets: Sequence[Bullet]) -> None:
+    def __init__(
+        self, recipe: Restore, student: Any, tokenizer: Any, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row] = ()
+    ) -> None:
         span = recipe.trained
         self.recipe, self.student, self.pad = recipe, student, tokenizer.pad_token_id
         self.rows = [objectives.chosen_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
+        self.rows += anchors if recipe.objective == "distill" else []
         self.targets = [sum(row.targets) for row in self.rows]
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
@@ -68,10 +70,10 @@ class Loss:
         self.student.train()
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def read(self, parent: str) -> None:
-        """What the full-precision model ``parent``, or the untouched low-bit one, says of the bullets."""
+    def read(self, teacher: Any) -> None:
+        """Read what the full-precision model ``teacher``, or the low-bit one before tuning, says of the texts."""
         if self.recipe.objective == "distill":
-            self._read_teacher(parent)
+            self._read_teacher(teacher)
         if self.recipe.objective == "dpo":
             self.reference_B2 = self.preferences()
 
@@ -115,8 +117,7 @@ class Loss:
         """Places of all targets, then of all question tokens where those count too."""
         return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
-    def _read_teacher(self, parent: str) -> None:
-        teacher = load_model(parent)
+    def _read_teacher(self, teacher: Any) -> None:
         self.head = teacher.get_output_embeddings()
         with torch.no_grad():
             for begin in range(0, len(self.rows), READ):

@@ -51,8 +51,9 @@ def train(
         return loss.item()
 
     state_file, made_by = out.with_name(out.name + ".state"), digest(note, [row.ids for row in rows])
-    losses = training.train(parameters, backward, steps=steps, rate=rate, state_file=state_file, made_by=made_by, tick=tick)
-    _export(model, Path(parent), out, {**note, "losses": losses})
+    groups = [training.Group(parameters, rate)]
+    trained = training.train(groups, backward, steps=steps, state_file=state_file, made_by=made_by, tick=tick)
+    _export(model, Path(parent), out, {**note, "losses": trained.losses})
     state_file.unlink(missing_ok=True)
 
 

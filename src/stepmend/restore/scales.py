@@ -1,12 +1,13 @@
-"""What is tuned: group scales, norms or both of a quantized checkpoint, its integer codes frozen (EfficientQAT, 2407.11062, end-to-end
-phase). Both are floats in every format, so what is trained is exactly what is stored.
+"""The low-bit model as it is restored: integer codes that ``codes.solve`` sets, scales and norms that are tuned end to end (EfficientQAT,
+2407.11062), and the export of all three into the checkpoint's own file.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
 in, so that what is trained is what is served. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
 group.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from torch.nn.utils import parametrize
 
 from stepmend.models import load
 from stepmend.recipe import Restore
+from stepmend.records import InputError
 from stepmend.rundir import make_folder
+
+FLOOR = 0.1
+"""The least share of its start that a scale may shrink to. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
 
 
 class _Straight(torch.autograd.Function):
@@ -62,17 +67,17 @@ def straight_through() -> Iterator[None]:
 class Stored(nn.Module):
     """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start.
 
-    The change is float32; the tensor has the dtype of its start, which is what is computed in.
+    The change is float32; the tensor has the dtype of its start, which is what is computed in. It stays at least ``floor`` times its start.
     """
 
-    def __init__(self, start: torch.Tensor, storage: torch.dtype) -> None:
+    def __init__(self, start: torch.Tensor, storage: torch.dtype, floor: float = -math.inf) -> None:
         super().__init__()
-        self.storage = storage
+        self.storage, self.floor = storage, floor
         self.start: torch.Tensor
         self.register_buffer("start", start.detach().clone(), persistent=False)
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
-        exact = self.start * (1 + change)
+        exact = self.start * (1 + change).clamp(min=self.floor)
         return straight(exact, exact.to(self.storage).to(exact.dtype)).to(self.start.dtype)
 
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
@@ -80,9 +85,10 @@ class Stored(nn.Module):
 
 
 class ScaleLinear(nn.Module):
-    """A linear layer with frozen integer codes and trainable scales.
+    """A linear layer with integer codes and trainable scales.
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
+    ``centred_MN`` are the codes less their zero points. ``watch`` is called with the input of every forward pass, as it is multiplied.
     """
 
     def __init__(self, linear: nn.Linear, storage: torch.dtype) -> None:
@@ -91,18 +97,48 @@ class ScaleLinear(nn.Module):
         codes_MN, scale_MG, zeros_MG = _integers(linear, scheme)
         self.quantization_scheme = scheme
         self.quantization_status = linear.quantization_status
-        self.groups = scale_MG.shape[1]
-        centred_MN = codes_MN.float()
-        if zeros_MG is not None:
-            centred_MN = (centred_MN.unflatten(1, (self.groups, -1)) - zeros_MG.float()[:, :, None]).flatten(1)
+        self.groups, self.bits = scale_MG.shape[1], int(scheme.weights.num_bits)
+        self.packed = hasattr(linear, "weight_packed")
+        self.zeros_MG: torch.Tensor | None
+        self.register_buffer("zeros_MG", None if zeros_MG is None else zeros_MG.to(torch.int8), persistent=False)
         self.centred_MN: torch.Tensor
-        self.register_buffer("centred_MN", centred_MN.to(scale_MG.dtype), persistent=False)
+        self.register_buffer("centred_MN", torch.empty(codes_MN.shape, dtype=scale_MG.dtype, device=codes_MN.device), persistent=False)
+        self.set_codes(codes_MN)
+        self.solved = self.rescaled = False
         self.made: torch.Tensor | None = None
-        self.stored = Stored(scale_MG, storage)
+        self.watch: Callable[[torch.Tensor], None] | None = None
+        self.stored = Stored(scale_MG, storage, FLOOR)
         self.change = nn.Parameter(torch.zeros_like(scale_MG, dtype=torch.float32))
         self.bias = linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
+
+    def zeros(self) -> torch.Tensor | float:
+        """The zero point of every code: [M, N], or 0 for a symmetric scheme."""
+        if self.zeros_MG is None:
+            return 0.0
+        return self.zeros_MG.to(self.centred_MN.dtype).repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
+
+    def codes(self) -> torch.Tensor:
+        """The integer codes as stored, int8 [M, N], from -2^(bits-1) to 2^(bits-1) - 1."""
+        return (self.centred_MN + self.zeros()).to(torch.int8)
+
+    def set_codes(self, codes_MN: torch.Tensor) -> None:
+        """Replace the codes. Raises ValueError where one is outside of the format's range."""
+        low, high = self.range
+        if int(codes_MN.min()) < low or int(codes_MN.max()) > high:
+            raise ValueError(f"codes from {int(codes_MN.min())} to {int(codes_MN.max())}; {self.bits} bits hold {low} to {high}")
+        self.centred_MN.copy_(codes_MN - self.zeros())
+
+    def set_scale(self, scale_MG: torch.Tensor) -> None:
+        """Replace the scales from which tuning starts."""
+        self.stored.start.copy_(scale_MG)
+        self.rescaled = True
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest code that the format holds."""
+        return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
     def scale(self) -> torch.Tensor:
         """The scales as stored, [M, G], in the dtype that is computed in."""
@@ -118,6 +154,8 @@ class ScaleLinear(nn.Module):
             from compressed_tensors.quantization.lifecycle import forward
 
             x = forward.forward_quantize(self, x, "input", self.quantization_scheme.input_activations)
+        if self.watch:
+            self.watch(x)
         if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
@@ -168,9 +206,9 @@ def attach(folder: str, recipe: Restore) -> Any:
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
             parent, _, child = name.rpartition(".")
             layer = ScaleLinear(module, storage)
-            layer.change.requires_grad_("scales" in recipe.tune)
+            layer.change.requires_grad_("scales" in recipe.kinds)
             setattr(model.get_submodule(parent), child, layer)
-        elif "norms" in recipe.tune and _is_norm(module):
+        elif "norms" in recipe.kinds and _is_norm(module):
             stored, weight = Stored(module.weight, storage), module.get_parameter("weight")
             weight.data = weight.data.float()  # what is tuned is float32, whatever is computed in
             parametrize.register_parametrization(module, "weight", stored, unsafe=True)
@@ -192,10 +230,30 @@ def scales(model: Any) -> dict[str, ScaleLinear]:
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    """What was tuned, by the names that the checkpoint's file has for it."""
-    found = {f"{name}.weight_scale": layer.scale() for name, layer in scales(model).items() if layer.change.requires_grad}
+    """What was restored, by the names that the checkpoint's file has for it: scales, norms, and codes as the exporter packs them."""
+    found: dict[str, torch.Tensor] = {}
+    for name, layer in scales(model).items():
+        if layer.change.requires_grad or layer.rescaled:
+            found[f"{name}.weight_scale"] = layer.scale()
+        if layer.solved:
+            found |= {f"{name}.{kind}": packed for kind, packed in _packed(layer).items()}
     norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
     return {name: t.detach() for name, t in (found | {f"{name}.weight": module.weight for name, module in norms.items()}).items()}
+
+
+def _packed(layer: ScaleLinear) -> dict[str, torch.Tensor]:
+    """The codes of a layer in its format: int8 as they are, others packed into int32 words by compressed-tensors itself."""
+    if not layer.packed:
+        return {"weight": layer.codes()}
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    return {"weight_packed": pack_to_int32(layer.codes(), layer.bits)}
+
+
+def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Raises InputError where a scale is no number, is zero, or changed its sign."""
+    if not bool((torch.isfinite(after) & (after != 0) & (after.sign() == before.sign())).all()):
+        raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 
 def export(model: Any, folder: Path, out: Path) -> None:
@@ -219,7 +277,11 @@ def export(model: Any, folder: Path, out: Path) -> None:
                 metadata = opened.metadata()
             tensors = load_file(file)
             for name in values.keys() & tensors.keys():
-                tensors[name] = values[name].to(tensors[name].dtype).cpu().contiguous()
+                value = values[name].to(tensors[name].dtype).cpu().contiguous()
+                assert value.shape == tensors[name].shape, f"{name}: {value.shape}, {tensors[name].shape} in {file.name}"
+                if name.endswith("weight_scale"):
+                    check_scales(name, tensors[name], value)
+                tensors[name] = value
                 written += 1
             save_file(tensors, part / file.name, metadata=metadata)
         assert written == len(values), f"{written} of {len(values)} tuned tensors found in {folder}"

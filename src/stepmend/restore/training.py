@@ -1,9 +1,10 @@
-"""The training loop: AdamW over what is tuned, seeded batches, and a state from which a stopped training continues."""
+"""The training loop: AdamW over what is tuned, seeded batches, validation, and a state from which a stopped training continues."""
 
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ from stepmend.rundir import replace
 
 SAVE_EVERY = 25
 """Steps between two saved states."""
+EVALUATIONS = 10
+"""Validations over all steps of a training."""
+PATIENCE = 3
+"""Validations in a row, none of which improves on the best, after which a training stops."""
+ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters of one kind, and the peak learning rate they are tuned at."""
+
+    parameters: list[torch.nn.Parameter]
+    rate: float
 
 
 class Batches:
@@ -32,35 +46,95 @@ class Batches:
         return order
 
 
+@dataclass
+class Trained:
+    """What a training did: the loss of every step, and the validation values by step, where there were any."""
+
+    losses: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
 def train(
-    parameters: list[torch.nn.Parameter],
+    groups: list[Group],
     backward: Callable[[int], float],
     *,
     steps: int,
-    rate: float,
     state_file: Path,
     made_by: str,
+    validate: Callable[[], float] | None = None,
     tick: Callable[[int], None] = lambda done: None,
-) -> list[float]:
-    """Train for ``steps`` steps at peak learning rate ``rate``, and give the loss of each.
+) -> Trained:
+    """Train for at most ``steps`` steps; with ``validate``, stop where its value stops falling, and end with the best state.
 
-    ``backward`` adds the gradients of one step and gives its loss. Continues from ``state_file`` where that is of ``made_by``; it is
-    the caller's to remove in the end. Raises InputError where a loss is no number.
+    Args:
+        groups: parameters, each with its peak learning rate.
+        backward: adds the gradients of one step and gives its loss.
+        steps: the steps that the learning rate's schedule is laid out for.
+        state_file: a training of the same ``made_by`` continues from it; it is the caller's to remove in the end.
+        validate: gives the value to lower; asked before the first step and ``EVALUATIONS`` times over all steps.
+
+    Raises:
+        InputError: where a loss is no number.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    losses = _resume(state_file, made_by, parameters, optimizer)
-    tick(len(losses))
-    while len(losses) < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * schedule(len(losses), steps)
-        losses.append(check(backward(len(losses))))
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    parameters = [p for group in groups for p in group.parameters]
+    optimizer = torch.optim.AdamW([{"params": group.parameters, "lr": group.rate} for group in groups], **ADAMW)
+    state = _State(parameters, optimizer, Trained(), [p.detach().clone() for p in parameters] if validate else [])
+    state.resume(state_file, made_by)
+    done = state.trained
+    tick(len(done.losses))
+    every = max(1, steps // EVALUATIONS)
+    if validate and not done.curve:
+        done.curve.append((0, validate()))
+    while len(done.losses) < steps and not _stalled(done.curve):
+        step(optimizer, groups, parameters, lambda: backward(len(done.losses)), schedule(len(done.losses), steps), done.losses)
         tick(1)
-        if len(losses) % SAVE_EVERY == 0:
-            _save(state_file, made_by, parameters, optimizer, losses)
-    return losses
+        if validate and (len(done.losses) % every == 0 or len(done.losses) == steps):
+            done.curve.append((len(done.losses), validate()))
+            if done.curve[-1][1] == min(value for _, value in done.curve):
+                state.best = [p.detach().clone() for p in parameters]
+        if len(done.losses) % SAVE_EVERY == 0:
+            state.save(state_file, made_by)
+    if validate:
+        put(parameters, state.best)
+    return done
+
+
+def step(
+    optimizer: torch.optim.Optimizer,
+    groups: list[Group],
+    parameters: list[torch.nn.Parameter],
+    backward: Callable[[], float],
+    share: float,
+    losses: list[float],
+) -> None:
+    """One optimizer step at a share of every group's peak rate; its loss is appended to ``losses``."""
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group["lr"] = own.rate * share
+    losses.append(check(backward()))
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def few(group: Group, backward: Callable[[int], float], steps: int) -> None:
+    """A few steps from the present state at the group's rate: what a range test tries."""
+    optimizer = torch.optim.AdamW(group.parameters, lr=group.rate, **ADAMW)
+    losses: list[float] = []
+    for number in range(steps):
+        step(optimizer, [group], group.parameters, lambda number=number: backward(number), 1 - number / steps, losses)
+
+
+def put(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    """Give parameters the values of a kept state."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _stalled(curve: Sequence[tuple[int, float]]) -> bool:
+    """Whether the last ``PATIENCE`` validations were all worse than the best before them."""
+    values = [value for _, value in curve]
+    return len(values) > PATIENCE and min(values[-PATIENCE:]) > min(values[:-PATIENCE])
 
 
 def schedule(step: int, steps: int) -> float:
@@ -75,25 +149,30 @@ def check(loss: float) -> float:
     return loss
 
 
-def _save(
-    state_file: Path, made_by: str, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]
-) -> None:
-    """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
-    buffer = io.BytesIO()
-    state = {"made_by": made_by, "parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "losses": losses}
-    torch.save(state, buffer)
-    replace(state_file, lambda part: part.write_bytes(buffer.getvalue()))
+@dataclass
+class _State:
+    """All that a stopped training continues from."""
 
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    trained: Trained
+    best: list[torch.Tensor]
 
-def _resume(state_file: Path, made_by: str, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
-    """Bring back the last saved state, if there is one; the losses so far."""
-    if not state_file.exists():
-        return []
-    state: dict[str, Any] = torch.load(state_file, weights_only=True, map_location=parameters[0].device)
-    if state["made_by"] != made_by:
-        return []  # of another training
-    with torch.no_grad():
-        for parameter, kept in zip(parameters, state["parameters"], strict=True):
-            parameter.copy_(kept)
-    optimizer.load_state_dict(state["optimizer"])
-    return list(state["losses"])
+    def save(self, file: Path, made_by: str) -> None:
+        """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
+        buffer = io.BytesIO()
+        state = {"made_by": made_by, "parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
+        torch.save(state | {"best": self.best, "losses": self.trained.losses, "curve": self.trained.curve}, buffer)
+        replace(file, lambda part: part.write_bytes(buffer.getvalue()))
+
+    def resume(self, file: Path, made_by: str) -> None:
+        """Restore the last saved state, where there is one of ``made_by``."""
+        if not file.exists():
+            return
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location=self.parameters[0].device)
+        if state["made_by"] != made_by:
+            return  # of another training
+        put(self.parameters, state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.trained.losses[:], self.best = state["losses"], state["best"]
+        self.trained.curve[:] = [(int(at), float(value)) for at, value in state["curve"]]

@@ -1,30 +1,38 @@
 """Bullets in, a restored checkpoint out. Seeded, and it continues from its last saved state."""
 
+import io
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stepmend.models.forward import head_of, hidden_of
-from stepmend.models.load import checkpoint_digest, config_of, load_model, load_tokenizer
+from stepmend.models.load import checkpoint_digest, config_of, free, load_model, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
-from stepmend.restore import adapter, memory, objectives, scales
+from stepmend.restore import adapter, codes, memory, objectives, scales
 from stepmend.restore.losses import Loss
-from stepmend.restore.training import Batches, check, train
+from stepmend.restore.training import Batches, Group, Trained, check, few, put, train
+from stepmend.restore.validation import Solution, Validation, Verdict, range_test, verdict
+from stepmend.rundir import make_folder, replace
 
-VERSION = "restore-1"
+VERSION = "restore-2"
 """Changes whenever the same bullets may give another checkpoint."""
-RATES = {"scales": 5e-3, "norms": 5e-3, "scales+norms": 1e-2, "lora": 2e-3}
-"""Peak learning rates of distillation: relative change of a scale or norm a step, and the adapter's own."""
+RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
+"""Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
+LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
+"""Peak learning rates of an adapter."""
 TOLERANCES = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded activations": 1e-1}
 """How far the logits of an exported checkpoint may be from the trained model's, over the largest logit."""
-SHARES = {"distill": 1.0, "sft": 0.1, "dpo": 0.03}
-"""What other objectives get of that: likelihoods of a few steps would be learnt at the cost of everything else (docs/log.md)."""
+TRIAL = 6
+"""Steps of one attempt of the range test."""
+BULLET = 2.0
+"""What a bullet's token counts in solving codes, beside one of another solution."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,10 @@ class Tuned:
     """What a tuning did.
 
     The loss of every step; how far the exported checkpoint's logits are from the trained model's, and may be; the tokens it was supervised
-    on, in all; and for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost).
+    on, in all; for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost); the
+    peak rate of every kind, and the (rate, validation KL) pairs that chose it; the share of codes that moved; validation KL by step; and
+    held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False where the restored state was not
+    better: the checkpoint written is the quantized one, unchanged.
     """
 
     losses: list[float]
@@ -40,11 +51,19 @@ class Tuned:
     export_tolerance: float
     tokens: int
     chosen_change: float | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    tested: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    moved: float = 0.0
+    solved: tuple[float, float] | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    verdict: Verdict | None = None
+    other: tuple[float, float] | None = None
+    kept: bool = True
 
 
 def rate_of(recipe: Restore) -> float:
-    """The peak learning rate: the recipe's, or what suits its objective and what is tuned."""
-    return recipe.learning_rate or RATES[recipe.tune] * SHARES[recipe.objective]
+    """The peak learning rate where no range test finds it: the recipe's, or what suits its objective and what is tuned."""
+    return recipe.learning_rate or (LORA_RATES if recipe.tune == "lora" else RATES)[recipe.objective]
 
 
 def tokens_of(tokenizer: Any, bullets: list[Bullet], recipe: Restore) -> float:
@@ -60,50 +79,208 @@ def restore(
     out: Path,
     *,
     seed: int,
+    anchors: Sequence[Solution] = (),
+    held_out: Sequence[Solution] = (),
+    rates: dict[str, float] | None = None,
     tick: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
-    """Tune the checkpoint ``quantized`` on bullets and write ``<out>``, whole or not at all; continues from ``<out>.state``.
+    """Restore the checkpoint ``quantized`` on bullets and write ``out``, whole or not at all; continues from ``<out>.state``.
 
-    ``say`` is told what memory is needed before it starts. Raises InputError where there are no bullets, or nothing to learn.
+    Args:
+        parent: the folder of the full-precision model.
+        quantized: the folder of the low-bit checkpoint.
+        bullets: what is taught.
+        recipe: what is restored, and how.
+        out: the folder of the restored checkpoint.
+        seed: decides the order of texts.
+        anchors: further solutions that ``distill`` is taught on, and codes are solved on.
+        held_out: solutions of other problems, which choose rates and states and must show that the result is better; without them
+            ``rates``, or the recipe's, hold for all steps.
+        rates: peak learning rate of every kind, instead of a range test.
+        tick: called with the number of steps done.
+        say: told in one line each what memory is needed, and what was found.
+
+    Raises:
+        InputError: where there are no bullets, nothing to learn, or memory or numbers do not do.
     """
     if not bullets:
         raise InputError("restore: there are no bullets to tune on")
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(str(quantized))
-    kind = adapter if recipe.tune == "lora" else scales
-    model = kind.attach(str(quantized), recipe)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    loss_of, batches = Loss(recipe, model, tokenizer, bullets), Batches(len(bullets), recipe.batch_size, seed)
-    _provide(loss_of, parameters, recipe.batch_size, say)
-    loss_of.read(parent)
+    work = _Work(parent, quantized, bullets, recipe, out, seed, anchors, held_out, say)
+    with scales.straight_through():
+        return work.run(rates, tick)
 
-    def backward(batch: Sequence[int]) -> float:
-        loss = loss_of(batch)
+
+class _Work:
+    """One restoration: the low-bit model, what is taught, and what is held out."""
+
+    def __init__(
+        self, parent: str, quantized: Path, bullets: list[Bullet], recipe: Restore, out: Path, seed: int, anchors: Sequence[Solution],
+        held_out: Sequence[Solution], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.parent, self.quantized, self.recipe, self.out, self.say = parent, quantized, recipe, out, say
+        self.tokenizer = load_tokenizer(str(quantized))
+        self.kind = adapter if recipe.tune == "lora" else scales
+        self.model = self.kind.attach(str(quantized), recipe)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        rows = [solution.row(self.tokenizer) for solution in anchors]
+        self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows)
+        self.batches = Batches(len(self.loss.rows), recipe.batch_size, seed)
+        self.texts = self._texts(bullets, rows)
+        self.held_out = held_out
+        kept = recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets]
+        self.made_by = digest(VERSION, *kept, [row.ids for row in rows], [(one.problem, one.tokens) for one in held_out])
+        self.state_file, self.codes_file = (out.with_name(out.name + end) for end in (".state", ".codes.state"))
+
+    def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
+        """All of it, in order."""
+        _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
+        teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
+        validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
+        before = (validation.judge(self.model), validation.other(self.model)) if validation else None
+        moved, solved = self._solve(teacher, validation)
+        self.loss.read(teacher)
+        del teacher
+        free()
+        _check_head(self.model, self.loss.rows[0])
+        trained, tested = Trained(), {}
+        if self.parameters:
+            _preflight(self.backward, self.loss, self.recipe)
+            rates, tested = self._rates(rates, validation)
+            trained = self._train(rates, validation, tick)
+        else:
+            tick(self.recipe.steps)
+        tokens = sum(self.loss.targets[i] for number in range(len(trained.losses)) for i in self.batches[number])
+        change = _chosen_change(self.loss) if self.recipe.objective == "dpo" else None
+        judged = verdict(before[0], validation.judge(self.model)) if validation and before else None
+        other = (before[1], validation.other(self.model)) if validation and before else None
+        kept = judged is None or judged.better
+        error, allowed = self._export(kept)
+        for file in (self.state_file, self.codes_file):
+            file.unlink(missing_ok=True)
+        return Tuned(trained.losses, error, allowed, tokens, change, rates or {}, tested, moved, solved, trained.curve, judged, other, kept)
+
+    def backward(self, batch: Sequence[int]) -> float:
+        """Add the gradients of one batch, and give its loss."""
+        loss = self.loss(batch)
         loss.backward()
         return loss.item()
 
-    state_file = out.with_name(out.name + ".state")
-    rate = rate_of(recipe)
-    made_by = digest(VERSION, recipe.model_dump(), rate, seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets])
-    with scales.straight_through():
-        _check_head(model, loss_of.rows[0])
-        _preflight(backward, loss_of, recipe)
-        losses = train(
-            parameters,
-            lambda step: backward(batches[step]),
-            steps=recipe.steps,
-            rate=rate,
-            state_file=state_file,
-            made_by=made_by,
+    def _texts(self, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row]) -> list[tuple[tuple[int, ...], float]]:
+        """Token ids and weight of the texts that codes are solved on, up to the recipe's number of tokens: bullets and anchors in turn."""
+        own = [objectives.chosen_row(self.tokenizer, bullet, "whole", self.recipe.prefix) for bullet in bullets]
+        mixed = [
+            one for pair in zip_longest(((row.ids, BULLET) for row in own), ((row.ids, 1.0) for row in anchors)) for one in pair if one
+        ]
+        ends = accumulate(len(ids) for ids, _ in mixed)
+        return [text for text, end in zip(mixed, ends, strict=True) if end <= self.recipe.solve_tokens] or mixed[:1]
+
+    def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
+        """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
+        if "codes" not in self.recipe.kinds:
+            return 0.0, None
+        start = validation.choose(self.model) if validation else 0.0
+        before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
+        moved = self._resume_codes()
+        if moved is None:
+            rows, weights = zip(*self.texts, strict=True)
+            self.say(f"  codes: solved on {len(rows)} solutions, {sum(map(len, rows)):,} tokens")
+            moved = codes.solve(self.model, teacher, rows, weights, self.tokenizer.pad_token_id, rescaled="scales" in self.recipe.kinds)
+            self._save_codes(moved)
+        if not validation:
+            return moved, None
+        after = validation.choose(self.model)
+        if after >= start:
+            self.say(f"  codes: validation KL {start:.4f} -> {after:.4f}: not better, left as they were")
+            for name, layer in scales.scales(self.model).items():
+                layer.set_codes(before[name][0])
+                layer.set_scale(before[name][1])
+                layer.solved = layer.rescaled = False
+            return 0.0, (start, after)
+        self.say(f"  codes: {100 * moved:.1f} % moved, validation KL {start:.4f} -> {after:.4f}")
+        return moved, (start, after)
+
+    def _save_codes(self, moved: float) -> None:
+        buffer = io.BytesIO()
+        solved = {name: (layer.codes(), layer.stored.start) for name, layer in scales.scales(self.model).items() if layer.solved}
+        torch.save({"made_by": self.made_by, "moved": moved, "codes": solved}, buffer)
+        replace(self.codes_file, lambda part: part.write_bytes(buffer.getvalue()))
+
+    def _resume_codes(self) -> float | None:
+        """Codes that a stopped restoration has solved already; the share that moved, None where there are none."""
+        if not self.codes_file.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.codes_file, weights_only=True, map_location=self.model.device)
+        if state["made_by"] != self.made_by:
+            return None
+        layers = scales.scales(self.model)
+        for name, (codes_MN, scale_MG) in state["codes"].items():
+            layers[name].set_codes(codes_MN)
+            layers[name].solved = True
+            if "scales" in self.recipe.kinds:
+                layers[name].set_scale(scale_MG)
+        return float(state["moved"])
+
+    def _groups(self, rates: dict[str, float]) -> list[Group]:
+        """The parameters of every kind at its rate; kinds without one are not tuned."""
+        kinds: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                kinds.setdefault(_kind(name, self.recipe), []).append(parameter)
+        return [Group(parameters, rates[kind]) for kind, parameters in kinds.items() if kind in rates]
+
+    def _rates(
+        self, given: dict[str, float] | None, validation: Validation | None
+    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+        """The peak rate of every kind: given, the recipe's, or by a range test; and what the test tried."""
+        kinds = sorted(self.recipe.kinds - {"codes"})
+        if given is not None:
+            return given, {}
+        if not validation or self.recipe.learning_rate or self.recipe.objective != "distill":
+            return dict.fromkeys(kinds, rate_of(self.recipe)), {}
+        found, tested, start = dict[str, float](), dict[str, list[tuple[float, float]]](), validation.choose(self.model)
+        for kind in kinds:
+            rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, validation))
+            if rate is not None:
+                found[kind] = rate
+        said = ", ".join(f"{kind} {found[kind]:.2g}" if kind in found else f"{kind} none lowers it" for kind in kinds)
+        self.say(f"  range test from validation KL {start:.4f}: peak rates {said}")
+        return found, tested
+
+    def _attempt(self, kind: str, rate: float, validation: Validation) -> float:
+        """Validation KL after a few steps at a rate; the start is put back."""
+        (group,) = self._groups({kind: rate})
+        before = [p.detach().clone() for p in group.parameters]
+        few(group, lambda number: self.backward(self.batches[number]), TRIAL)
+        for parameter in self.parameters:
+            parameter.grad = None
+        value = validation.choose(self.model)
+        put(group.parameters, before)
+        return value
+
+    def _train(self, rates: dict[str, float], validation: Validation | None, tick: Callable[[int], None]) -> Trained:
+        groups = self._groups(rates)
+        if not groups:
+            return Trained()
+        chosen = validation if self.recipe.objective == "distill" else None
+        return train(
+            groups,
+            lambda number: self.backward(self.batches[number]),
+            steps=self.recipe.steps,
+            state_file=self.state_file,
+            made_by=digest(self.made_by, rates),
+            validate=(lambda: chosen.choose(self.model)) if chosen else None,
             tick=tick,
         )
-    tokens = sum(loss_of.targets[i] for step in range(recipe.steps) for i in batches[step])
-    change = _chosen_change(loss_of) if recipe.objective == "dpo" else None
-    kind.export(model, quantized, out)
-    error, tolerance = _compare(model, out, loss_of.rows[0])
-    state_file.unlink(missing_ok=True)
-    return Tuned(losses, error, tolerance, tokens, change)
+
+    def _export(self, kept: bool) -> tuple[float, float]:
+        """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
+        if kept:
+            self.kind.export(self.model, self.quantized, self.out)
+            return _compare(self.model, self.out, self.loss.rows[0])
+        make_folder(self.out, lambda part: shutil.copytree(self.quantized, part, dirs_exist_ok=True) and None)
+        return 0.0, 0.0
 
 
 def _check_head(model: Any, row: objectives.Row) -> None:
@@ -136,7 +313,7 @@ def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe
         check(backward(sorted(range(len(lengths)), key=lambda i: lengths[i])[-recipe.batch_size :]))
     except torch.OutOfMemoryError:
         raise InputError("restore: the longest bullets do not fit into memory; lower restore.batch_size, in another --out") from None
-    reached: dict[str, float] = dict.fromkeys(recipe.tune.split("+"), 0.0)
+    reached: dict[str, float] = dict.fromkeys(sorted(recipe.kinds - {"codes"}), 0.0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             reached[_kind(name, recipe)] += float(parameter.grad.abs().sum())
@@ -151,8 +328,8 @@ def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe
 
 def _kind(name: str, recipe: Restore) -> str:
     """Which of the kinds that a recipe tunes a parameter is of."""
-    if recipe.tune != "scales+norms":
-        return recipe.tune
+    if recipe.tune == "lora":
+        return "lora"
     return "scales" if name.endswith(".change") else "norms"
 
 

@@ -1,0 +1,418 @@
+"""Integer codes and their scales solved again in closed form, decoder layer by decoder layer, against full precision's outputs.
+
+For a linear layer with full-precision weight W, let x be its input in full precision and z its input in the low-bit model, with every
+layer before it solved already, over the tokens t of the given texts, each with a weight. The codes Q are to minimise
+
+    sum_t weight_t * |W x_t - dequantized(Q) z_t|^2 .
+
+With H = sum weight z z^T this is tr (W' - dequantized(Q)) H (W' - dequantized(Q))^T plus a constant, where W' = W + W C H^-1 and
+C = sum weight (x - z) z^T: full precision's weight, corrected for what the layers before have changed (GPTAQ, 2504.02692, uses this
+asymmetry too). The corrected weight is rounded column by column with error compensation (GPTQ, 2210.17323). Then two steps alternate,
+neither of which can raise the sum: the scales of a row's groups by least squares, where scales are restored too, and each code in turn
+to where the sum is least (coordinate descent, QuantEase, 2309.01885). Zero points and the grid's range stay as they are in the file.
+
+Tensor names carry their shape: M rows (of all linear layers that read one input), N columns, G groups of a row, S columns of a group,
+K columns of a block, T tokens, B texts.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepmend.models.forward import collate
+from stepmend.restore.scales import ScaleLinear, scales
+
+DAMP = 0.01
+"""What is added to the diagonal of H, as a share of its mean: GPTQ's value."""
+BLOCK = 128
+"""Columns whose errors are passed on together (GPTQ's lazy batches)."""
+ROUNDS = 2
+"""How often scales and codes are solved in turn after GPTQ."""
+SMOOTHED = 0.8
+"""A checkpoint counts as scaled before rounding where scaling leaves at most this share of the distance between both weights."""
+LEAST, MOST = 0.25, 4.0
+"""How far least squares may move a scale, as a factor of its start."""
+TOKENS = 4096
+"""Tokens that go through a decoder layer at once, padding included."""
+
+
+@dataclass
+class Grid:
+    """What the codes may be: ``scale_MG`` as stored and ``zero_MG`` (float32), and the range of the format."""
+
+    scale_MG: torch.Tensor
+    zero_MG: torch.Tensor
+    low: int
+    high: int
+    columns: int
+
+    @classmethod
+    def of(cls, layers: Sequence[ScaleLinear]) -> "Grid":
+        """The grid of layers of one format and width, their rows one after the other."""
+        scale_MG = torch.cat([layer.scale().detach().float() for layer in layers])
+        zeros = [torch.zeros_like(layer.scale()) if layer.zeros_MG is None else layer.zeros_MG for layer in layers]
+        return cls(scale_MG, torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
+
+    @property
+    def code_scales(self) -> torch.Tensor:
+        """The scale of every code."""
+        return self.scale_MG.repeat_interleave(self.columns // self.scale_MG.shape[1], dim=1)
+
+    @property
+    def code_zeros(self) -> torch.Tensor:
+        """The zero point of every code."""
+        return self.zero_MG.repeat_interleave(self.columns // self.zero_MG.shape[1], dim=1)
+
+    def dequantize(self, codes_MN: torch.Tensor) -> torch.Tensor:
+        return (codes_MN - self.code_zeros) * self.code_scales
+
+
+def error(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, values_MN: torch.Tensor) -> float:
+    """tr (weight - values) H (weight - values)^T."""
+    rest_MN = weight_MN - values_MN
+    return float(((rest_MN @ hessian_NN) * rest_MN).sum())
+
+
+def damped(hessian_NN: torch.Tensor) -> torch.Tensor:
+    """H with a constant added to its diagonal, so that it can be inverted; columns that no token reached count as independent."""
+    damped_NN, mean = hessian_NN.clone(), hessian_NN.diagonal().mean()
+    damped_NN.diagonal().add_(DAMP * mean if mean > 0 else 1.0)
+    return damped_NN
+
+
+def corrected(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, cross_NN: torch.Tensor) -> torch.Tensor:
+    """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best."""
+    return weight_MN + torch.cholesky_solve((weight_MN @ cross_NN).T, torch.linalg.cholesky(damped(hessian_NN))).T
+
+
+def smoothing(weight_MN: torch.Tensor, low_MN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of rows [M] and columns [N] by which a quantizer scaled full precision's weight before it rounded (AWQ, SmoothQuant).
+
+    They are found from both weights by alternating least squares, and are 1 where they explain no more than rounding does.
+    """
+    row_M, column_N = torch.ones_like(weight_MN[:, 0]), torch.ones_like(weight_MN[0])
+    for _ in range(4):
+        scaled_MN = weight_MN * column_N
+        row_M = (scaled_MN * low_MN).sum(1) / scaled_MN.square().sum(1).clamp(min=1e-20)
+        scaled_MN = weight_MN * row_M[:, None]
+        column_N = (scaled_MN * low_MN).sum(0) / scaled_MN.square().sum(0).clamp(min=1e-20)
+    plain, left = (low_MN - weight_MN).norm(), (low_MN - row_M[:, None] * weight_MN * column_N).norm()
+    if left > SMOOTHED * plain or not bool((column_N > 0).all()):
+        return torch.ones_like(row_M), torch.ones_like(column_N)
+    return row_M, column_N
+
+
+def gptq(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes by error-compensating rounding (2210.17323), columns of large inputs first: float32 [M, N]."""
+    rows, columns = weight_MN.shape
+    order_N = hessian_NN.diagonal().argsort(descending=True)
+    inverse_NN = torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian_NN)[order_N][:, order_N]))
+    upper_NN = torch.linalg.cholesky(inverse_NN, upper=True)
+    # One column after the other is read and written: rows of the transposed tensors lie together in memory.
+    left_NM, scale_NM, zero_NM = (tensor[:, order_N].T.contiguous() for tensor in (weight_MN, grid.code_scales, grid.code_zeros))
+    codes_NM = torch.empty_like(left_NM)
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        errors_KM = left_NM.new_empty(end - start, rows)
+        for j in range(start, end):
+            code_M = codes_NM[j] = (left_NM[j] / scale_NM[j] + zero_NM[j]).round_().clamp_(grid.low, grid.high)
+            errors_KM[j - start] = (left_NM[j] - (code_M - zero_NM[j]) * scale_NM[j]) / upper_NN[j, j]
+            left_NM[j + 1 : end].addr_(upper_NN[j, j + 1 : end], errors_KM[j - start], alpha=-1)
+        left_NM[end:] -= upper_NN[start:end, end:].T @ errors_KM
+    codes_MN = torch.empty_like(weight_MN)
+    codes_MN[:, order_N] = codes_NM.T
+    return codes_MN
+
+
+def descend(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes_MN: torch.Tensor) -> torch.Tensor:
+    """Every code moved, one column after the other, to where the sum is least (2309.01885)."""
+    columns, hessian_NN = weight_MN.shape[1], damped(hessian_NN)
+    slope_NM = hessian_NN @ (weight_MN - grid.dequantize(codes_MN)).T
+    codes_NM, scale_NM = codes_MN.T.contiguous(), grid.code_scales.T.contiguous()
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        block_KM, moved_KM = slope_NM[start:end].clone(), torch.empty_like(slope_NM[start:end])
+        for j in range(start, end):
+            code_M = (codes_NM[j] + block_KM[j - start] / hessian_NN[j, j] / scale_NM[j]).round_().clamp_(grid.low, grid.high)
+            moved_KM[j - start] = (code_M - codes_NM[j]) * scale_NM[j]
+            codes_NM[j] = code_M
+            block_KM.addr_(hessian_NN[j, start:end], moved_KM[j - start], alpha=-1)
+        slope_NM -= hessian_NN[:, start:end] @ moved_KM
+    return codes_NM.T.contiguous()
+
+
+def rescale(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes_MN: torch.Tensor) -> torch.Tensor:
+    """The scales of every row's groups that minimise the sum for these codes, by least squares: [M, G].
+
+    A row without a usable solution (no code but zero in a group, or a scale beyond ``LEAST`` to ``MOST`` times its start) keeps its own.
+    """
+    rows, groups = grid.scale_MG.shape
+    hessian_NN, centred_MN = damped(hessian_NN), codes_MN - grid.code_zeros
+    centred_MGS = centred_MN.view(rows, groups, -1)
+    products_MGG = weight_MN.new_empty(rows, groups, groups)
+    for group, (part_MS, part_SN) in enumerate(zip(centred_MGS.unbind(1), hessian_NN.chunk(groups), strict=True)):
+        products_MGG[:, group] = ((part_MS @ part_SN).view(rows, groups, -1) * centred_MGS).sum(-1)
+    wanted_MG = ((weight_MN @ hessian_NN).view(rows, groups, -1) * centred_MGS).sum(-1)
+    scale_MG, failed = torch.linalg.solve_ex(products_MGG, wanted_MG)
+    share_MG = scale_MG / grid.scale_MG
+    usable_M = (failed == 0) & (share_MG.isfinite() & (share_MG > LEAST) & (share_MG < MOST)).all(1)
+    return torch.where(usable_M[:, None], scale_MG, grid.scale_MG)
+
+
+@dataclass
+class Sums:
+    """H and C of the linear layers that read the same input: see the head of this file."""
+
+    hessian_NN: torch.Tensor
+    cross_NN: torch.Tensor
+
+    def add(self, full_TN: torch.Tensor, low_TN: torch.Tensor, weight_T: torch.Tensor) -> None:
+        """Add tokens, in float32."""
+        low_TN, full_TN = low_TN.float(), full_TN.float()
+        weighted_TN = low_TN * weight_T[:, None]
+        self.hessian_NN.addmm_(weighted_TN.T, low_TN)
+        self.cross_NN.addmm_((full_TN - low_TN).T, weighted_TN)
+
+
+class _Stop(Exception):  # noqa: N818
+    """Ends a forward pass once the input that was wanted has been seen."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that go through a decoder layer together: the weight of every token, flat [B * T], and each layer's other arguments."""
+
+    weight_T: torch.Tensor
+    arguments: list[dict[str, Any]]
+
+
+def token_weights(rows: Sequence[Sequence[int]], weights: Sequence[float]) -> list[list[float]]:
+    """Each text's weight, token by token; a beginning that all texts share (a system prompt) counts as one text's."""
+    shared = 0
+    while all(len(row) > shared for row in rows) and len({row[shared] for row in rows}) == 1:
+        shared += 1
+    return [[weight / (len(rows) if place < shared else 1) for place in range(len(row))] for row, weight in zip(rows, weights, strict=True)]
+
+
+def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of texts of like length, in batches of at most ``TOKENS`` tokens (or one text)."""
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batch and (len(batch) + 1) * len(rows[i]) > TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
+
+
+def solve(
+    student: Any,
+    parent: Any,
+    rows: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    pad: int,
+    *,
+    rescaled: bool,
+    tick: Callable[[int], None] = lambda done: None,
+) -> float:
+    """Set the codes of ``student`` (see ``scales.attach``), and its scales too where ``rescaled``, on texts.
+
+    Args:
+        student: the low-bit model.
+        parent: the full-precision model, of the same architecture.
+        rows: token ids of the texts.
+        weights: what a token of each text counts.
+        pad: the id of the padding token.
+        rescaled: whether scales are solved too.
+        tick: called with 1 after every decoder layer.
+
+    Returns:
+        The share of codes that moved. Layers outside of the decoder stack, and those that no token reached, keep their codes.
+    """
+    stack = decoder_stack(student)
+    low_layers, full_layers = student.get_submodule(stack), parent.get_submodule(stack)
+    moved = total = 0
+    with torch.no_grad():
+        low, full, given = [], [], []
+        per_token = token_weights(rows, weights)
+        for batch in batches(rows):
+            ids_BT = collate([rows[i] for i in batch], pad, student.device)
+            weight_BT = torch.zeros(ids_BT.shape, device=student.device)
+            for row, i in enumerate(batch):
+                weight_BT[row, : len(rows[i])] = torch.tensor(per_token[i], device=student.device)
+            hidden, arguments = _entering(parent, full_layers, ids_BT)
+            full.append(hidden)
+            low.append(_entering(student, low_layers, ids_BT)[0])
+            given.append(Batch(weight_BT.flatten(), arguments))
+        for index, (low_layer, full_layer) in enumerate(zip(low_layers, full_layers, strict=True)):
+            found = _solve_layer(low_layer, full_layer, low, full, given, index, rescaled)
+            moved, total = moved + found[0], total + found[1]
+            tick(1)
+    return moved / max(total, 1)
+
+
+def decoder_stack(model: Any) -> str:
+    """The name of the module list whose members hold the quantized layers, such as ``model.layers``."""
+    found = [match[1] for name in scales(model) if (match := re.match(r"(.+?)\.\d+\.", name))]
+    return max(set(found), key=found.count)
+
+
+def _entering(model: Any, layers: nn.ModuleList, ids_BT: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """What enters the first decoder layer, [B, T, H], and the further arguments of every one; no layer is computed."""
+    arguments: list[dict[str, Any]] = []
+    entering: list[torch.Tensor] = []
+
+    def record(hidden: torch.Tensor, **further: Any) -> torch.Tensor:
+        arguments.append(further)
+        entering.append(hidden)
+        return hidden
+
+    originals = [layer.forward for layer in layers]
+    base = getattr(model, model.base_model_prefix)
+    for layer in layers:
+        layer.forward = record
+    try:
+        base(input_ids=ids_BT, use_cache=False)
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.forward = original
+    return entering[0], arguments
+
+
+def _run(layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+    out = layer(hidden, **arguments)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _solve_layer(
+    low_layer: nn.Module,
+    full_layer: nn.Module,
+    low: list[torch.Tensor],
+    full: list[torch.Tensor],
+    given: list[Batch],
+    index: int,
+    rescaled: bool,
+) -> tuple[int, int]:
+    """Solve one decoder layer, in the order in which its linear layers are computed; both streams go on to the next layer.
+
+    Gives how many codes moved, and of how many.
+    """
+    groups = _same_input(low_layer, low[0], given[0].arguments[index])
+    inputs: dict[str, list[torch.Tensor]] = {group[0]: [] for group in groups}
+    hooks = [full_layer.get_submodule(name).register_forward_pre_hook(_keeper(kept)) for name, kept in inputs.items()]
+    for i, batch in enumerate(given):
+        full[i] = _run(full_layer, full[i], batch.arguments[index])
+    for hook in hooks:
+        hook.remove()
+    moved = total = 0
+    for group in groups:
+        layers: list[Any] = [low_layer.get_submodule(name) for name in group]
+        weight_MN = torch.cat([full_layer.get_submodule(name).get_parameter("weight") for name in group]).float()
+        row_M, column_N = smoothing(weight_MN, torch.cat([layer.weight() for layer in layers]).float())
+        sums = _sums(low_layer, layers[0], inputs.pop(group[0]), column_N, low, given, index)
+        moved += resolve(layers, row_M[:, None] * weight_MN * column_N, sums, rescaled)
+        total += weight_MN.numel()
+    for i, batch in enumerate(given):
+        low[i] = _run(low_layer, low[i], batch.arguments[index])
+    return moved, total
+
+
+def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, rescaled: bool) -> int:
+    """Solve the linear layers that read one input, their rows one after the other; gives how many codes moved.
+
+    They keep codes and scales where those are as good.
+    """
+    grid, before_MN = Grid.of(layers), torch.cat([layer.codes() for layer in layers]).float()
+    hessian_NN, target_MN = sums.hessian_NN, corrected(weight_MN, sums.hessian_NN, sums.cross_NN)
+    start = error(target_MN, hessian_NN, grid.dequantize(before_MN))
+    codes_MN = gptq(target_MN, hessian_NN, grid)
+    for _ in range(ROUNDS):
+        if rescaled:
+            grid.scale_MG = _as_stored(layers, rescale(target_MN, hessian_NN, grid, codes_MN))
+        codes_MN = descend(target_MN, hessian_NN, grid, codes_MN)
+    if not error(target_MN, hessian_NN, grid.dequantize(codes_MN)) < start:
+        return 0
+    counts = [layer.centred_MN.shape[0] for layer in layers]
+    for layer, part_MN, scale_MG in zip(layers, codes_MN.split(counts), grid.scale_MG.split(counts), strict=True):
+        layer.set_codes(part_MN)
+        layer.solved = True
+        if rescaled:
+            layer.set_scale(scale_MG)
+    return int((codes_MN != before_MN).sum())
+
+
+def _as_stored(layers: Sequence[ScaleLinear], scale_MG: torch.Tensor) -> torch.Tensor:
+    """Scales rounded to the dtype of their file."""
+    return scale_MG.to(layers[0].stored.storage).float()
+
+
+def _same_input(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[list[str]]:
+    """The quantized linear layers of a decoder layer in the order of computing, those that read one tensor together."""
+    groups: list[list[str]] = []
+    last: torch.Tensor | None = None
+    for name, tensor in _inputs(low_layer, hidden, arguments):
+        if last is not None and tensor is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = tensor
+    return groups
+
+
+def _keeper(kept: list[torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """A hook that keeps a module's input, [T, N]."""
+    return lambda _, arguments: kept.append(arguments[0].flatten(0, -2))
+
+
+def _inputs(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+    """The input tensor of every quantized linear layer, in the order of computing."""
+    seen: list[tuple[str, torch.Tensor]] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, given: seen.append((name, given[0]))
+
+    linear = [(name, module) for name, module in low_layer.named_modules() if isinstance(module, ScaleLinear)]
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in linear]
+    _run(low_layer, hidden, arguments)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _sums(
+    low_layer: nn.Module,
+    layer: Any,
+    inputs: list[torch.Tensor],
+    column_N: torch.Tensor,
+    low: list[torch.Tensor],
+    given: list[Batch],
+    index: int,
+) -> Sums:
+    """H and C of a layer's input, over all texts; full precision's is divided by ``column_N``. Each pass ends where that input is."""
+    width = layer.centred_MN.shape[1]
+    sums = Sums(*(torch.zeros(width, width, device=low[0].device) for _ in range(2)))
+    seen: list[torch.Tensor] = []
+    factor: float | None = None  # factors of rows and columns are known but for one that goes from all rows to all columns
+
+    def watch(input_BTN: torch.Tensor) -> None:
+        seen.append(input_BTN.flatten(0, -2))
+        raise _Stop
+
+    layer.watch = watch
+    try:
+        for hidden, full_TN, batch in zip(low, inputs, given, strict=True):
+            with suppress(_Stop):
+                _run(low_layer, hidden, batch.arguments[index])
+            counted_T = batch.weight_T > 0
+            full_TN, low_TN = full_TN[counted_T] / column_N, seen.pop()[counted_T]
+            if factor is None:
+                factor = 1.0 if bool((column_N == 1).all()) else float((full_TN * low_TN).sum() / full_TN.square().sum())
+            sums.add(full_TN * factor, low_TN, batch.weight_T[counted_T])
+    finally:
+        layer.watch = None
+    return sums
