@@ -90,7 +90,9 @@ class Restore(Part):
     )
     features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
-    steps: int = Field(default=200, ge=1, description="optimizer steps, at most: distillation ends where validation stops improving")
+    steps: int = Field(
+        default=200, ge=0, description="optimizer steps, at most: distillation ends where validation stops improving; 0: none"
+    )
     batch_size: int = Field(default=8, ge=1, description="texts a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default: found by a range test")
     anchors: float = Field(

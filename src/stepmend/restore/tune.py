@@ -145,7 +145,7 @@ class _Work:
         free()
         _check_head(self.model, self.loss.rows[0])
         trained, tested = Trained(), {}
-        if self.parameters:
+        if self.parameters and self.recipe.steps:
             _preflight(self.backward, self.loss, self.recipe)
             rates, tested = self._rates(rates, validation)
             trained = self._train(rates, validation, tick)
