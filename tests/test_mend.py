@@ -44,7 +44,9 @@ def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported
     note = json.loads((run_copy / f"notes/control-{LOSSY}+solved-problems-steps-s0.json").read_text())
     assert (note["control"], note["seed"], note["steps"]) == ("solved-problems", 0, 60)
     low, out = load_file(run_copy / LOSSY / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert {n for n, t in low.items() if not t.equal(out[n])} == {n for n in low if n.endswith("weight_scale") or "norm" in n}
+    assert {n for n, t in low.items() if not t.equal(out[n])} == {
+        n for n in low if n.endswith(("weight_packed", "weight_scale")) or "norm" in n
+    }
     assert f"# builtin:qwen2, {LOSSY}, restored" in (tmp_path / "out/README.md").read_text()
     refused = stepmend("restore", run_copy, "--scheme", LOSSY)
     assert refused.returncode == 2

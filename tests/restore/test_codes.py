@@ -95,12 +95,21 @@ def test_the_corrected_weight_gives_full_precisions_outputs_from_the_low_bit_mod
     draw = torch.Generator().manual_seed(1)
     full_TN, weight_MN = torch.randn(500, 32, generator=draw), torch.randn(8, 32, generator=draw)
     low_TN = full_TN @ (torch.eye(32) + 0.1 * torch.randn(32, 32, generator=draw))
-    sums = codes.Sums(torch.zeros(32, 32), torch.zeros(32, 32))
+    sums = codes.Sums(32, "cpu")
     for part in range(0, 500, 100):
         sums.add(full_TN[part : part + 100], low_TN[part : part + 100], torch.ones(100))
-    target_MN = codes.corrected(weight_MN, sums.hessian_NN, sums.cross_NN)
+    target_MN = codes.corrected(weight_MN, sums)
     wanted, plain, found = full_TN @ weight_MN.T, low_TN @ weight_MN.T, low_TN @ target_MN.T
     assert (found - wanted).norm() < 0.05 * (plain - wanted).norm()
+
+
+def test_what_few_tokens_say_by_chance_is_not_corrected():
+    draw = torch.Generator().manual_seed(3)
+    weight_MN, sums = torch.randn(8, 64, generator=draw), codes.Sums(64, "cpu")
+    for _ in range(4):  # as many tokens as columns, and noise that has nothing to do with the inputs
+        low_TN = torch.randn(16, 64, generator=draw)
+        sums.add(low_TN + torch.randn(16, 64, generator=draw), low_TN, torch.ones(16))
+    assert torch.equal(codes.corrected(weight_MN, sums), weight_MN)
 
 
 def test_a_beginning_that_all_texts_share_counts_as_one_texts():

@@ -29,6 +29,8 @@ from stepmend.restore.scales import ScaleLinear, scales
 
 DAMP = 0.01
 """What is added to the diagonal of H, as a share of its mean: GPTQ's value."""
+RIDGES = (0.01, 0.1, 1.0)
+"""Shares of H's mean diagonal that are tried as a ridge of the correction."""
 BLOCK = 128
 """Columns whose errors are passed on together (GPTQ's lazy batches)."""
 ROUNDS = 2
@@ -78,16 +80,32 @@ def error(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, values_MN: torch.Te
     return float(((rest_MN @ hessian_NN) * rest_MN).sum())
 
 
-def damped(hessian_NN: torch.Tensor) -> torch.Tensor:
-    """H with a constant added to its diagonal, so that it can be inverted; columns that no token reached count as independent."""
+def damped(hessian_NN: torch.Tensor, share: float = DAMP) -> torch.Tensor:
+    """H with a share of its mean diagonal added to the diagonal, so that it can be inverted also where few tokens reached it."""
     damped_NN, mean = hessian_NN.clone(), hessian_NN.diagonal().mean()
-    damped_NN.diagonal().add_(DAMP * mean if mean > 0 else 1.0)
+    damped_NN.diagonal().add_(share * mean if mean > 0 else 1.0)
     return damped_NN
 
 
-def corrected(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, cross_NN: torch.Tensor) -> torch.Tensor:
-    """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best."""
-    return weight_MN + torch.cholesky_solve((weight_MN @ cross_NN).T, torch.linalg.cholesky(damped(hessian_NN))).T
+def correction(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, cross_NN: torch.Tensor, ridge: float) -> torch.Tensor:
+    """W C H^-1, [M, N], with H damped by ``ridge``."""
+    return torch.cholesky_solve((weight_MN @ cross_NN).T, torch.linalg.cholesky(damped(hessian_NN, ridge))).T
+
+
+def corrected(weight_MN: torch.Tensor, sums: "Sums") -> torch.Tensor:
+    """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best.
+
+    Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on every other batch of texts when it is
+    fitted on the rest; and where none does better than W itself, there is no correction.
+    """
+    fitted, other = sums.halves
+    best, chosen = 0.0, None
+    for ridge in RIDGES:
+        step_MN = correction(weight_MN, fitted.hessian_NN, fitted.cross_NN, ridge)
+        change = float(((step_MN @ other.hessian_NN - 2 * (weight_MN @ other.cross_NN)) * step_MN).sum())
+        if change < best:
+            best, chosen = change, ridge
+    return weight_MN if chosen is None else weight_MN + correction(weight_MN, sums.hessian, sums.cross, chosen)
 
 
 def smoothing(weight_MN: torch.Tensor, low_MN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,18 +183,37 @@ def rescale(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes
 
 
 @dataclass
-class Sums:
-    """H and C of the linear layers that read the same input: see the head of this file."""
+class Half:
+    """H and C over one half of the texts: see the head of this file."""
 
     hessian_NN: torch.Tensor
     cross_NN: torch.Tensor
 
+
+class Sums:
+    """H and C of the linear layers that read the same input, over two halves of the texts."""
+
+    def __init__(self, width: int, device: Any) -> None:
+        self.halves = tuple(Half(*(torch.zeros(width, width, device=device) for _ in range(2))) for _ in range(2))
+        self.number = 0
+
     def add(self, full_TN: torch.Tensor, low_TN: torch.Tensor, weight_T: torch.Tensor) -> None:
-        """Add tokens, in float32."""
-        low_TN, full_TN = low_TN.float(), full_TN.float()
+        """Add a batch's tokens, in float32, to one half and the other in turn."""
+        low_TN, full_TN, half = low_TN.float(), full_TN.float(), self.halves[self.number % 2]
         weighted_TN = low_TN * weight_T[:, None]
-        self.hessian_NN.addmm_(weighted_TN.T, low_TN)
-        self.cross_NN.addmm_((full_TN - low_TN).T, weighted_TN)
+        half.hessian_NN.addmm_(weighted_TN.T, low_TN)
+        half.cross_NN.addmm_((full_TN - low_TN).T, weighted_TN)
+        self.number += 1
+
+    @property
+    def hessian(self) -> torch.Tensor:
+        """H over all texts."""
+        return self.halves[0].hessian_NN + self.halves[1].hessian_NN
+
+    @property
+    def cross(self) -> torch.Tensor:
+        """C over all texts."""
+        return self.halves[0].cross_NN + self.halves[1].cross_NN
 
 
 class _Stop(Exception):  # noqa: N818
@@ -328,7 +365,7 @@ def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, 
     They keep codes and scales where those are as good.
     """
     grid, before_MN = Grid.of(layers), torch.cat([layer.codes() for layer in layers]).float()
-    hessian_NN, target_MN = sums.hessian_NN, corrected(weight_MN, sums.hessian_NN, sums.cross_NN)
+    hessian_NN, target_MN = sums.hessian, corrected(weight_MN, sums)
     start = error(target_MN, hessian_NN, grid.dequantize(before_MN))
     codes_MN = gptq(target_MN, hessian_NN, grid)
     for _ in range(ROUNDS):
@@ -395,7 +432,7 @@ def _sums(
 ) -> Sums:
     """H and C of a layer's input, over all texts; full precision's is divided by ``column_N``. Each pass ends where that input is."""
     width = layer.centred_MN.shape[1]
-    sums = Sums(*(torch.zeros(width, width, device=low[0].device) for _ in range(2)))
+    sums = Sums(width, low[0].device)
     seen: list[torch.Tensor] = []
     factor: float | None = None  # factors of rows and columns are known but for one that goes from all rows to all columns
 
