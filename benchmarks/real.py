@@ -109,6 +109,7 @@ def recipes(steps: int, validation: int, solve_tokens: int) -> dict[str, tuple[R
         0,
     )
     found["ours-codes"] = Restore.model_validate({**common, "solve_tokens": solve_tokens, "tune": "codes"}), 0
+    found["ours-bullets-only"] = Restore.model_validate({**common, "solve_tokens": solve_tokens, "anchors": 0}), 0
     found["ours-without-codes"] = Restore.model_validate({**common, "tune": "scales+norms"}), 0
     return found
 
