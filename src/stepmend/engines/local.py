@@ -3,11 +3,16 @@
 Tensor names carry their shape: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+
+from stepmend.engines import slots as cache
+from stepmend.engines.decode import Decoder, Row
+from stepmend.models import chat
 
 LOGITS = 1 << 26
 """Logits held at once while reading (256 MiB in float32): texts of any length and vocabulary fit."""
@@ -35,24 +40,74 @@ class Read:
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One loaded model. Equal batches give equal completions, so callers keep their batches fixed when they resume."""
+    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them."""
 
     model: Any
     tokenizer: Any
     max_new_tokens: int
+    slots: int = 32
+    halved: Callable[[int], None] = lambda count: None
+
+    @property
+    def batched(self) -> bool:
+        """Whether the model is one that decodes in fixed batches, as its attention is not plain, causal and full."""
+        return not cache.supported(self.model)
+
+    def stream(
+        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """Complete rendered texts: greedily, or sampled at a temperature; hands out (index, completion) as they end.
+
+        Args:
+            texts: All texts of this piece of work; equal ones are sampled apart.
+            temperature: 0 for the likeliest token at each place.
+            seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
+            done: Indices of texts that need no completion any more.
+        """
+        if self.batched:
+            yield from self._stream_batches(texts, temperature, seed, done)
+            return
+        times: Counter[str] = Counter()
+        rows = []
+        for i, text in enumerate(texts):
+            times[text] += 1
+            if i not in done:
+                rows.append(Row(i, chat.encode(self.tokenizer, text), f"{seed} {times[text]} {text}"))
+        rows.sort(key=lambda row: (-len(row.ids), row.ids, row.index))
+        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved)
+        for row in decoder.run(rows, self.slots):
+            yield row.index, self._completion(row.tokens)
 
     def complete(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-        """Complete rendered texts as one batch: greedily, or sampled at a temperature, the same for the same seed."""
+        """``stream``, in the order of the texts."""
+        found = dict(self.stream(texts, temperature=temperature, seed=seed))
+        return [found[i] for i in range(len(texts))]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_token_id])
+
+    def _stream_batches(self, texts: Sequence[str], temperature: float, seed: int, done: Collection[int]) -> Iterator[tuple[int, Completion]]:
+        """Batches of all texts, so that each is the same whatever is done; those with nothing left to do are left out."""
+        for number, batch in enumerate(batches(texts, self.slots)):
+            if not all(i in done for i in batch):
+                made = self.generate([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+                yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
+
+    def generate(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """Complete texts as one batch with the model's own ``generate``."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
-        cache = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
+        static = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
         # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
         plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
         if temperature:
             plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **cache)
+            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
@@ -86,10 +141,8 @@ class LocalEngine:
         places = [slice(begin - 1, len(row) - 1) for row, begin in zip(rows, begins, strict=True)]
         return [Read(tuple(token_BT[i, p].tolist()), tuple(margin_BT[i, p].tolist())) for i, p in enumerate(places)]
 
-    def _completion(self, row: list[int]) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+    def _completion(self, row: Sequence[int]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(row) if token in self.ends), None)
         tokens = tuple(row[:length])
         return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, "stop" if length else "length")
 
@@ -102,9 +155,5 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 
 def complete_all(engine: LocalEngine, texts: Sequence[str], size: int, *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-    """Complete many texts, batch by batch, and give the completions in the order of the texts; every batch samples by its own seed."""
-    found: dict[int, Completion] = {}
-    for number, batch in enumerate(batches(texts, size)):
-        made = engine.complete([texts[i] for i in batch], temperature=temperature, seed=seed + number)
-        found |= dict(zip(batch, made, strict=True))
-    return [found[i] for i in range(len(texts))]
+    """Complete many texts, ``size`` at once, and give the completions in the order of the texts."""
+    return replace(engine, slots=size).complete(texts, temperature=temperature, seed=seed)
