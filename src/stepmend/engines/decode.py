@@ -112,7 +112,7 @@ def by_columns(model: Any) -> None:
     """
     head = cache.base_of(model).get_output_embeddings()
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, torch.nn.Linear) and module is not head and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            if weight.is_contiguous():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            weight = module.weight
+            if weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous():
                 weight.data = weight.data.t().contiguous().t()

@@ -33,7 +33,7 @@ _active: ContextVar["Slots"] = ContextVar("slots")
 _verdicts: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The model's attention asks for something that slots do not do."""
 
 
@@ -54,6 +54,7 @@ class Slots:
         """The next pass reads a prompt of ``length`` tokens into ``slot``."""
         self.filling, self.ends[slot] = (slot, length), length
 
+    @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Give ``target`` the first ``length`` places of ``source``."""
         for kept in self.layers.values():
@@ -100,20 +101,26 @@ class Slots:
         mask: the kernel goes through each row's keys in tiles of fixed size, and masked ones add exact zeros.
         """
         count, heads, _, width = query_BHTD.shape
-        query_BKGD = query_BHTD.view(count, key_BKLD.shape[1], -1, width)
-        if query_BHTD.device.type != "cpu":
-            longest = self.mask_B11L.shape[-1]
-            mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
-            key_BKLD, value_BKLD = key_BKLD[:, :, :longest], value_BKLD[:, :, :longest]
-            found_BKGD = F.scaled_dot_product_attention(query_BKGD, key_BKLD, value_BKLD, attn_mask=mask_BKGL, scale=scale)
-            return found_BKGD.reshape(count, 1, heads, -1)
+        attend = self.by_row if query_BHTD.device.type == "cpu" else self.by_mask
+        return attend(query_BHTD.view(count, key_BKLD.shape[1], -1, width), key_BKLD, value_BKLD, scale).reshape(count, 1, heads, -1)
+
+    def by_row(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention [B, K, G, D] of the slots in use, one after the other; zeros for the others."""
         found_BKGD = query_BKGD.new_zeros((*query_BKGD.shape[:3], value_BKLD.shape[-1]))
         for slot, end in enumerate(self.ends):
             if end:
                 one = slice(slot, slot + 1)
                 kept = key_BKLD[one, :, :end], value_BKLD[one, :, :end]
                 found_BKGD[slot] = F.scaled_dot_product_attention(query_BKGD[one], *kept, scale=scale)[0]
-        return found_BKGD.view(count, 1, heads, -1)
+        return found_BKGD
+
+    def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention [B, K, G, D] of all slots at once, up to the longest; what stands in empty slots means nothing."""
+        longest = self.mask_B11L.shape[-1]
+        mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
+        return F.scaled_dot_product_attention(
+            query_BKGD, key_BKLD[:, :, :longest], value_BKLD[:, :, :longest], attn_mask=mask_BKGL, scale=scale
+        )
 
 
 def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **options: Any) -> Any:
@@ -122,7 +129,7 @@ def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, sc
 
     wanted = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if wanted or mask is not None or not getattr(module, "is_causal", True):
-        raise Unsupported(", ".join(wanted) or "a mask of its own")
+        raise UnsupportedError(", ".join(wanted) or "a mask of its own")
     slots = _active.get()
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     if slots.filling:
@@ -170,7 +177,9 @@ def step(model: Any, slots: Slots, tokens: Sequence[int]) -> torch.Tensor:
 def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor) -> torch.Tensor:
     base = base_of(model)
     with _using(model, slots):
-        return getattr(base, base.base_model_prefix)(input_ids=ids_BT, position_ids=place_BT, past_key_values=slots, use_cache=True).last_hidden_state
+        return getattr(base, base.base_model_prefix)(
+            input_ids=ids_BT, position_ids=place_BT, past_key_values=slots, use_cache=True
+        ).last_hidden_state
 
 
 def supported(model: Any) -> bool:
@@ -201,7 +210,7 @@ def _agrees(model: Any, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> b
             found.append(prefill(model, slots, slot, rows[slot][:length])[0])
         for n in range(steps):
             found += step(model, slots, [*(row[length + n] for row, length in zip(rows, lengths, strict=True)), 0])[:2]
-    except (Unsupported, AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
+    except (UnsupportedError, AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
         return False
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
