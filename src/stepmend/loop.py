@@ -139,6 +139,9 @@ class Loop:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        earlier = self.dir.notes().get("seconds", {})
+        spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
+        self.dir.note("seconds", **{**earlier, **spent})  # of all calls together
         self.verifier.__exit__()
         self.dir.close()
 

@@ -109,9 +109,12 @@ class Slots:
         found_BKGD = query_BKGD.new_zeros((*query_BKGD.shape[:3], value_BKLD.shape[-1]))
         for slot, end in enumerate(self.ends):
             if end:
-                one = slice(slot, slot + 1)
+                one, mask_111L = slice(slot, slot + 1), None
+                if query_BKGD.dtype != torch.float32:  # in 16 bits a CPU makes a kernel for every length, which takes longer than using it
+                    end = -(-end // BUCKET) * BUCKET
+                    mask_111L = self.mask_B11L[one, :, :, :end]
                 kept = key_BKLD[one, :, :end], value_BKLD[one, :, :end]
-                found_BKGD[slot] = F.scaled_dot_product_attention(query_BKGD[one], *kept, scale=scale)[0]
+                found_BKGD[slot] = F.scaled_dot_product_attention(query_BKGD[one], *kept, attn_mask=mask_111L, scale=scale)[0]
         return found_BKGD
 
     def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
