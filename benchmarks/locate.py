@@ -142,10 +142,7 @@ def rescue_again(
     """Rescue once more, greedily and by samples, for what it costs."""
     cases = [locators.make_case(loop.prompt_of(p), traces[p.id], full[p.id]) for p in part]
     locator = loop.locator()
-    found = [
-        locators.Rescue(locator._complete, lambda i, text, finished: locator.arrives(part[i], text, finished), samples)(cases)
-        for samples in (1, SAMPLES)
-    ]
+    found = [locator.rescue(part, samples, 0.5)(cases) for samples in (1, SAMPLES)]
     return [
         Regression(f"{loop.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), *of)
         for p, fault, *of in zip(part, faults, *found, strict=True)
@@ -170,7 +167,7 @@ def linear_tokens(loop: Loop, found: Sequence[Regression]) -> int:
         texts = [loop.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
         completions = complete_all(locator.full, texts, loop.batch_size)
         tokens += sum(len(c.tokens) for c in completions)
-        arrived = [locator.arrives(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)]
+        arrived = locator.arrive([(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)])
         live = [r for r, good in zip(live, arrived, strict=True) if good]
     return tokens
 

@@ -28,8 +28,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 def float32():
     """Tests that compare last bits compute in float32 on a GPU too; commands, in processes of their own, do as users' do."""
     with pytest.MonkeyPatch.context() as patch:
-        device, _ = load.placement()
-        patch.setattr(load, "placement", lambda: (device, torch.float32))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        patch.setattr(load, "placement", lambda folder, dtype="auto": (device, torch.float32))
         yield
 
 

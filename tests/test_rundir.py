@@ -96,3 +96,16 @@ def test_folders_and_files_appear_whole_or_not_at_all(tmp_path):
         make_folder(tmp_path / "checkpoint", fill)
     write_text(tmp_path / "page.html", "whole")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_records_kept_as_they_came_are_brought_into_order(folder, tmp_path):
+    folder.append([grade("p9", "other"), grade("p2"), grade("p3")])
+    folder.append([grade("p8", "other"), grade("p1")])
+    file = tmp_path / "run" / "grades.jsonl"
+    kept = sorted(file.read_bytes().splitlines())
+    folder.settle(Grade, "a", ["p1", "p2", "p3"])
+    assert [r.problem for r in folder.load(Grade)] == ["p9", "p1", "p2", "p8", "p3"]
+    assert sorted(file.read_bytes().splitlines()) == kept
+    stamp = file.stat().st_mtime_ns
+    folder.settle(Grade, "a", ["p1", "p2", "p3"])
+    assert file.stat().st_mtime_ns == stamp

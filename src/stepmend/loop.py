@@ -5,34 +5,37 @@ the same command continues where it was stopped, and nothing old is mixed with a
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from stepmend import __version__, grading
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
-from stepmend.engines.local import LocalEngine, batches, complete_all
+from stepmend.engines import budget
+from stepmend.engines.local import Completion, LocalEngine, complete_all
 from stepmend.grading import verify
+from stepmend.keeping import Grades, Keeper
 from stepmend.locate import faults, judges, locators
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import statistics
 from stepmend.mend import Budget, Mend
 from stepmend.models import chat, load
-from stepmend.progress import Stages
+from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
-from stepmend.records import AGAIN, Fault, Grade, InputError, Judgement, Problem, Trace, digest
+from stepmend.records import AGAIN, Continuation, Fault, Grade, InputError, Judgement, Problem, Trace, digest
 from stepmend.rundir import RunDir
 
-CHUNK = 64
-"""Regressions that are located at once, and kept at once."""
+CHUNK = 256
+"""Regressions that are located at once, and solutions whose margins are read at once."""
 
 LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
 
@@ -51,7 +54,6 @@ class Loop:
         builtin = recipe.model.startswith(load.BUILTIN)
         self.prompt = chat.prompt_for(self.parent, builtin)
         self.max_new_tokens = recipe.measure.max_new_tokens or (180 if builtin else 1024)
-        self.batch_size = recipe.measure.batch_size or (150 if builtin else 32)
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
         self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
         self._problems: dict[str, list[Problem]] = {}
@@ -62,11 +64,31 @@ class Loop:
         for split in ("calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
         self.dir = RunDir(out, recipe)
+        self.placed = self._place(builtin)
+        self.batch_size = self.placed["slots"]
         self.engines: dict[str, LocalEngine] = {}
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
         self.verifier = verify.Verifier()
         self.panel = self._panel() if recipe.locate.judges else None
+
+    def _place(self, builtin: bool) -> dict[str, Any]:
+        """Device, dtype and number of slots: what the run has used before, where it is on the same kind of device; noted with it."""
+        measure = self.recipe.measure
+        device, dtype = load.placement(self.parent, measure.dtype)
+        kept = self.dir.notes().get("placement", {})
+        if kept.get("device") == device:
+            return kept
+        slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
+        placed = {"device": device, "dtype": str(dtype).removeprefix("torch."), "slots": slots}
+        self.dir.note("placement", **placed)
+        return placed
+
+    def _halved(self, count: int) -> None:
+        """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
+        self.stages.say(f"  out of memory: {count} solutions at once from here on")
+        self.placed["fit"] = count
+        self.dir.note("placement", **self.placed)
 
     def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
@@ -117,6 +139,9 @@ class Loop:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        earlier = self.dir.notes().get("seconds", {})
+        spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
+        self.dir.note("seconds", **{**earlier, **spent})  # of all calls together
         self.verifier.__exit__()
         self.dir.close()
 
@@ -165,8 +190,13 @@ class Loop:
         """The loaded model of an arm; loaded when first asked for."""
         arm = "full" if arm == AGAIN else arm
         if arm not in self.engines:
-            self.engines[arm] = LocalEngine(load.load_model(str(self.folder(arm))), self.tokenizer, self.max_new_tokens)
+            model = load.load_model(str(self.folder(arm)), self.placed["dtype"])
+            self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
+
+    def generator(self, arm: str, size: int) -> LocalEngine:
+        """``engine`` with ``size`` slots, or as many as have been found to fit."""
+        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)))
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
@@ -178,41 +208,29 @@ class Loop:
         return chat.render(self.tokenizer, self.prompt, problem.question)
 
     def solve(self, arm: str, problems: Sequence[Problem], split: str) -> dict[str, Trace]:
-        """The traces of one arm on problems, by problem id, graded; batches are fixed, so a resumed run writes what a whole one does."""
-        texts = [self.prompt_of(problem) for problem in problems]
+        """The traces of one arm on problems, by problem id, graded while others are generated; kept as they end."""
+        texts, ids = [self.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
         size = max(1, min(self.batch_size, len(problems)) * 2 // 3) if arm == AGAIN else self.batch_size
-        made_by = digest("solve", arm, self.digest(arm), load.placement()[0], texts, self.max_new_tokens, size, [p.id for p in problems])
+        made_by = digest("solve", arm, self.digest(arm), *self.where(), texts, self.max_new_tokens, size, ids)
         done = {trace.problem: trace for trace in self.dir.load(Trace, made_by)}
-        with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems") as tick:
-            for batch in batches(texts, size):
-                missing = [i for i in batch if problems[i].id not in done]
-                if missing:
-                    found = dict(zip(batch, self.engine(arm).complete([texts[i] for i in batch]), strict=True))
-                    fresh = [
-                        Trace(
-                            problem=problems[i].id,
-                            arm=arm,
-                            made_by=made_by,
-                            text=found[i].text,
-                            tokens=found[i].tokens,
-                            finish=found[i].finish,
-                        )
-                        for i in missing
-                    ]
-                    self.dir.append(fresh)
-                    done |= {trace.problem: trace for trace in fresh}
-                tick(len(batch))
-        traces = {problem.id: done[problem.id] for problem in problems}
-        self.grade(problems, traces, digest("grade", made_by, grading.VERSION))
-        return traces
+        grades = Grades(self.dir, self.verifier, digest("grade", made_by, grading.VERSION), problems)
+        with self.stages.stage(f"{arm}: solve {split}", len(problems), "problems", len(done)) as tick, grades:
+            grades.add(list(done.values()))
+            if len(done) < len(problems):
+                with Keeper[Trace](lambda fresh: (self.dir.append(fresh), grades.add(fresh))) as keep:
+                    had = {i for i, problem in enumerate(ids) if problem in done}
+                    for i, c in self.generator(arm, size).stream(texts, done=had):
+                        trace = Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
+                        done[trace.problem] = trace
+                        keep(trace)
+                        tick(1, len(c.tokens))
+        self.dir.settle(Trace, made_by, ids)
+        self.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
+        return {problem: done[problem] for problem in ids}
 
-    def grade(self, problems: Sequence[Problem], traces: dict[str, Trace], made_by: str) -> None:
-        """Grade what is not graded yet."""
-        done = {grade.problem: grade for grade in self.dir.load(Grade, made_by)}
-        missing = [p for p in problems if p.id not in done]
-        fresh = grading.grade_all([traces[p.id] for p in missing], missing, made_by, self.verifier)
-        self.dir.append(fresh)
-        self.graded |= {(grade.arm, grade.problem): grade for grade in [*done.values(), *fresh]}
+    def where(self) -> tuple[str, str]:
+        """The kind of device, and the dtype, that decide a completion's last bits."""
+        return self.placed["device"], self.placed["dtype"]
 
     def outcomes(self, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:
         """Right or not, in the order of the problems; an unscored trace is not right."""
@@ -248,29 +266,44 @@ class Loop:
         kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
         sizes = self.max_new_tokens, self.batch_size
         texts = [(traces[p.id].text, full[p.id].text) for p in lost]
-        of = self.digest("full"), self.digest(arm), kept, [p.id for p in lost], texts, *sizes
+        of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
         made_by = digest("locate", faults.VERSION, grading.VERSION, *of)
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
-        with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures") as tick:
-            for begin in range(0, len(lost), CHUNK):
-                chunk = lost[begin : begin + CHUNK]
-                if any(p.id not in done for p in chunk):
+        with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
+            for start in range(0, len(lost), CHUNK):
+                chunk = lost[start : start + CHUNK]
+                missing = [p for p in chunk if p.id not in done]
+                if missing:
                     cases = [locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk]
-                    found = self.locator().locate(chunk, cases, None if arm == "full" else self.engine(arm), made_by)
+                    with Keeper[Continuation](self.dir.append) as keep:
+                        locator = self.locator(keep, tick)
+                        found = locator.locate(chunk, cases, None if arm == "full" else self.engine(arm), made_by)
                     self.dir.append([fault for fault in found if fault.problem not in done])
                     done |= {fault.problem: fault for fault in found}
-                tick(len(chunk))
+                    tick(len(missing))
+        self.dir.drop(Continuation)
         return [done[problem.id] for problem in lost]
 
-    def locator(self) -> faults.Locator:
-        """What locates, with this run's models, judges and grading."""
+    def locator(self, keep: Callable[[Continuation], None] = lambda continuation: None, tick: Tick = silent) -> faults.Locator:
+        """What locates, with this run's models, judges and grading; full precision's continuations are kept until all is located."""
+        known = {c.key: Completion(c.text, c.tokens, c.finish) for c in self.dir.load(Continuation)}
 
-        def arrives(problem: Problem, text: str, finished: bool) -> bool:
-            found = grading.extract(text, loose=finished)
-            return grading.judge([found], [problem.answer], grading.kind_of(problem.benchmark), self.verifier)[0][0] == "correct"
+        def arrive(asked: Sequence[tuple[Problem, str, bool]]) -> list[bool]:
+            found = [grading.extract(text, loose=finished) for _, text, finished in asked]
+            kind = grading.kind_of(asked[0][0].benchmark) if asked else "math"
+            judged = grading.judge(found, [problem.answer for problem, _, _ in asked], kind, self.verifier)
+            return [outcome == "correct" for outcome, _ in judged]
 
         return faults.Locator(
-            self.recipe.locate, self.engine("full"), self.tokenizer, self.batch_size, arrives, self.panel, self.recipe.seed
+            self.recipe.locate,
+            self.generator("full", self.batch_size),
+            self.tokenizer,
+            arrive,
+            self.panel,
+            self.recipe.seed,
+            known,
+            lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
+            tick,
         )
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
@@ -281,7 +314,9 @@ class Loop:
 
     def damage(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
-        made_by = digest("damage", self.digest("full"), self.digest(arm), self.prompt, self.max_new_tokens, [p.id for p in problems])
+        made_by = digest(
+            "damage", self.digest("full"), self.digest(arm), *self.where(), self.prompt, self.max_new_tokens, [p.id for p in problems]
+        )
         if self.dir.notes().get(f"damage-{arm}", {}).get("made_by") == made_by:
             return
         found, kinds = [], []
@@ -289,7 +324,7 @@ class Loop:
             for begin in range(0, len(problems), CHUNK):
                 part = problems[begin : begin + CHUNK]
                 prompts, traces = [self.prompt_of(p) for p in part], [full[p.id] for p in part]
-                found += locators.margins_of(prompts, traces, self.engine("full"), self.engine(arm), faults.READ)
+                found += locators.margins_of(prompts, traces, self.engine("full"), self.engine(arm))
                 kinds += [[damages.kind(self.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
                 tick(len(part))
         self.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))

@@ -1,14 +1,26 @@
-"""Live progress: a bar with rate and time left for every stage on a terminal, one line a stage elsewhere."""
+"""Live progress: on a terminal a bar with rate and time left for every stage; elsewhere a line every half minute, and one a stage."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Tick = Callable[[int], None]
+EVERY = 30.0
+"""Seconds between lines where the output is no terminal."""
+
+
+class Tick(Protocol):
+    """Counts units of work that are done, and the tokens that they took."""
+
+    def __call__(self, count: int, tokens: int = 0, /) -> None: ...
+
+
+def silent(count: int, tokens: int = 0, /) -> None:
+    """A tick that nobody sees."""
 
 
 class Stages:
@@ -19,9 +31,10 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Tick]:
-        """A stage of ``total`` units of work; call what it gives with the number of units done."""
-        begin, done = time.perf_counter(), 0
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Tick]:
+        """A stage of ``total`` units of work, ``done`` of them earlier; call what it gives with the numbers of units and tokens done."""
+        start = said = time.perf_counter()
+        made = written = 0
         columns = (
             TextColumn("{task.description:<34}"),
             BarColumn(24),
@@ -31,20 +44,32 @@ class Stages:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(name, total=total, rate="")
+        terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not terminal) as bar:
+            task = bar.add_task(name, total=total, completed=done, rate="")
 
-            def tick(count: int) -> None:
-                nonlocal done
-                done += count
-                rate = done / max(time.perf_counter() - begin, 1e-9)
-                bar.update(task, completed=done, rate=f"{rate:,.1f} {unit}/s")
+            def tick(count: int, tokens: int = 0, /) -> None:
+                nonlocal made, written, said
+                made, written, now = made + count, written + tokens, time.perf_counter()
+                passed = max(now - start, 1e-9)
+                rate = f"{written / passed:,.0f} tokens/s" if written else f"{made / passed:,.1f} {unit}/s"
+                bar.update(task, completed=done + made, rate=rate)
+                if not terminal and now - said >= EVERY:
+                    said = now
+                    left = f", {_clock((total - done - made) * passed / made)} left" if made else ""
+                    self.say(f"  {name}: {done + made}/{total} {unit}, {rate}{left}")
 
             yield tick
-        passed = time.perf_counter() - begin
+        passed = time.perf_counter() - start
         self.seconds[name] = passed
-        self.console.print(f"[green]✓[/] {escape(name):<44} {done:>6} {unit:<9} {passed:7.1f} s", highlight=False)
+        rate = f" {written / max(passed, 1e-9):8,.0f} tokens/s" if written else ""
+        self.console.print(f"[green]✓[/] {escape(name):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}", highlight=False)
 
     def say(self, text: str) -> None:
         """One line between stages."""
         self.console.print(text, highlight=False, markup=False)
+
+
+def _clock(seconds: float) -> str:
+    """``h:mm:ss``."""
+    return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60 // 1:02.0f}"

@@ -22,7 +22,10 @@ class Measure(Part):
 
     problems: int | None = Field(default=None, ge=1, description="test problems; of story a level (default 300), of others in all (all)")
     max_new_tokens: int | None = Field(default=None, ge=8, description="tokens after which a solution is cut off; default 180 or 1024")
-    batch_size: int | None = Field(default=None, ge=1, description="solutions generated at once; default 150 or 32")
+    batch_size: int | None = Field(default=None, ge=1, description="solutions generated at once; default 150, 32, or what fits a GPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
+    )
     noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
 
 

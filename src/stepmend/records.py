@@ -72,6 +72,15 @@ class Trace(Made):
     finish: Literal["stop", "length"]
 
 
+class Continuation(Record):
+    """What a model wrote after one text, kept until the stage that asked for it is finished; ``key`` is the digest of what was asked."""
+
+    key: str
+    text: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
 class Grade(Made):
     """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
 

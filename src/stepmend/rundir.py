@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from io import BufferedWriter
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any, Self, TypeVar
 from pydantic import ValidationError
 
 from stepmend.recipe import Recipe
-from stepmend.records import InputError, Problem, Record
+from stepmend.records import InputError, Made, Problem, Record
 
 T = TypeVar("T", bound=Record)
+M = TypeVar("M", bound=Made)
 
 
 class RunDir:
@@ -95,6 +96,22 @@ class RunDir:
             return
         with self._file(type(records[0])).open("ab") as stream:
             append_lines(stream, records)
+
+    def settle(self, kind: type[M], made_by: str, order: Sequence[str]) -> None:
+        """Bring the records of one digest, which were kept as they came, into the order of these problem ids."""
+        file, mark = self._file(kind), f'"made_by":"{made_by}"'.encode()
+        held = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        mine = {i: kind.model_validate_json(line).problem for i, line in enumerate(held) if mark in line}
+        place = {problem: n for n, problem in enumerate(order)}
+        wanted = sorted(mine, key=lambda i: place[mine[i]])
+        if wanted == list(mine):
+            return
+        moved = dict(zip(mine, [held[i] for i in wanted], strict=True))
+        replace(file, lambda part: part.write_bytes(b"".join(moved.get(i, line) for i, line in enumerate(held))))
+
+    def drop(self, kind: type[Record]) -> None:
+        """Remove all records of a kind that is needed no more."""
+        self._file(kind).unlink(missing_ok=True)
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
         """Keep the problems of this run, so that a report needs nothing but the folder."""

@@ -17,10 +17,10 @@ from tests.scripted_server import ScriptedServer, completion
 def locate(full, broken, quantized, panel=None, **settings):
     problems, cases = [p for _, p, _ in broken], [c for _, _, c in broken]
 
-    def arrives(problem, text, finished):
-        return boxed(text) == problem.answer
+    def arrive(asked):
+        return [boxed(text) == problem.answer for problem, text, _ in asked]
 
-    locator = Locator(Locate(**settings), full, full.tokenizer, 32, arrives, panel)
+    locator = Locator(Locate(**settings), full, full.tokenizer, arrive, panel)
     return locator.locate(problems, cases, quantized, "m")
 
 

@@ -27,7 +27,7 @@ def rescue_of(full, cases, answers, samples=1) -> locators.Rescue:
         found = complete_all(full, [t for t in texts for _ in range(count)], 64, temperature=0.8 if count > 1 else 0.0, seed=5)
         return [found[i * count : (i + 1) * count] for i in range(len(texts))]
 
-    return locators.Rescue(complete, lambda index, text, finished: boxed(text) == answers[index], samples)
+    return locators.Rescue(complete, lambda asked: [boxed(text) == answers[index] for index, text, _ in asked], samples)
 
 
 @pytest.mark.parametrize("samples", [1, 6])
@@ -64,7 +64,7 @@ def test_the_confidence_of_a_probe(arrived, succeeds, least):
 
 def test_margins_find_the_first_token_full_precision_would_not_write(full, broken):
     cases = [case for _, _, case in broken]
-    both = locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], full, full, 4)
+    both = locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], full, full)
     for (step, _, case), margins in zip(broken, both, strict=True):
         spans = chat.token_spans(full.tokenizer, case.trace.tokens)
         assert locators.by_margins(case, margins, spans).step == step

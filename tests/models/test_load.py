@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from stepmend import InputError
 from stepmend.models import load
+from stepmend.models.load import placement
 from stepmend.models.reasoner import CHECKPOINTS
 
 
@@ -103,3 +105,20 @@ def test_digest_follows_content(copy):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in the checkpoint's own dtype")
 def test_cpu_models_compute_in_float32():
     assert load.load_model(str(CHECKPOINTS / "llama")).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("fast", "dtype", "wanted"), [(True, "auto", "bfloat16"), (False, "auto", "float32"), (True, "float32", "float32")]
+)
+def test_large_16_bit_checkpoints_are_computed_in_what_the_cpu_is_fast_in(tiny_llama, monkeypatch, fast, dtype, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(load, "fast_bfloat16", lambda: fast)
+    assert placement(tiny_llama, dtype) == ("cpu", torch.float32), "a small one stays in float32"
+    monkeypatch.setattr(load, "LARGE", 1000)
+    assert placement(tiny_llama, dtype) == ("cpu", getattr(torch, wanted))
+
+
+def test_the_probe_of_bfloat16_takes_no_time():
+    start = time.perf_counter()
+    assert load.fast_bfloat16() in (True, False)
+    assert time.perf_counter() - start < 5

@@ -176,8 +176,8 @@ def test_a_stopped_tuning_continues_to_the_same_bytes(tiny_llama, low_bit, tmp_p
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_a_model_computed_in_its_own_dtype_is_tuned_too(tiny_llama, low_bit, tmp_path, monkeypatch, what, objective):
     """As on a GPU, where a bfloat16 checkpoint is computed in bfloat16: what is tuned stays float32, and what is exported is served."""
-    device, _ = load.placement()
-    monkeypatch.setattr(load, "placement", lambda: (device, "auto"))
+    device, _ = load.placement(tiny_llama)
+    monkeypatch.setattr(load, "placement", lambda folder, dtype="auto": (device, "auto"))
     recipe = Restore.model_validate({"tune": what, "objective": objective, "steps": 12, "batch_size": 4})
     assert load.load_model(str(low_bit)).dtype == torch.bfloat16
     tuned = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "restored", seed=0)

@@ -3,14 +3,22 @@
 Tensor names carry their shape: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 
+from stepmend.engines import slots as cache
+from stepmend.engines.decode import Decoder, Row
+from stepmend.models import chat, forward
+
 LOGITS = 1 << 26
 """Logits held at once while reading (256 MiB in float32): texts of any length and vocabulary fit."""
+TOKENS = 8192
+"""Tokens that are read in one pass, padding included, where more than one text is."""
 
 
 @dataclass(frozen=True)
@@ -35,61 +43,123 @@ class Read:
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One loaded model. Equal batches give equal completions, so callers keep their batches fixed when they resume."""
+    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them."""
 
     model: Any
     tokenizer: Any
     max_new_tokens: int
+    slots: int = 32
+    halved: Callable[[int], None] = lambda count: None
+
+    @property
+    def batched(self) -> bool:
+        """Whether the model is one that decodes in fixed batches, as its attention is not plain, causal and full."""
+        return not cache.supported(self.model)
+
+    def stream(
+        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """Complete rendered texts: greedily, or sampled at a temperature; hands out (index, completion) as they end.
+
+        Args:
+            texts: All texts of this piece of work; equal ones are sampled apart.
+            temperature: 0 for the likeliest token at each place.
+            seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
+            done: Indices of texts that need no completion any more.
+        """
+        if self.batched:
+            yield from self._stream_batches(texts, temperature, seed, done)
+            return
+        times: Counter[str] = Counter()
+        rows = []
+        for i, text in enumerate(texts):
+            times[text] += 1
+            if i not in done:
+                rows.append(Row(i, chat.encode(self.tokenizer, text), f"{seed} {times[text]} {text}"))
+        rows.sort(key=lambda row: (-len(row.ids), row.ids, row.index))
+        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved)
+        for row in decoder.run(rows, self.slots):
+            yield row.index, self._completion(row.tokens)
 
     def complete(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-        """Complete rendered texts as one batch: greedily, or sampled at a temperature, the same for the same seed."""
+        """``stream``, in the order of the texts."""
+        found = dict(self.stream(texts, temperature=temperature, seed=seed))
+        return [found[i] for i in range(len(texts))]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_token_id])
+
+    def _stream_batches(
+        self, texts: Sequence[str], temperature: float, seed: int, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Batches of all texts, so that each is the same whatever is done; those with nothing left to do are left out."""
+        for number, batch in enumerate(batches(texts, self.slots)):
+            if not all(i in done for i in batch):
+                made = self.generate([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+                yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
+
+    def generate(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """Complete texts as one batch with the model's own ``generate``."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
-        cache = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
+        static = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
         # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
         plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
         if temperature:
             plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **cache)
+            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
-        """One teacher-forced pass over token ids, as one batch; of row ``i``, the places from ``begins[i]`` on.
+        """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``begins[i]`` on.
 
-        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. No logits are kept: a long text is read
-        in pieces, behind the cache of what came before.
+        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of like length go together, so many
+        that ``TOKENS`` hold them; logits are made in pieces and not kept.
         """
-        from transformers import DynamicCache
+        found: dict[int, Read] = {}
+        for group in self._groups([len(row) for row in rows]):
+            # Place t is predicted from t - 1.
+            counts = [len(rows[i]) - begins[i] for i in group]
+            where = [(r, begins[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
+            if not where:
+                found |= {i: Read((), ()) for i in group}
+                continue
+            asked_N = torch.tensor([token for i in group for token in asked[i]], device=self.model.device) if asked else None
+            ids_BT = forward.collate([rows[i] for i in group], self.tokenizer.pad_token_id or 0, self.model.device)
+            with torch.inference_mode():
+                tokens, margins = self._choices(forward.hidden_of(self.model, ids_BT, where), asked_N)
+            ends = list(accumulate(counts))
+            for i, count, end in zip(group, counts, ends, strict=True):
+                found[i] = Read(tuple(tokens[end - count : end]), tuple(margins[end - count : end]))
+        return [found[i] for i in range(len(rows))]
 
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
-        ids_BT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.model.device)
-        # Place t is predicted from t - 1; padding on the right is not seen by what stands before it.
-        asked_BT = ids_BT.new_zeros(ids_BT.shape)
-        for i, of in enumerate(asked or []):
-            asked_BT[i, begins[i] - 1 : begins[i] - 1 + len(of)] = torch.tensor(of, dtype=ids_BT.dtype)
-        piece = max(1, LOGITS // (len(rows) * self.model.config.get_text_config().vocab_size))
-        cache = DynamicCache(config=self.model.config) if piece < width else None
-        tokens, margins = [], []
-        with torch.inference_mode():
-            for begin in range(0, width, piece):
-                part = slice(begin, begin + piece)
-                out = self.model(input_ids=ids_BT[:, part], past_key_values=cache, use_cache=cache is not None)
-                best_BT2, choice_BT2 = out.logits.float().topk(2)
-                token_BT = choice_BT2[..., 0] if asked is None else asked_BT[:, part]
-                mine_BT = out.logits.gather(-1, token_BT[..., None])[..., 0].float()
-                other_BT = torch.where(choice_BT2[..., 0] == token_BT, best_BT2[..., 1], best_BT2[..., 0])
-                tokens.append(choice_BT2[..., 0].cpu())
-                margins.append((mine_BT - other_BT).cpu())
-        token_BT, margin_BT = torch.cat(tokens, 1), torch.cat(margins, 1)
-        places = [slice(begin - 1, len(row) - 1) for row, begin in zip(rows, begins, strict=True)]
-        return [Read(tuple(token_BT[i, p].tolist()), tuple(margin_BT[i, p].tolist())) for i, p in enumerate(places)]
+    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        for alike in forward.alike(lengths):
+            size = max(1, TOKENS // max(1, lengths[alike[0]]))
+            for start in range(0, len(alike), size):
+                yield alike[start : start + size]
 
-    def _completion(self, row: list[int]) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+    def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
+        """The model's choice at each place, and the margin there of the token asked about (its own choice, where none is)."""
+        choices, margins = [], []
+        size = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        for start in range(0, len(hidden_NH), size):
+            logits_NV = forward.head_of(self.model, hidden_NH[start : start + size])
+            best_N2, choice_N2 = logits_NV.topk(2)
+            token_N = choice_N2[:, 0] if asked_N is None else asked_N[start : start + size]
+            mine_N = logits_NV.gather(-1, token_N[:, None])[:, 0]
+            other_N = torch.where(choice_N2[:, 0] == token_N, best_N2[:, 1], best_N2[:, 0])
+            choices += choice_N2[:, 0].tolist()
+            margins += (mine_N - other_N).tolist()
+        return choices, margins
+
+    def _completion(self, row: Sequence[int]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(row) if token in self.ends), None)
         tokens = tuple(row[:length])
         return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, "stop" if length else "length")
 
@@ -102,9 +172,5 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 
 def complete_all(engine: LocalEngine, texts: Sequence[str], size: int, *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-    """Complete many texts, batch by batch, and give the completions in the order of the texts; every batch samples by its own seed."""
-    found: dict[int, Completion] = {}
-    for number, batch in enumerate(batches(texts, size)):
-        made = engine.complete([texts[i] for i in batch], temperature=temperature, seed=seed + number)
-        found |= dict(zip(batch, made, strict=True))
-    return [found[i] for i in range(len(texts))]
+    """Complete many texts, ``size`` at once, and give the completions in the order of the texts."""
+    return replace(engine, slots=size).complete(texts, temperature=temperature, seed=seed)

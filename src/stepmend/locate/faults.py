@@ -1,37 +1,46 @@
 """From failed traces to faults: every locator speaks, the vote decides, and the error class is told."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepmend.engines.local import Completion, LocalEngine, complete_all
+from stepmend.engines.local import Completion, LocalEngine
 from stepmend.locate import judges, locators, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
 from stepmend.locate.vote import vote
 from stepmend.models import chat
+from stepmend.progress import Tick, silent
 from stepmend.recipe import Locate
-from stepmend.records import Fault, Problem, Vote
+from stepmend.records import Fault, Problem, Vote, digest
 
 VERSION = f"locate-4 {steps.VERSION}"
 """Changes whenever the same traces may be located or classified otherwise."""
-READ = 16
-"""Traces read in one teacher-forced pass."""
 ALONE = 8
 """Samples of which one must arrive where full precision rescues itself: greedily it would only fail again."""
 
 
 @dataclass(frozen=True)
 class Locator:
-    """All that locating needs. ``arrives(problem, text, finished)`` says whether a whole solution ends at the right answer."""
+    """All that locating needs.
+
+    Attributes:
+        arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
+        known: Completions of an earlier call that was stopped, by key.
+        keep: Called with (key, completion) as completions come.
+        tick: Counts tokens.
+    """
 
     settings: Locate
     full: LocalEngine
     tokenizer: Any
-    size: int
-    arrives: Callable[[Problem, str, bool], bool]
+    arrive: Callable[[Sequence[tuple[Problem, str, bool]]], Sequence[bool]]
     panel: Panel | None = None
     seed: int = 0
+    known: Mapping[str, Completion] = field(default_factory=dict)
+    keep: Callable[[str, Completion], None] = lambda key, completion: None
+    tick: Tick = silent
 
     def locate(self, problems: Sequence[Problem], cases: Sequence[Case], quantized: LocalEngine | None, made_by: str) -> list[Fault]:
         """The faults of ``cases``, which are solutions of ``problems``, by the recipe's locators.
@@ -41,11 +50,11 @@ class Locator:
         """
         samples = self.settings.samples if quantized else max(self.settings.samples, ALONE)
         threshold = self.settings.threshold if quantized else 1 / samples
-        rescue = Rescue(self._complete, lambda i, text, finished: self.arrives(problems[i], text, finished), samples, threshold)
+        rescue = self.rescue(problems, samples, threshold)
         rescued = rescue(cases) if "rescue" in self.settings.locators else [None] * len(cases)
         margins: Sequence[Margins | None] = [None] * len(cases)
         if quantized:
-            margins = locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], self.full, quantized, READ)
+            margins = locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], self.full, quantized)
         verdicts = self._judged(problems, cases)
         spans = [chat.token_spans(self.tokenizer, case.trace.tokens) for case in cases]
         votes = [
@@ -59,11 +68,27 @@ class Locator:
             for problem, case, found, margin, span, of, step in zip(problems, cases, rescued, margins, spans, votes, decided, strict=True)
         ]
 
+    def rescue(self, problems: Sequence[Problem], samples: int, threshold: float) -> Rescue:
+        """Rescue by full precision, of cases that are solutions of ``problems``."""
+
+        def arrive(asked: Sequence[tuple[int, str, bool]]) -> Sequence[bool]:
+            return self.arrive([(problems[i], text, finished) for i, text, finished in asked])
+
+        return Rescue(self._complete, arrive, samples, threshold)
+
     def _complete(self, texts: Sequence[str], samples: int) -> list[list[Completion]]:
         repeated = [text for text in texts for _ in range(samples)]
         temperature = self.settings.temperature if samples > 1 else 0.0
-        found = complete_all(self.full, repeated, self.size, temperature=temperature, seed=self.seed)
-        return [found[i * samples : (i + 1) * samples] for i in range(len(texts))]
+        keys, times = [], Counter[str]()
+        for text in repeated:
+            times[text] += 1
+            keys.append(digest("continuation", text, times[text], temperature, self.seed, self.full.max_new_tokens))
+        found = {i: self.known[key] for i, key in enumerate(keys) if key in self.known}
+        for i, completion in self.full.stream(repeated, temperature=temperature, seed=self.seed, done=set(found)):
+            found[i] = completion
+            self.keep(keys[i], completion)
+            self.tick(0, len(completion.tokens))
+        return [[found[i * samples + n] for n in range(samples)] for i in range(len(texts))]
 
     def _votes(self, case: Case, rescued: Rescued | None, margins: Margins | None, spans: Sequence[tuple[int, int]]) -> list[Vote]:
         asked = self.settings.locators
@@ -92,15 +117,15 @@ class Locator:
     ) -> list[Rescued | None]:
         """Where the vote names another step than rescue, full precision continues from before that one: bullets need its own step."""
         found = list(rescued)
+        asked = {}
         for i, step in enumerate(voted):
             before = rescued[i]
-            if step is None or (before and before.vote.step == step):
-                continue
-            prefix = cases[i].trace.text[: cases[i].spans[step][0]]
-            samples = self._complete([cases[i].prompt + prefix], rescue.samples)[0]
-            text = next((c.text for c in samples if rescue.arrives(i, prefix + c.text, c.finish == "stop")), None)
+            if step is not None and not (before and before.vote.step == step):
+                asked[i] = cases[i].trace.text[: cases[i].spans[step][0]]
+        completions = self._complete([cases[i].prompt + prefix for i, prefix in asked.items()], rescue.samples)
+        for i, good in zip(asked, rescue.arrived(asked, completions), strict=True):
             nobody = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
-            found[i] = replace(before or nobody, completion=text)
+            found[i] = replace(rescued[i] or nobody, completion=good[0] if good else None)
         return found
 
     def _fault(

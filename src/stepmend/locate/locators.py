@@ -80,12 +80,12 @@ class Rescue:
 
     Found by bisection over the steps, as in OmegaPRM (2406.06592); every round probes all cases in one go. A trace of n steps takes
     one probe behind its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
-    ``arrives(case, text, finished)`` says whether a whole text ends at the right answer. With ``samples`` above one, full precision
+    ``arrive([(case, text, finished), ...])`` says which whole texts end at the right answer. With ``samples`` above one, full precision
     arrives where at least ``threshold`` of its sampled continuations do, the start is probed too, and votes state a confidence.
     """
 
     complete: Callable[[Sequence[str], int], Sequence[Sequence[Completion]]]
-    arrives: Callable[[int, str, bool], bool]
+    arrive: Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]
     samples: int = 1
     threshold: float = 0.5
 
@@ -95,8 +95,8 @@ class Rescue:
         if self.samples > 1:
             self._probe(cases, searches, dict.fromkeys(whole, 0))
         else:  # greedy: full precision's own solution is its continuation from the start
-            for i in whole:
-                arrived = self.arrives(i, cases[i].full.text, cases[i].full.finish == "stop")
+            solved = self.arrive([(i, cases[i].full.text, cases[i].full.finish == "stop") for i in whole])
+            for i, arrived in zip(whole, solved, strict=True):
                 searches[i].probes[0] = Probe(int(arrived), 1, cases[i].full.text if arrived else None)
         live = [i for i in whole if self._succeeds(searches[i], 0)]
         self._probe(cases, searches, {i: searches[i].high for i in live})
@@ -118,11 +118,16 @@ class Rescue:
         """Let full precision continue the given cases from the given steps on."""
         prefixes = {i: cases[i].trace.text[: ([*cases[i].spans, (len(cases[i].trace.text),) * 2])[k][0]] for i, k in places.items()}
         found = self.complete([cases[i].prompt + prefix for i, prefix in prefixes.items()], self.samples)
-        for (i, prefix), completions in zip(prefixes.items(), found, strict=True):
-            good = [c.text for c in completions if self.arrives(i, prefix + c.text, c.finish == "stop")]
+        for i, completions, good in zip(prefixes, found, self.arrived(prefixes, found), strict=True):
             searches[i].probes[places[i]] = Probe(len(good), len(completions), good[0] if good else None)
             searches[i].completions += len(completions)
             searches[i].tokens += sum(len(c.tokens) for c in completions)
+
+    def arrived(self, prefixes: Mapping[int, str], found: Sequence[Sequence[Completion]]) -> list[list[str]]:
+        """Of each case's completions of its prefix, the texts that arrive; all are judged together."""
+        asked = [(i, prefix + c.text, c.finish == "stop") for (i, prefix), of in zip(prefixes.items(), found, strict=True) for c in of]
+        right = iter(self.arrive(asked))
+        return [[c.text for c in of if next(right)] for of in found]
 
     def _result(self, case: Case, search: _Search) -> Rescued:
         spent = search.completions, search.tokens
@@ -156,17 +161,14 @@ class Margins:
     quantized: tuple[float, ...]
 
 
-def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: LocalEngine, quantized: LocalEngine, size: int) -> list[Margins]:
-    """Margins of every trace behind its prompt, ``size`` traces a pass."""
-    found: list[Margins] = []
-    for begin in range(0, len(traces), size):
-        heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts[begin : begin + size]]
-        rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces[begin : begin + size], strict=True)]
-        begins = [len(head) for head in heads]
-        mine = full.read(rows, begins)
-        theirs = quantized.read(rows, begins, [read.tokens for read in mine])
-        found += [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
-    return found
+def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: LocalEngine, quantized: LocalEngine) -> list[Margins]:
+    """Margins of every trace after its prompt."""
+    heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts]
+    rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces, strict=True)]
+    begins = [len(head) for head in heads]
+    mine = full.read(rows, begins)
+    theirs = quantized.read(rows, begins, [read.tokens for read in mine])
+    return [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
 
 
 def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, int]]) -> Vote:

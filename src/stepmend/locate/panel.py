@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, Field
 
 from stepmend.locate.judges import FORMAT, PROMPT, Judge, Question, Verdict, line, messages, read
-from stepmend.progress import Tick
+from stepmend.progress import Tick, silent
 from stepmend.records import InputError, Judgement, digest
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Panel:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def ask(self, questions: Sequence[Question], tick: Tick = lambda count: None) -> list[list[Verdict]]:
+    def ask(self, questions: Sequence[Question], tick: Tick = silent) -> list[list[Verdict]]:
         """Per question one verdict of each judge, in their order; ``tick`` counts verdicts.
 
         When interrupted it puts no more questions, waits for those already put (their answers are kept, too), and raises.

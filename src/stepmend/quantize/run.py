@@ -86,7 +86,8 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     from llmcompressor import oneshot  # pyright: ignore[reportPrivateImportUsage]
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=load.placement()[1])
+    dtype = "auto" if torch.cuda.is_available() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
     if scheme.calibrated:

@@ -27,7 +27,7 @@ def attach(folder: str, recipe: Restore) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    device, dtype = load.placement()
+    device, dtype = load.placement(folder)
     quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)

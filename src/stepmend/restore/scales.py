@@ -198,7 +198,7 @@ def attach(folder: str, recipe: Restore) -> Any:
     from transformers import AutoModelForCausalLM
 
     storage: Any = load.config_of(folder).dtype
-    device, dtype = load.placement()
+    device, dtype = load.placement(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = model.to(device)
     model.requires_grad_(False)

@@ -1,0 +1,224 @@
+"""A cache of fixed slots, and attention over it, for the attention interface of transformers.
+
+The cache stands in for ``past_key_values``; the attention function is registered under ``NAME``. Both work on a model's own modules,
+so every architecture whose attention is plain, causal and full can use them; ``supported`` tests that on the model itself.
+
+Tensor names carry their shape: B slots, T tokens, K key/value heads, G query heads of one key/value head, D head width, L cache length,
+H hidden width, V vocabulary.
+"""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from stepmend.models import forward
+
+NAME = "stepmend-slots"
+"""The attention function's name in the interface of transformers."""
+BUCKET = 64
+"""Cache lengths are rounded up to a multiple of this."""
+PAD = 16
+"""Prompts are padded (on the right, where nothing looks) to a multiple of this: few shapes keep a CPU's kernels warm."""
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Root-mean-square difference of logits from those of a plain pass, in standard deviations of the logits, by dtype."""
+LOW = 0.1
+"""The same in 16 bits, and where activations are quantized: one value rounded otherwise is enough to move them."""
+
+_active: ContextVar["Slots"] = ContextVar("slots")
+_verdicts: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
+
+
+class UnsupportedError(Exception):
+    """The model's attention asks for something that slots do not do."""
+
+
+class Slots:
+    """Keys and values of ``count`` slots of ``length`` places, in each layer; made when a layer first writes."""
+
+    is_compileable = False
+
+    def __init__(self, count: int, length: int) -> None:
+        """``length`` is rounded up to a multiple of ``BUCKET``."""
+        self.count, self.length = count, -(-length // BUCKET) * BUCKET
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.filling: tuple[int, int] | None = None  # slot and length of the prompt that is read now
+        self.ends: list[int] = [0] * count  # places of each slot that a step attends to; 0 where a slot is empty
+        self.write_B = self.mask_B11L = self.every_B = torch.empty(0)
+
+    def fill(self, slot: int, length: int) -> None:
+        """The next pass reads a prompt of ``length`` tokens into ``slot``."""
+        self.filling, self.ends[slot] = (slot, length), length
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give ``target`` the first ``length`` places of ``source``."""
+        for kept in self.layers.values():
+            for tensor_BKLD in kept:
+                tensor_BKLD[target, :, :length] = tensor_BKLD[source, :, :length]
+        self.ends[target] = length
+
+    def step(self, device: Any) -> torch.Tensor:
+        """The next pass writes one token to every slot in use, after what is there; gives their positions [B] (0 for empty slots).
+
+        Empty slots write to their last place, which no row reaches, as nothing follows a row's last token.
+        """
+        self.filling = None
+        place_B = torch.tensor(self.ends, device=device)
+        self.write_B = torch.tensor([end or self.length - 1 for end in self.ends], device=device)
+        self.every_B = torch.arange(self.count, device=device)
+        longest = -(-(max(self.ends) + 1) // BUCKET) * BUCKET
+        self.mask_B11L = (torch.arange(longest, device=device) <= place_B[:, None])[:, None, None]
+        self.ends = [end + 1 if end else 0 for end in self.ends]
+        return place_B
+
+    def update(self, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """What transformers calls: keep a layer's new keys and values, and give those to attend to."""
+        if layer_idx not in self.layers:
+            made = [t.new_zeros((self.count, t.shape[1], self.length, t.shape[3])) for t in (key_BKTD, value_BKTD)]
+            self.layers[layer_idx] = made[0], made[1]
+        kept = self.layers[layer_idx]
+        for tensor_BKLD, new_BKTD in zip(kept, (key_BKTD, value_BKTD), strict=True):
+            if self.filling:
+                slot, length = self.filling
+                tensor_BKLD[slot, :, :length] = new_BKTD[0, :, :length]
+            else:
+                tensor_BKLD[self.every_B, :, self.write_B] = new_BKTD[:, :, 0]
+        return (key_BKTD, value_BKTD) if self.filling else kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """What transformers asks where it is given no positions."""
+        return 0
+
+    def attend(self, query_BHTD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
+        """One step's attention, [B, 1, H, D]. The query heads of one key/value head go in as if they were queries of their own.
+
+        On a CPU every slot by itself, over what it holds: a row's result cannot depend on the others. On a GPU all at once, behind a
+        mask: the kernel goes through each row's keys in tiles of fixed size, and masked ones add exact zeros.
+        """
+        count, heads, _, width = query_BHTD.shape
+        attend = self.by_row if query_BHTD.device.type == "cpu" else self.by_mask
+        return attend(query_BHTD.view(count, key_BKLD.shape[1], -1, width), key_BKLD, value_BKLD, scale).reshape(count, 1, heads, -1)
+
+    def by_row(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention [B, K, G, D] of the slots in use, one after the other; zeros for the others."""
+        found_BKGD = query_BKGD.new_zeros((*query_BKGD.shape[:3], value_BKLD.shape[-1]))
+        for slot, end in enumerate(self.ends):
+            if end:
+                one, mask_111L = slice(slot, slot + 1), None
+                if query_BKGD.dtype != torch.float32:  # in 16 bits a CPU makes a kernel for every length, which takes longer than using it
+                    end = -(-end // BUCKET) * BUCKET
+                    mask_111L = self.mask_B11L[one, :, :, :end]
+                kept = key_BKLD[one, :, :end], value_BKLD[one, :, :end]
+                found_BKGD[slot] = F.scaled_dot_product_attention(query_BKGD[one], *kept, attn_mask=mask_111L, scale=scale)[0]
+        return found_BKGD
+
+    def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention [B, K, G, D] of all slots at once, up to the longest; what stands in empty slots means nothing."""
+        longest = self.mask_B11L.shape[-1]
+        mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
+        return F.scaled_dot_product_attention(
+            query_BKGD, key_BKLD[:, :, :longest], value_BKLD[:, :, :longest], attn_mask=mask_BKGL, scale=scale
+        )
+
+
+def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **options: Any) -> Any:
+    """The attention function of ``NAME``."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    wanted = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if wanted or mask is not None or not getattr(module, "is_causal", True):
+        raise UnsupportedError(", ".join(wanted) or "a mask of its own")
+    slots = _active.get()
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    if slots.filling:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query_BHTD, key, value, None, scaling=scale)
+    return slots.attend(query_BHTD, key, value, scale), None
+
+
+@contextmanager
+def _using(model: Any, slots: Slots) -> Iterator[None]:
+    """Inside, the model's attention is that over ``slots``."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    config = model.config.get_text_config()
+    before, token = config._attn_implementation, _active.set(slots)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _active.reset(token)
+
+
+def base_of(model: Any) -> Any:
+    """The model inside an adapter's wrapper, or the model."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@torch.inference_mode()
+def prefill(model: Any, slots: Slots, slot: int, ids: Sequence[int]) -> torch.Tensor:
+    """Read a prompt, alone, into a slot; the logits [1, V] of what follows it."""
+    padded = [*ids, *[0] * (-len(ids) % PAD)]
+    slots.fill(slot, len(ids))
+    hidden_BTH = _pass(model, slots, torch.tensor([padded], device=model.device), torch.arange(len(padded), device=model.device)[None])
+    return forward.head_of(model, hidden_BTH[:, len(ids) - 1])
+
+
+@torch.inference_mode()
+def step(model: Any, slots: Slots, tokens: Sequence[int]) -> torch.Tensor:
+    """Put one token behind every slot in use (any id in the others); the logits [B, V] of what follows."""
+    place_B = slots.step(model.device)
+    return forward.head_of(model, _pass(model, slots, torch.tensor(tokens, device=model.device)[:, None], place_B[:, None])[:, 0])
+
+
+def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor) -> torch.Tensor:
+    base = base_of(model)
+    with _using(model, slots):
+        return getattr(base, base.base_model_prefix)(
+            input_ids=ids_BT, position_ids=place_BT, past_key_values=slots, use_cache=True
+        ).last_hidden_state
+
+
+def supported(model: Any) -> bool:
+    """Whether decoding from slots gives what the model itself gives; tried on a short text when a model is first asked about."""
+    if model not in _verdicts:
+        _verdicts[model] = _plain(model) and _agrees(model)
+    return _verdicts[model]
+
+
+def _plain(model: Any) -> bool:
+    """Whether the configuration names nothing that a short text cannot show."""
+    config = model.config.get_text_config()
+    quantization = getattr(model.config, "quantization_config", None)
+    scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, dict) else getattr(quantization, "kv_cache_scheme", None)
+    experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    usual = config._attn_implementation in ("sdpa", "eager")  # else something is hooked into it, as where the cache is quantized
+    scaled = {(getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")} & {"dynamic", "longrope"}
+    return usual and not scheme and not experts and not scaled and kinds == {"full_attention"}
+
+
+def _agrees(model: Any, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> bool:
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = torch.randint(0, vocabulary, (2, lengths[0] + steps), generator=torch.Generator().manual_seed(0)).tolist()
+    slots, found, wanted = Slots(3, lengths[0] + steps), [], []
+    try:
+        for slot, length in enumerate(lengths):
+            found.append(prefill(model, slots, slot, rows[slot][:length])[0])
+        for n in range(steps):
+            found += step(model, slots, [*(row[length + n] for row, length in zip(rows, lengths, strict=True)), 0])[:2]
+    except (UnsupportedError, AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
+        return False
+    with torch.inference_mode():
+        logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
+    wanted = [logits[slot][length - 1] for slot, length in enumerate(lengths)]
+    wanted += [logits[slot][length + n] for n in range(steps) for slot, length in enumerate(lengths)]
+    difference, scale = (torch.stack(found) - torch.stack(wanted)).square().mean().sqrt(), torch.stack(wanted).std()
+    quantized = getattr(model.config, "quantization_config", None) is not None
+    return bool(difference <= (LOW if quantized else TOLERANCE.get(model.dtype, LOW)) * scale)

@@ -1,0 +1,81 @@
+"""What a run keeps while it generates: records a few seconds after they are made, and grades that workers make meanwhile."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Self, TypeVar
+
+from stepmend import grading
+from stepmend.grading import verify
+from stepmend.records import Grade, Problem, Record, Trace
+from stepmend.rundir import RunDir
+
+T = TypeVar("T", bound=Record)
+
+EVERY = 2.0
+"""Seconds after which what has come is kept: a stop loses no more than that of finished work."""
+
+
+class Keeper(Generic[T]):
+    """Gathers records, and hands them on when the last handing is ``EVERY`` seconds ago, and at the end, that of an error too."""
+
+    def __init__(self, keep: Callable[[list[T]], Any]) -> None:
+        self.keep, self.fresh, self.last = keep, list[T](), time.monotonic()
+
+    def __call__(self, record: T) -> None:
+        self.fresh.append(record)
+        if time.monotonic() - self.last >= EVERY:
+            self.hand()
+
+    def hand(self) -> None:
+        """Hand on what has come."""
+        if self.fresh:
+            self.keep(self.fresh)
+        self.fresh, self.last = [], time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.hand()
+
+
+class Grades:
+    """The grades of one arm's traces of some problems: made in a thread, which waits for the verifier's workers, and kept in the run."""
+
+    def __init__(self, run: RunDir, verifier: verify.Verifier, made_by: str, problems: Sequence[Problem]) -> None:
+        self.run, self.verifier, self.made_by = run, verifier, made_by
+        self.problems = {problem.id: problem for problem in problems}
+        self.done = {grade.problem: grade for grade in run.load(Grade, made_by)}
+        self.asked: deque[Future[list[Grade]]] = deque()
+        self.thread = ThreadPoolExecutor(1)
+
+    def add(self, traces: Sequence[Trace]) -> None:
+        """Grade these traces, where they are not graded yet; keep what has been graded meanwhile."""
+        fresh = [trace for trace in traces if trace.problem not in self.done]
+        if fresh:
+            of = [self.problems[trace.problem] for trace in fresh]
+            self.asked.append(self.thread.submit(grading.grade_all, fresh, of, self.made_by, self.verifier))
+        while self.asked and self.asked[0].done():
+            self._keep()
+
+    def _keep(self) -> None:
+        found = self.asked.popleft().result()
+        self.run.append(found)
+        self.done |= {grade.problem: grade for grade in found}
+
+    def settled(self) -> list[Grade]:
+        """All grades, in the order of the problems, in which they now stand in the run as well."""
+        self.run.settle(Grade, self.made_by, list(self.problems))
+        return [self.done[problem] for problem in self.problems]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        try:
+            while self.asked:
+                self._keep()
+        finally:
+            self.thread.shutdown(cancel_futures=True)

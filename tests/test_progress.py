@@ -1,0 +1,34 @@
+"""What is shown of a stage where the output is no terminal."""
+
+import io
+import re
+
+from rich.console import Console
+
+from stepmend import progress
+
+
+def shown(monkeypatch, every: float, ticks: list[tuple[int, int]], done: int = 0) -> list[str]:
+    monkeypatch.setattr(progress, "EVERY", every)
+    console = Console(file=io.StringIO(), width=140)
+    with progress.Stages(console).stage("full: solve test", 10, "problems", done) as tick:
+        for count, tokens in ticks:
+            tick(count, tokens)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_line_now_and_then_says_how_far_it_is_how_fast_and_for_how_long(monkeypatch):
+    first, second, end = shown(monkeypatch, 0.0, [(0, 50), (2, 100)], done=4)
+    assert re.fullmatch(r"  full: solve test: 4/10 problems, [\d,]+ tokens/s", first)
+    assert re.fullmatch(r"  full: solve test: 6/10 problems, [\d,]+ tokens/s, \d:\d\d:\d\d left", second)
+    assert re.search(r"✓ full: solve test +6 problems +0\.0 s +[\d,]+ tokens/s", end)
+
+
+def test_short_stages_say_one_line(monkeypatch):
+    (end,) = shown(monkeypatch, 30.0, [(10, 0)])
+    assert "10 problems" in end
+    assert "tokens" not in end
+
+
+def test_hours_minutes_seconds():
+    assert progress._clock(3 * 3600 + 65.4) == "3:01:05"
