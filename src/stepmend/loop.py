@@ -24,7 +24,7 @@ from stepmend.keeping import Grades, Keeper
 from stepmend.locate import faults, judges, locators
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
-from stepmend.measure import statistics
+from stepmend.measure import fitness, statistics
 from stepmend.mend import Budget, Mend
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
@@ -105,6 +105,9 @@ class Loop:
         for scheme in self.schemes:
             self.quantize(scheme, calibration)
         full = self.solve("full", test, "test")
+        fit = fitness.fitness([full[p.id] for p in test], self.outcomes(test, "full"))
+        for line in fit.warnings(self.recipe):
+            self.stages.say(f"  {line}")
         if self.recipe.measure.noise_floor:
             self.solve(AGAIN, test, "test")
         for scheme in self.schemes:
@@ -114,8 +117,8 @@ class Loop:
             self.damage(name, test, full)
             self.locate(name, test, full, quantized, "test")
             pair = statistics.paired(*(self.outcomes(test, arm) for arm in ("full", name)))
-            if (pair.p >= 0.05 or pair.only_first <= pair.only_second) and not self.recipe.restore.within_noise:
-                self.stages.say(f"  {name}: no loss beyond noise (McNemar p = {pair.p:.2g}); nothing to restore")
+            if (why := fitness.obstacle(fit, pair)) and not self.recipe.restore.within_noise:
+                self.stages.say(f"  {name}: {why}")
                 continue
             Mend(self, name).run(test, full)
         self.locate_alone(test, full)

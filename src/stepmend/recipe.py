@@ -109,7 +109,7 @@ class Restore(Part):
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1, description="lora: rank of the adapter; its alpha is twice that")
     rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
-    within_noise: bool = Field(default=False, description="restore even where the loss is within noise (recovery stays undefined)")
+    within_noise: bool = Field(default=False, description="restore even where the loss is within noise (loss recovered stays undefined)")
 
     @model_validator(mode="after")
     def _read(self) -> Self:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from stepmend.grading.extract import boxed
+
 VERSION = "steps-3"
 """Changes whenever the same text may be split otherwise."""
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
@@ -17,6 +19,8 @@ FORMULA = re.compile(
 """Displayed and inline formulas. A single dollar sign is money more often than mathematics, so it marks none."""
 DISPLAYED = re.compile(r"\s*(?:\\\[|\$\$|\\begin\{)")
 EQUATION = re.compile(r"(?<![\d.*/+\-])(?<![*/+\-] )(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
+ASKED = re.compile(r"Step (\d+): \S")
+"""How each line but the answer's begins in the step format."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,19 @@ def _sentences(text: str) -> list[int]:
         if not (last in ABBREVIATIONS or (len(last) == 1 and last.isalpha() and last != "i") or (len(sentence) == 1 and last.isdigit())):
             starts.append(match.end())
     return starts[1:]
+
+
+def in_format(text: str) -> bool:
+    """Whether a solution is in the step format that a model is asked for (``models/chat.py``).
+
+    That is: nothing but ``Step k: …`` lines, k from 1 on, and a last line that alone has a ``\\boxed{}`` answer. The last line may be a
+    step itself, but not the only one. Empty lines count for nothing.
+    """
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not boxed(lines[-1]) or any("\\boxed" in line for line in lines[:-1]):
+        return False
+    found = lines if ASKED.match(lines[-1]) else lines[:-1]
+    return all((mark := ASKED.match(line)) is not None and int(mark[1]) == k for k, line in enumerate(found, 1))
 
 
 def equations(step: str) -> list[Equation]:

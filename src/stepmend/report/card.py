@@ -75,7 +75,9 @@ def text(found: Found, scheme: str, arm: str) -> str:
         "|---|---|",
         *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in ("full", scheme, arm)],
         "",
-        f"Recovery: {summary.recovery_text(summary.recovery(found, scheme))}.",
+        f"Loss recovered, (restored − quantized) / (full − quantized): {summary.recovery_text(summary.recovery(found, scheme))}.",
+        f"Accuracy kept, over full precision's: {percent(summary.accuracy_kept(found, scheme))} quantized, "
+        f"{percent(summary.accuracy_kept(found, arm))} restored.",
         *([f"Turned right: {measured['gained']}; turned wrong: {measured['lost']}."] if measured else []),
         "",
         *(["## Worse than before, beyond noise", "", *[f"- {line}" for line in worse], ""] if worse else []),
@@ -92,4 +94,5 @@ def text(found: Found, scheme: str, arm: str) -> str:
 def _what(tune: str) -> str:
     if tune == "lora":
         return "The adapter lies in `adapter/`, in PEFT's format; without it this is the quantized model."
-    return f"Only {tune.replace('+', ' and ')} differ from the quantized checkpoint: same codes, same size, same kernels."
+    same = "same size, same kernels" if "codes" in tune else "same codes, same size, same kernels"
+    return f"Only {summary.kinds_text(tune)} differ from the quantized checkpoint: {same}."

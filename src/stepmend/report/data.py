@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmend.locate import steps
-from stepmend.measure import statistics
+from stepmend.measure import fitness, statistics
 from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
-from stepmend.report import controlled, effects, regularities, summary
+from stepmend.report import controlled, effects, regularities, restoring, summary
 from stepmend.report.summary import Found
 
 PLACES = 10
@@ -29,6 +29,7 @@ def blob(found: Found) -> dict[str, Any]:
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
+        "warnings": summary.fit(found).warnings(found.recipe),
         "judges": {name: summary.judge_text(tally) for name, tally in found.notes.get("judges", {}).items()},
         "card": _card(found),
     }
@@ -48,6 +49,8 @@ def _arm(found: Found, arm: str) -> dict[str, Any]:
         "levels": {level: _interval(statistics.accuracy(found.outcomes(arm, level))) for level in levels},
         "difference": _interval(statistics.difference(outcomes, full)),
         "p": statistics.paired(full, outcomes).p,
+        "accuracy_kept": summary.accuracy_kept(found, arm),
+        "loss_recovered": _interval(summary.recovery(found, summary.scheme_of(arm), arm)) if summary.RESTORED in arm else None,
         "unscored": counts["unscored"],
         "classes": dict(summary.classes(found, arm)),
         "places": _places(found, arm),
@@ -70,6 +73,7 @@ def _behaviour(found: Found, arm: str, level: str) -> dict[str, Any]:
     return {
         "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for t in full)),
         "unscored": sum(grade.outcome == "unscored" for grade in grades) / len(chosen),
+        "step_format": fitness.share_in_format(traces),
         **{name: sum(map(odd, traces, grades)) / len(chosen) for name, (_, odd) in effects.ENDINGS.items()},
     }
 
@@ -101,7 +105,9 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
     return {
         "name": scheme,
         "restored": restored,
-        "recovery": _interval(summary.recovery(found, scheme)),
+        "loss_recovered": _interval(summary.recovery(found, scheme)),
+        "returned": restoring.returned(found, scheme),
+        "restoring": restoring.restoring(found, scheme),
         "moves": [{"first": a, "second": b, **summary.moves(found, a, b)} for a, b in pairs],
         "examples": _examples(found, scheme, restored),
         "bullets": {
@@ -114,7 +120,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "regularities": regularities.regularities(found, scheme),
         "agreement": summary.figures(found)["schemes"][scheme]["oracle_agreement"],
         "seconds": summary.tuning(found, scheme).get("seconds"),
-        "tuned": found.recipe.restore.tune.replace("+", " and ").replace("lora", "an adapter"),
+        "tuned": summary.kinds_text(found.recipe.restore.tune),
         "effects": effects.effects(found, scheme),
         "controls": controlled.controls(found, scheme),
         "rounds": [{"arm": arm, "classes": dict(summary.classes(found, arm))} for arm in found.arms if summary.scheme_of(arm) == scheme],

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stepmend.report import data, summary
+from stepmend.report import data, restoring, summary
 from stepmend.report.summary import Found
 from stepmend.rundir import write_text
 
@@ -28,6 +28,7 @@ def render(blob: dict[str, Any], template: str = "page.html.j2") -> str:
         loader=PackageLoader("stepmend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": summary.percent, "points": summary.points, "words": lambda name: name.replace("_", " ")}
+    environment.filters |= {"nats": restoring.nats, "change": restoring.change}
     # '<' is escaped so that no text of a trace can end the script element.
     inlined = Markup(json.dumps(blob).replace("<", "\\u003c"))
     return environment.get_template(template).render(blob=inlined, **blob)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from stepmend.benchmarks import oracle, story
-from stepmend.measure import statistics
+from stepmend.measure import fitness, statistics
 from stepmend.recipe import Recipe
 from stepmend.records import AGAIN, EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
 
@@ -42,7 +42,8 @@ class Found:
         later = [f"{RESTORED}-{number}" for number in range(2, self.recipe.restore.rounds + 1)]
         order = ["full", *(s + end for s in self.recipe.schemes for end in ("", RESTORED, *later))]
         solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
-        return [arm for arm in order if self.test and all(p.id in solved[arm] for p in self.test)]
+        refused = {arm for arm in order if not self.notes.get(f"restore-{arm}", {}).get("kept", True)}  # the quantized model, unchanged
+        return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
 
     def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
         """Right or not on the held-out problems, of one level or subject or of all."""
@@ -114,15 +115,23 @@ def _arm(found: Found, arm: str) -> dict[str, Any]:
         "wrong": counts["wrong"],
         "unscored": counts["unscored"],
         "accuracy": counts["correct"] / len(found.test),
+        "accuracy_kept": accuracy_kept(found, arm),
+        "step_format": fitness.share_in_format([found.traces[arm][p.id] for p in found.test]),
     }
 
 
 def _scheme(found: Found, scheme: str) -> dict[str, Any]:
     full, quantized = found.outcomes("full"), found.outcomes(scheme)
-    recovered = recovery(found, scheme)
+    recovered, restored = recovery(found, scheme), final(found, scheme)
+    shown = {"value": recovered.value, "low": recovered.low, "high": recovered.high, "reason": recovered.reason}
     faults = list(found.faults.get(scheme, {}).values())
     return {
-        "recovery": {"value": recovered.value, "low": recovered.low, "high": recovered.high, "reason": recovered.reason},
+        "recovery": shown,
+        "loss_recovered": shown,
+        "accuracy_kept": {
+            "quantized": accuracy_kept(found, scheme),
+            "restored": accuracy_kept(found, restored) if restored else None,
+        },
         "mcnemar_p": statistics.paired(full, quantized).p,
         "bullets": len(found.bullets.get(scheme, [])),
         "restore_seconds": tuning(found, scheme).get("seconds"),
@@ -155,13 +164,36 @@ def scheme_of(arm: str) -> str:
 
 
 def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.Interval:
-    """Recovery of a scheme (by ``arm``, or its last restored one) with its interval; None with a reason where it is undefined."""
+    """The loss recovered in a scheme by ``arm``, or its last restored one: (restored − quantized) / (full − quantized) accuracy.
+
+    With its interval; None with a reason where it is undefined.
+    """
     full, quantized = found.outcomes("full"), found.outcomes(scheme)
     restored = arm or final(found, scheme)
     interval = statistics.recovery(full, quantized, found.outcomes(restored) if restored else quantized)
     if interval.value is not None and not restored:
-        return statistics.Interval(None, None, None, "not restored yet")
+        return statistics.Interval(None, None, None, _unrestored(found, scheme))
     return interval
+
+
+def accuracy_kept(found: Found, arm: str) -> float | None:
+    """An arm's accuracy over full precision's, on the held-out problems; None where full precision solves none."""
+    full = float(found.outcomes("full").mean())
+    return float(found.outcomes(arm).mean()) / full if full else None
+
+
+def fit(found: Found) -> fitness.Fitness:
+    """Full precision's accuracy and step format on the held-out problems."""
+    return fitness.fitness([found.traces["full"][p.id] for p in found.test], found.outcomes("full"))
+
+
+def _unrestored(found: Found, scheme: str) -> str:
+    """Why a scheme that lost accuracy has no restored arm."""
+    if not found.notes.get(f"restore-{scheme}{RESTORED}", {}).get("kept", True):
+        return "no state was better on held-out problems; the quantized model is returned unchanged"
+    if fit(found).weak and not found.recipe.restore.within_noise:
+        return f"full precision solves under {100 * fitness.LOW_ACCURACY:.0f} % of the problems; not restored"
+    return "not restored yet"
 
 
 def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
@@ -192,9 +224,10 @@ def capabilities(found: Found, arm: str) -> dict[str, int]:
 
 
 def table(found: Found) -> Table:
-    """The closing table: accuracy a level, the paired loss, and recovery; fits 100 columns."""
+    """The closing table: accuracy a level, the paired loss, and what of it was recovered; fits 100 columns."""
     levels = list(dict.fromkeys(p.level for p in found.test))
-    shown = Table("arm", *levels, "all", "against full (95 %)", "p", "recovery (95 %)", title=f"{len(found.test)} held-out problems")
+    columns = ("against full (95 %)", "p", "loss recovered (95 %)")
+    shown = Table("arm", *levels, "all", *columns, title=f"{len(found.test)} held-out problems")
     for column in shown.columns[: len(levels) + 2]:
         column.no_wrap = True
     full = found.outcomes("full")
@@ -212,7 +245,8 @@ def table(found: Found) -> Table:
 
 def notices(found: Found) -> list[str]:
     """What a reader of the table must be told."""
-    lines = [f"{s}: {r.reason}" for s in found.recipe.schemes if s in found.arms and (r := recovery(found, s)).reason]
+    lines = [f"{s}: {recovery_sentence(found, s)}" for s in found.recipe.schemes if s in found.arms]
+    lines.append(f"Step format: followed by {percent(fit(found).in_format)} of full precision's solutions.")
     if noise := noise_floor(found):
         changed = noise["lost"] + noise["gained"]
         lines.append(
@@ -249,10 +283,24 @@ def judge_text(tally: Mapping[str, Any]) -> str:
 
 
 def recovery_text(interval: statistics.Interval) -> str:
-    """Recovery in words: a share with its interval, or that it is undefined."""
+    """The loss recovered in words: a share with its interval, or that it is undefined."""
     if interval.value is None:
         return "undefined"
     return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def recovery_sentence(found: Found, scheme: str) -> str:
+    """The accuracy that a scheme kept, quantized and restored, and the loss recovered or why it is undefined."""
+    restored, recovered = final(found, scheme), recovery(found, scheme)
+    after = f", {percent(accuracy_kept(found, restored))} restored" if restored else ""
+    back = f"undefined, {recovered.reason}" if recovered.reason else recovery_text(recovered)
+    return f"accuracy kept {percent(accuracy_kept(found, scheme))} quantized{after}; loss recovered {back}"
+
+
+def kinds_text(tune: str) -> str:
+    """What is restored, in words: ``codes+scales+norms`` is codes, scales and norms."""
+    *most, last = tune.replace("lora", "an adapter").split("+")
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def percent(value: float | None) -> str:

@@ -8,7 +8,6 @@ low-bit grid would round it away.
 
 import fcntl
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 from stepmend import grading
 from stepmend.engines.local import LocalEngine, batches
 from stepmend.grading import verify
+from stepmend.locate.steps import in_format
 from stepmend.measure import statistics
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick
@@ -49,19 +49,6 @@ ENOUGH = 32
 """Problems with a kept solution below which those without one, where they are the more, are asked again with the format shown."""
 KEEP = 2
 """Different solutions kept of one problem, the greedy one first."""
-STEP = re.compile(r"Step (\d+): \S")
-
-
-def in_format(text: str) -> bool:
-    """Whether a solution is nothing but ``Step k: …`` lines, k from 1 on, and a last line that alone has a ``\\boxed{}`` answer.
-
-    The last line may be a step itself, but not the only one. Empty lines count for nothing.
-    """
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if len(lines) < 2 or not grading.boxed(lines[-1]) or any("\\boxed" in line for line in lines[:-1]):
-        return False
-    steps = lines if STEP.match(lines[-1]) else lines[:-1]
-    return all((mark := STEP.match(line)) is not None and int(mark[1]) == k for k, line in enumerate(steps, 1))
 
 
 @dataclass(frozen=True)

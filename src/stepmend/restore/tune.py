@@ -155,6 +155,7 @@ class _Work:
         change = _chosen_change(self.loss) if self.recipe.objective == "dpo" else None
         judged = verdict(before[0], validation.judge(self.model)) if validation and before else None
         other = (before[1], validation.other(self.model)) if validation and before else None
+        self._say_result(trained, judged, other)
         kept = judged is None or judged.better
         error, allowed = self._export(kept)
         for file in (self.state_file, self.codes_file):
@@ -185,20 +186,20 @@ class _Work:
         moved = self._resume_codes()
         if moved is None:
             rows, weights = zip(*self.texts, strict=True)
-            self.say(f"  codes: solved on {len(rows)} solutions, {sum(map(len, rows)):,} tokens")
+            self.say(f"  codes: solving on {len(rows)} solutions ({sum(map(len, rows)):,} tokens)")
             moved = codes.solve(self.model, teacher, rows, weights, self.tokenizer.pad_token_id, rescaled="scales" in self.recipe.kinds)
             self._save_codes(moved)
         if not validation:
             return moved, None
         after = validation.choose(self.model)
         if after >= start:
-            self.say(f"  codes: validation KL {start:.4f} -> {after:.4f}: not better, left as they were")
+            self.say(f"  codes: validation KL {_from_to(start, after)}: not better, so the quantized codes are kept")
             for name, layer in scales.scales(self.model).items():
                 layer.set_codes(before[name][0])
                 layer.set_scale(before[name][1])
                 layer.solved = layer.rescaled = False
             return 0.0, (start, after)
-        self.say(f"  codes: {100 * moved:.1f} % moved, validation KL {start:.4f} -> {after:.4f}")
+        self.say(f"  codes: {100 * moved:.1f} % moved; validation KL {_from_to(start, after)}")
         return moved, (start, after)
 
     def _save_codes(self, moved: float) -> None:
@@ -244,8 +245,8 @@ class _Work:
             rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, validation))
             if rate is not None:
                 found[kind] = rate
-        said = ", ".join(f"{kind} {found[kind]:.2g}" if kind in found else f"{kind} none lowers it" for kind in kinds)
-        self.say(f"  range test from validation KL {start:.4f}: peak rates {said}")
+        said = (f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} not tuned (no rate lowers validation KL)" for kind in kinds)
+        self.say(f"  range test: {'; '.join(said)}")
         return found, tested
 
     def _attempt(self, kind: str, rate: float, validation: Validation) -> float:
@@ -274,6 +275,17 @@ class _Work:
             tick=tick,
         )
 
+    def _say_result(self, trained: Trained, judged: Verdict | None, other: tuple[float, float] | None) -> None:
+        """How many steps were taken, and what held-out problems and prose say of the result."""
+        if trained.curve:
+            at, best = min(trained.curve, key=lambda point: point[1])
+            steps = f"{len(trained.losses)} of {self.recipe.steps} steps, state of step {at} kept"
+            self.say(f"  tuning: {steps}; validation KL {_from_to(trained.curve[0][1], best)}")
+        if judged and other:
+            change = f"change {judged.after - judged.before:+.2g} ({judged.low:+.2g} to {judged.high:+.2g}, 95 %)"
+            self.say(f"  {judged.problems} further held-out problems: KL {_from_to(judged.before, judged.after)}; {change}")
+            self.say(f"  plain prose: KL {_from_to(*other)}")
+
     def _export(self, kept: bool) -> tuple[float, float]:
         """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
         if kept:
@@ -281,6 +293,11 @@ class _Work:
             return _compare(self.model, self.out, self.loss.rows[0])
         make_folder(self.out, lambda part: shutil.copytree(self.quantized, part, dirs_exist_ok=True) and None)
         return 0.0, 0.0
+
+
+def _from_to(before: float, after: float) -> str:
+    """Two values in three significant digits."""
+    return f"{before:.3g} before, {after:.3g} after"
 
 
 def _check_head(model: Any, row: objectives.Row) -> None:

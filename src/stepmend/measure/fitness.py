@@ -1,0 +1,71 @@
+"""Whether a full-precision model is fit for a run: the share of the problems that it solves, and whether it writes the step format."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stepmend.locate.steps import in_format
+from stepmend.measure.statistics import Outcomes, Paired
+from stepmend.recipe import Recipe
+from stepmend.records import Trace
+
+LOW_ACCURACY = 0.05
+"""Accuracy of full precision below which nothing is restored: there is next to nothing to lose."""
+LOW_FORMAT = 0.5
+"""Share of solutions in the step format below which a run names ``stepmend align``."""
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """Full precision on the test problems: accuracy, and the share of solutions in the step format; both in [0, 1]."""
+
+    accuracy: float
+    in_format: float
+
+    @property
+    def weak(self) -> bool:
+        """Whether the model solves too few problems for a restoration to mean anything."""
+        return self.accuracy < LOW_ACCURACY
+
+    def warnings(self, recipe: Recipe) -> list[str]:
+        """One line each for a model that hardly solves anything, and for one that hardly writes steps."""
+        lines = []
+        if self.weak:
+            then = "restored all the same (restore.within_noise)" if recipe.restore.within_noise else "no scheme is restored"
+            lines.append(
+                f"full precision solves only {100 * self.accuracy:.1f} % of the problems: {then}. Check the prompt and the chat template, "
+                f"or teach the step format: {align_command(recipe)}"
+            )
+        if self.in_format < LOW_FORMAT:
+            lines.append(
+                f"only {100 * self.in_format:.1f} % of full precision's solutions follow the step format ('Step 1: ...' lines, answer in "
+                f"\\boxed{{}}); this teaches it: {align_command(recipe)}"
+            )
+        return lines
+
+
+def fitness(traces: Sequence[Trace], right: Outcomes) -> Fitness:
+    """The fitness of a full-precision model, from its solutions and whether they are right; there is at least one."""
+    return Fitness(float(right.mean()), share_in_format(traces))
+
+
+def share_in_format(traces: Sequence[Trace]) -> float:
+    """The share of solutions that follow the step format and ended by themselves."""
+    return sum(trace.finish == "stop" and in_format(trace.text) for trace in traces) / len(traces)
+
+
+def align_command(recipe: Recipe) -> str:
+    """The command that teaches the recipe's model the step format."""
+    words = ["stepmend", "align", recipe.model, "OUT"]
+    if recipe.benchmark != "story":
+        words += ["--benchmark", recipe.benchmark, *(["--data", recipe.data] if recipe.data else [])]
+    return shlex.join(words)
+
+
+def obstacle(fit: Fitness, pair: Paired) -> str | None:
+    """Why a scheme is not restored, given full precision's fitness and its outcomes paired with the scheme's; None where it is."""
+    if fit.weak:
+        return f"full precision solves under {100 * LOW_ACCURACY:.0f} % of the problems; not restored"
+    if pair.p >= 0.05 or pair.only_first <= pair.only_second:
+        return f"no loss beyond noise (McNemar p = {pair.p:.2g}); nothing to restore"
+    return None
