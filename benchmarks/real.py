@@ -142,6 +142,12 @@ def measure_kl(folder: Path, model: str, recorded: Recorded) -> dict[str, float]
     return {"kl": float(kl), "same": float(same)}
 
 
+def where(model: str) -> dict[str, str]:
+    """The kind of device and the dtype that an arm is computed in."""
+    device, dtype = load.placement(model)
+    return {"device": device, "dtype": str(dtype).removeprefix("torch.")}
+
+
 def solve(name: str, folder: Path, problems: Sequence[Problem], recorded: Recorded) -> None:
     """Solve test problems and keep each outcome as it comes."""
     file = DATA / f"real-{SCHEME}-{name}.jsonl"
@@ -178,9 +184,9 @@ def run(options: argparse.Namespace) -> None:
             cost = make(name, options.model, options.work, recorded, options) if name != "quantized" else {}
             if name == "quantized":
                 quantizer.quantize(options.model, schemes.parse(SCHEME), [], folder)
-            facts.write_text(json.dumps(cost | measure_kl(folder, options.model, recorded) | {"device": load.placement()[0]}, indent=1))
+            facts.write_text(json.dumps(cost | measure_kl(folder, options.model, recorded) | where(options.model), indent=1))
         elif not facts.exists():
-            facts.write_text(json.dumps(measure_kl(folder, options.model, recorded) | {"device": load.placement()[0]}, indent=1))
+            facts.write_text(json.dumps(measure_kl(folder, options.model, recorded) | where(options.model), indent=1))
         print(f"{name}: {facts.read_text()}", flush=True)
         if name != "quantized" and not options.no_solve:
             solve(name, folder, problems, recorded)

@@ -133,7 +133,8 @@ class Loop:
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
         """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""
         for scheme in self.schemes:
-            if not self.folder(f"{scheme.name}+restored").exists():
+            kept = self.dir.notes().get(f"restore-{scheme.name}+restored", {}).get("kept", True)
+            if not kept or not self.folder(f"{scheme.name}+restored").exists():
                 self.stages.say(f"  {scheme.name}: nothing was restored, so there is nothing to control")
                 continue
             Mend(self, scheme.name).controls(names, seeds, budgets, self.problems("test"))

@@ -8,6 +8,7 @@ from stepmend import InputError
 from stepmend.models import load
 from stepmend.recipe import Restore
 from stepmend.restore import codes, scales, tune
+from stepmend.restore import grid as grids
 from stepmend.restore.objectives import chosen_row
 from stepmend.restore.validation import Readings, Solution
 from tests.restore.made import bullets, quantized
@@ -28,31 +29,31 @@ def solutions(parent: str, count: int = 12) -> list[Solution]:
     return found
 
 
-def problem(rows: int = 24, columns: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, codes.Grid]:
+def problem(rows: int = 24, columns: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, grids.Grid]:
     """A weight, a Hessian of correlated inputs, and a 3-bit grid with two scales a row."""
     draw = torch.Generator().manual_seed(seed)
     weight_MN = torch.randn(rows, columns, generator=draw)
     inputs_TN = torch.randn(400, columns, generator=draw) @ torch.randn(columns, columns, generator=draw)
     scale_MG = weight_MN.view(rows, 2, -1).abs().amax(2) / 3.5
-    return weight_MN, inputs_TN.T @ inputs_TN, codes.Grid(scale_MG, torch.zeros_like(scale_MG), -4, 3, columns)
+    return weight_MN, inputs_TN.T @ inputs_TN, grids.Grid(scale_MG, torch.zeros_like(scale_MG), -4, 3, columns)
 
 
-def nearest(weight_MN: torch.Tensor, grid: codes.Grid) -> torch.Tensor:
+def nearest(weight_MN: torch.Tensor, grid: grids.Grid) -> torch.Tensor:
     return (weight_MN / grid.code_scales).round().clamp(grid.low, grid.high)
 
 
 def test_independent_inputs_are_rounded_to_the_nearest():
     weight_MN, _, grid = problem()
-    for solved in (codes.gptq(weight_MN, torch.eye(64), grid), codes.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))):
+    for solved in (grids.gptq(weight_MN, torch.eye(64), grid), grids.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))):
         assert torch.equal(solved, nearest(weight_MN, grid))
 
 
 def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
     for seed in range(5):
         weight_MN, hessian_NN, grid = problem(seed=seed)
-        compensated = codes.gptq(weight_MN, hessian_NN, grid)
-        found = [nearest(weight_MN, grid), compensated, codes.descend(weight_MN, hessian_NN, grid, compensated)]
-        errors = [codes.error(weight_MN, hessian_NN, grid.dequantize(one)) for one in found]
+        compensated = grids.gptq(weight_MN, hessian_NN, grid)
+        found = [nearest(weight_MN, grid), compensated, grids.descend(weight_MN, hessian_NN, grid, compensated)]
+        errors = [grids.error(weight_MN, hessian_NN, grid.dequantize(one)) for one in found]
         assert errors[1] < 0.7 * errors[0]
         assert errors[2] < errors[1]
         assert all(one.min() >= grid.low and one.max() <= grid.high and torch.equal(one, one.round()) for one in found)
@@ -60,12 +61,12 @@ def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
 
 def test_scales_by_least_squares_have_no_slope_left():
     weight_MN, hessian_NN, grid = problem()
-    found = codes.gptq(weight_MN, hessian_NN, grid)
-    before = codes.error(weight_MN, codes.damped(hessian_NN), grid.dequantize(found))
-    scale_MG = codes.rescale(weight_MN, hessian_NN, grid, found).requires_grad_()
+    found = grids.gptq(weight_MN, hessian_NN, grid)
+    before = grids.error(weight_MN, grids.damped(hessian_NN), grid.dequantize(found))
+    scale_MG = grids.rescale(weight_MN, hessian_NN, grid, found).requires_grad_()
     values_MN = (found.view(24, 2, -1) * scale_MG[:, :, None]).view(24, -1)
     rest_MN = weight_MN - values_MN
-    left = ((rest_MN @ codes.damped(hessian_NN)) * rest_MN).sum()
+    left = ((rest_MN @ grids.damped(hessian_NN)) * rest_MN).sum()
     (slope_MG,) = torch.autograd.grad(left, scale_MG)
     assert float(left) < before
     assert float((slope_MG * scale_MG).abs().max()) < 1e-3 * before
@@ -73,43 +74,43 @@ def test_scales_by_least_squares_have_no_slope_left():
 
 def test_a_group_of_zeros_keeps_its_scale():
     weight_MN, hessian_NN, grid = problem()
-    assert torch.equal(codes.rescale(weight_MN, hessian_NN, grid, torch.zeros_like(weight_MN)), grid.scale_MG)
+    assert torch.equal(grids.rescale(weight_MN, hessian_NN, grid, torch.zeros_like(weight_MN)), grid.scale_MG)
 
 
 def test_no_single_code_can_be_moved_to_a_lower_sum():
     weight_MN, hessian_NN, grid = problem(rows=4, columns=16)
-    damped = codes.damped(hessian_NN)
-    found = codes.gptq(weight_MN, hessian_NN, grid)
+    damped = grids.damped(hessian_NN)
+    found = grids.gptq(weight_MN, hessian_NN, grid)
     for _ in range(10):
-        found = codes.descend(weight_MN, hessian_NN, grid, found)
-    least = codes.error(weight_MN, damped, grid.dequantize(found))
+        found = grids.descend(weight_MN, hessian_NN, grid, found)
+    least = grids.error(weight_MN, damped, grid.dequantize(found))
     for row in range(4):
         for column in range(16):
             for step in (-1, 1):
                 other = found.clone()
                 other[row, column] = (other[row, column] + step).clamp(grid.low, grid.high)
-                assert codes.error(weight_MN, damped, grid.dequantize(other)) >= least * (1 - 1e-5)
+                assert grids.error(weight_MN, damped, grid.dequantize(other)) >= least * (1 - 1e-5)
 
 
 def test_the_corrected_weight_gives_full_precisions_outputs_from_the_low_bit_models_inputs():
     draw = torch.Generator().manual_seed(1)
     full_TN, weight_MN = torch.randn(500, 32, generator=draw), torch.randn(8, 32, generator=draw)
     low_TN = full_TN @ (torch.eye(32) + 0.1 * torch.randn(32, 32, generator=draw))
-    sums = codes.Sums(32, "cpu")
+    sums = grids.Sums(32, "cpu")
     for part in range(0, 500, 100):
         sums.add(full_TN[part : part + 100], low_TN[part : part + 100], torch.ones(100))
-    target_MN = codes.corrected(weight_MN, sums)
+    target_MN = grids.corrected(weight_MN, sums)
     wanted, plain, found = full_TN @ weight_MN.T, low_TN @ weight_MN.T, low_TN @ target_MN.T
     assert (found - wanted).norm() < 0.05 * (plain - wanted).norm()
 
 
 def test_what_few_tokens_say_by_chance_is_not_corrected():
     draw = torch.Generator().manual_seed(3)
-    weight_MN, sums = torch.randn(8, 64, generator=draw), codes.Sums(64, "cpu")
+    weight_MN, sums = torch.randn(8, 64, generator=draw), grids.Sums(64, "cpu")
     for _ in range(4):  # as many tokens as columns, and noise that has nothing to do with the inputs
         low_TN = torch.randn(16, 64, generator=draw)
         sums.add(low_TN + torch.randn(16, 64, generator=draw), low_TN, torch.ones(16))
-    assert torch.equal(codes.corrected(weight_MN, sums), weight_MN)
+    assert torch.equal(grids.corrected(weight_MN, sums), weight_MN)
 
 
 def test_a_beginning_that_all_texts_share_counts_as_one_texts():
@@ -126,10 +127,10 @@ def test_what_a_quantizer_scaled_before_rounding_is_found_and_rounding_alone_is_
     )
     step = 0.1
     scaled_MN = ((row_M[:, None] * weight_MN * column_N) / step).round() * step
-    rows, columns = codes.smoothing(weight_MN, scaled_MN)
+    rows, columns = grids.smoothing(weight_MN, scaled_MN)
     torch.testing.assert_close(rows[:, None] * columns, row_M[:, None] * column_N, rtol=0.1, atol=0.02)
     rounded_MN = (weight_MN / step).round() * step
-    assert all(bool((factor == 1).all()) for factor in codes.smoothing(weight_MN, rounded_MN))
+    assert all(bool((factor == 1).all()) for factor in grids.smoothing(weight_MN, rounded_MN))
 
 
 @pytest.mark.parametrize("scheme", FORMATS)
