@@ -196,6 +196,7 @@ def _plain(model: Any) -> bool:
     """Whether the configuration names nothing that a short text cannot show."""
     config = model.config.get_text_config()
     quantization = getattr(model.config, "quantization_config", None)
+    quantization = getattr(quantization, "quantization_config", quantization)  # transformers wraps that of compressed-tensors
     scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, dict) else getattr(quantization, "kv_cache_scheme", None)
     experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
