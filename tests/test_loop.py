@@ -10,10 +10,12 @@ from stepmend.benchmarks import sources
 from stepmend.cli import running
 from stepmend.engines.local import Completion, LocalEngine
 from stepmend.loop import Loop, quantize_alone
+from stepmend.mend import Mend
 from stepmend.models import chat
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
+from stepmend.records import Grade, Trace
 from stepmend.restore import align
 
 QUESTION = "Ann has {} red apples and buys {} more of them at the market on Monday, then gives {} to Bob. How many does Ann have left?"
@@ -73,6 +75,30 @@ def test_a_model_aligned_on_what_is_reported_is_told(data, tiny_llama, tmp_path)
     recipe = Recipe.make({"model": str(parent), "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]})
     with Loop(recipe, tmp_path / "run") as loop:
         assert loop.leaks["alignment"] == {"checked": 2, "same": 1, "overlap": 0, "near": 0, "clean": 1}
+
+
+@pytest.mark.parametrize(("solved", "kept", "restored"), [(0, False, []), (0, True, ["rtn-w4a16-g64"]), (20, False, ["rtn-w4a16-g64"])])
+def test_a_model_that_solves_next_to_nothing_is_told_so_and_not_restored(data, tiny_llama, tmp_path, monkeypatch, solved, kept, restored):
+    values = {"model": tiny_llama, "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]}
+    said, done = [], []
+
+    def solve(loop, arm, problems, split):
+        right = {p.id for p in problems[: solved if arm == "full" else 0]}
+        for p in problems:
+            loop.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if p.id in right else "wrong")
+        return {p.id: Trace(problem=p.id, arm=arm, made_by="t", text="2", tokens=(1,), finish="stop") for p in problems}
+
+    monkeypatch.setattr(Loop, "solve", solve)
+    for name in ("quantize", "damage", "locate", "locate_alone"):
+        monkeypatch.setattr(Loop, name, lambda *_: None)
+    monkeypatch.setattr(Mend, "run", lambda mend, *_: done.append(mend.scheme))
+    with Loop(Recipe.make({**values, "restore": {"within_noise": kept}}), tmp_path / "run") as loop:
+        monkeypatch.setattr(loop.stages, "say", said.append)
+        loop.run()
+    assert done == restored
+    named = [line for line in said if f"stepmend align {tiny_llama} OUT --benchmark jsonl" in line]
+    assert ["solves only" in line for line in named] == ([False] if solved else [True, False])
+    assert ("  rtn-w4a16-g64: full precision solves under 5 % of the problems; not restored" in said) == (not restored)
 
 
 MATCHES = {"same": str.isupper, "overlap": lambda q: q.startswith("Think"), "near": lambda q: " 50 more" in q}

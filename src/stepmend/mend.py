@@ -41,6 +41,13 @@ def odd(trace: Trace) -> bool:
     return trace.finish == "length" or behaviour.loops(trace.text)
 
 
+def refused(facts: dict[str, Any]) -> str:
+    """Why a restored checkpoint was not accepted, from what was noted of it."""
+    if of := facts.get("endings"):  # counted only where KL was better
+        return f"more held-out solutions are cut off or loop ({of['lost']} new, {of['gained']} fewer, p = {of['p']:.2g})"
+    return "no state was better on held-out problems"
+
+
 class Mend:
     """What a loop does with the faults of one scheme."""
 
@@ -162,19 +169,17 @@ class Mend:
         """
         loop, note = self.loop, f"restore-{arm}"
         facts, held = loop.dir.notes()[note], [p for p in loop.problems("curate") if p.id in self._held]
-        said = f"{arm}: no state was better on held-out problems"
         if facts["kept"] and held:
             before, after = loop.solve(base, held, "held out"), loop.solve(arm, held, "held out")
             counts = statistics.paired(*(np.array([not odd(of[p.id]) for p in held]) for of in (before, after)))
             worse = counts.p < 0.05 and counts.only_first > counts.only_second
             facts |= {"endings": {"lost": counts.only_first, "gained": counts.only_second, "p": counts.p, "n": counts.n}}
-            said = f"{arm}: more solutions are cut off or loop ({counts.only_first} new, {counts.only_second} fewer, p = {counts.p:.2g})"
             if worse:
                 make_folder(loop.folder(arm), lambda part: shutil.copytree(loop.folder(base), part, dirs_exist_ok=True) and None)
                 facts |= {"kept": False, "checkpoint": load.checkpoint_digest(loop.folder(arm))}
             loop.dir.note(note, **facts)
         if not facts["kept"]:
-            loop.stages.say(f"  {said}; the quantized model is returned unchanged")
+            loop.stages.say(f"  {arm}: {refused(facts)}; the quantized model is returned unchanged")
         return facts["kept"]
 
     def effects(self, arm: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:

@@ -74,6 +74,23 @@ def test_processbench_steps_come_back(shared_data):
     assert same >= 0.97 * len(records)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Step 1: 1 + 1 = 2\nStep 2: 2 + 2 = 4\n\\boxed{4}", True),
+        ("Step 1: 1 + 1 = 2\n\nStep 2: So it is \\boxed{2}\n", True),
+        ("Step 1: 1 + 1 = 2\nStep 3: 2 + 2 = 4\n\\boxed{4}", False),
+        ("First we add.\nStep 1: 1 + 1 = 2\n\\boxed{2}", False),
+        ("Step 1: 1 + 1 = 2\nThe answer is 2.", False),
+        ("**Step 1:** 1 + 1 = 2\n\\boxed{2}", False),
+        ("\\boxed{2}", False),
+        ("", False),
+    ],
+)
+def test_the_step_format(text, expected):
+    assert steps.in_format(text) is expected
+
+
 def test_equations():
     found = steps.equations("3 * 4 = 12, 12 / 5 = 2.4 and 7 - 9 = 2")
     assert [(e.left, e.op, e.right, e.result) for e in found] == [(3, "*", 4, 12), (12, "/", 5, 2.4), (7, "-", 9, 2)]

@@ -28,8 +28,14 @@ def test_figures_have_their_shape_and_add_up(found):
     for arm in figures["arms"].values():
         assert arm["correct"] + arm["wrong"] + arm["unscored"] == arm["n"] == 72
         assert arm["accuracy"] == arm["correct"] / arm["n"]
+        assert arm["accuracy_kept"] == pytest.approx(arm["correct"] / figures["arms"]["full"]["correct"])
+    assert figures["arms"]["full"]["step_format"] == 1.0
     for scheme in figures["schemes"].values():
-        assert set(scheme) == {"recovery", "mcnemar_p", "bullets", "restore_seconds", "regressions_located", "oracle_agreement"}
+        assert set(scheme) == {
+            *("recovery", "loss_recovered", "accuracy_kept", "mcnemar_p", "bullets", "restore_seconds", "regressions_located"),
+            "oracle_agreement",
+        }
+        assert scheme["loss_recovered"] == scheme["recovery"]
         assert set(scheme["recovery"]) == {"value", "low", "high", "reason"}
         assert (scheme["recovery"]["value"] is None) == (scheme["recovery"]["reason"] is not None)
 
