@@ -82,16 +82,20 @@ def test_a_state_that_is_not_better_is_not_returned(tiny_llama, low_bit, tmp_pat
     monkeypatch.setattr(validation.Validation, "judge", lambda self, student: [1.0, 2.0, 3.0])
     tuned = tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=4), tmp_path / "out", seed=0, held_out=texts, say=said.append)
     assert not tuned.kept
+    assert "  3 further held-out problems: KL 2 before, 2 after; change +0 (+0 to +0, 95 %)" in said
+    for start in ("memory: about", "codes: solving on", "range test: norms", "plain prose: KL "):
+        assert any(line.startswith(f"  {start}") for line in said), start
     before, after = load_file(low_bit / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_codes_that_do_not_help_are_left_as_they_were(tiny_llama, low_bit, tmp_path, monkeypatch):
-    values = iter([1.0, 2.0])
+    values, said = iter([1.0, 2.0]), []
     choose = validation.Validation.choose
     monkeypatch.setattr(validation.Validation, "choose", lambda self, student: next(values, None) or choose(self, student))
-    tuned = tune.restore(
-        tiny_llama, low_bit, bullets(), Restore(tune="codes"), tmp_path / "out", seed=0, held_out=solutions(tiny_llama, 12)
-    )
+    held = solutions(tiny_llama, 12)
+    recipe = Restore(tune="codes")
+    tuned = tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / "out", seed=0, held_out=held, say=said.append)
+    assert "  codes: validation KL 1 before, 2 after: not better, so the quantized codes are kept" in said
     assert tuned.moved == 0
     assert not tuned.kept
