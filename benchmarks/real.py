@@ -119,6 +119,8 @@ def make(name: str, model: str, work: Path, recorded: Recorded, options: argpars
     out, low = work / name, work / SCHEME
     if not low.exists():
         quantizer.quantize(model, schemes.parse(SCHEME), [], low)
+    if name == "quantized":
+        return {}
     start = time.perf_counter()
     if name == "gptq":
         texts = [s.prompt + recorded.tokenizer.decode(s.tokens) for s in recorded.solutions(recorded.train[:64])[::2]]
@@ -179,17 +181,16 @@ def run(options: argparse.Namespace) -> None:
         (DATA / f"real-{SCHEME}-{name}.jsonl").write_text(lines)
     problems = part_of(recorded.test, options.problems)
     for name in options.only or ["quantized", *recipes(1, 1, 1024), "gptq"]:
-        folder, facts = options.work / (SCHEME if name == "quantized" else name), DATA / f"real-{SCHEME}-{name}.json"
+        folder, file = options.work / (SCHEME if name == "quantized" else name), DATA / f"real-{SCHEME}-{name}.json"
+        facts = json.loads(file.read_text()) if file.exists() else {}
         if not folder.exists():
-            cost = make(name, options.model, options.work, recorded, options) if name != "quantized" else {}
-            if name == "quantized":
-                quantizer.quantize(options.model, schemes.parse(SCHEME), [], folder)
-            facts.write_text(json.dumps(cost | measure_kl(folder, options.model, recorded) | where(options.model), indent=1))
-        elif not facts.exists():
-            facts.write_text(json.dumps(measure_kl(folder, options.model, recorded) | where(options.model), indent=1))
-        print(f"{name}: {facts.read_text()}", flush=True)
+            facts = make(name, options.model, options.work, recorded, options) | where(options.model)
+            file.write_text(json.dumps(facts, indent=1) + "\n")
         if name != "quantized" and not options.no_solve:
             solve(name, folder, problems, recorded)
+        if "kl" not in facts:
+            facts |= measure_kl(folder, options.model, recorded) | where(options.model)
+            file.write_text(json.dumps(facts, indent=1) + "\n")
     write_page()
 
 
@@ -206,6 +207,8 @@ def write_page() -> None:
         rows.append(_row(name, found))
     kl = ["| arm | KL | same first token | codes moved | seconds | device |", "|" + "---|" * 6]
     for name, fact in facts.items():
+        if "kl" not in fact:
+            continue
         moved, seconds = fact.get("moved"), fact.get("seconds")
         cells = [
             f"{fact['kl']:.4f}",

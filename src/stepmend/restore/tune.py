@@ -140,12 +140,14 @@ class _Work:
         validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
         before = (validation.judge(self.model), validation.other(self.model)) if validation else None
         moved, solved = self._solve(teacher, validation)
-        self.loss.read(teacher)
+        tuned = bool(self.parameters) and self.recipe.steps > 0
+        if tuned:
+            self.loss.read(teacher)
         del teacher
         free()
         _check_head(self.model, self.loss.rows[0])
         trained, tested = Trained(), {}
-        if self.parameters and self.recipe.steps:
+        if tuned:
             _preflight(self.backward, self.loss, self.recipe)
             rates, tested = self._rates(rates, validation)
             trained = self._train(rates, validation, tick)
