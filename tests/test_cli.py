@@ -60,7 +60,7 @@ def test_help_teaches():
         (("--model", "{cut}"), "model.safetensors is truncated or damaged"),
         (("--model", "builtin:gpt5"), "allowed: builtin:qwen2, builtin:llama"),
         (("--set", "restore.stepps=3"), "unknown key restore.stepps; allowed: tune"),
-        (("--set", "restore.steps=-3"), "restore.steps = -3: input should be greater than or equal to 1"),
+        (("--set", "restore.steps=-3"), "restore.steps = -3: input should be greater than or equal to 0"),
         (("--set", "restore.steps"), "key=value is needed"),
         (("--benchmark", "gsm9k"), "benchmark = 'gsm9k': input should be 'story', 'gsm8k'"),
         (("--benchmark", "gsm8k", "--data", "{tmp}/none"), "no such file or folder"),
