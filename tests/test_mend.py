@@ -102,6 +102,20 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
 
 
+def test_a_restoration_that_is_no_better_is_returned_unchanged_and_said(tmp_path):
+    small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.within_noise=true"]
+    small += ["restore.steps=1", "restore.learning_rate=0.6", "restore.tune=scales+norms"]  # one step far too large
+    done = stepmend("run", "--scheme", LOSSY, "--out", tmp_path / "run", *(a for s in small for a in ("--set", s)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the quantized model is returned unchanged" in " ".join(done.stderr.split())
+    before, after = (load_file(tmp_path / f"run/{name}/model.safetensors") for name in (LOSSY, FOLDER))
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert summary.read(tmp_path / "run").arms == ["full", LOSSY]
+    refused = stepmend("restore", tmp_path / "run", "--export", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "was not restored" in refused.stderr
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_equal_tokens_are_measured_only_where_they_differ_from_equal_steps(run_copy, monkeypatch):
     recipe = Recipe.make(json.loads((run_copy / "recipe.json").read_text()))
@@ -147,7 +161,7 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
         (("restore", "RUN", "--seeds", "2"), "--seeds goes with --controls"),
         (("run", "--match", "both", "--out", "new"), "--match goes with --controls"),
         (("run", "--set", "restore.rounds=0"), "restore.rounds = 0"),
-        (("run", "--set", "restore.tune=zeros"), "restore.tune = 'zeros': input should be 'scales', 'norms'"),
+        (("run", "--set", "restore.tune=zeros"), "restore.tune = 'zeros': input should be 'codes', 'scales', 'norms'"),
         (("align", "builtin:qwen2", "RUN"), "exists already"),
         (("align", "builtin:qwen2", "new", "--benchmark", "nonsense"), "allowed: story"),
     ],

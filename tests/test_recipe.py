@@ -18,7 +18,7 @@ def test_overrides_are_laid_over_yaml(tmp_path):
     [
         ({"sead": 1}, "unknown key sead; allowed: model, schemes"),
         ({"restore": {"stepps": 1}}, "unknown key restore.stepps; allowed: tune, objective"),
-        ({"restore": {"steps": 0}}, "restore.steps = 0: input should be greater than or equal to 1"),
+        ({"restore": {"steps": -1}}, "restore.steps = -1: input should be greater than or equal to 0"),
         ({"restore": {"objective": "ppo"}}, "restore.objective = 'ppo': input should be 'sft', 'dpo' or 'distill'"),
         ({"schemes": []}, "schemes"),
         ({"schemes": ["rtn-w4a16-g64", "rtn-w4a16-g64"]}, "each scheme once"),
