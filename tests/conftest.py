@@ -111,7 +111,8 @@ LOSSY = "rtn-w3a16"
 RUN = [
     "run", "--model", "builtin:qwen2", "--scheme", "gptq-w4a16-g128", "--scheme", LOSSY, "--set", "measure.problems=24",
     "--set", "measure.batch_size=12", "--set", "curate.problems=216", "--set", "curate.round=108", "--set", "curate.bullets=12",
-    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "restore.within_noise=true", "--set", "restore.validation=0", "--set", "quantize.calibration=9",
+    "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "restore.within_noise=true", "--set", "restore.validation=0",
+    "--set", "quantize.calibration=9",
 ]  # fmt: skip
 
 
