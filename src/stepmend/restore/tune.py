@@ -3,6 +3,7 @@
 import io
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
@@ -29,6 +30,8 @@ LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 """Peak learning rates of an adapter."""
 TOLERANCES = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded activations": 1e-1}
 """How far the logits of an exported checkpoint may be from the trained model's, over the largest logit."""
+SAY_EVERY = 30.0
+"""Seconds between two lines about solving codes."""
 TRIAL = 6
 """Steps of one attempt of the range test."""
 BULLET = 2.0
@@ -189,7 +192,8 @@ class _Work:
         if moved is None:
             rows, weights = zip(*self.texts, strict=True)
             self.say(f"  codes: solving on {len(rows)} solutions ({sum(map(len, rows)):,} tokens)")
-            moved = codes.solve(self.model, teacher, rows, weights, self.tokenizer.pad_token_id, rescaled="scales" in self.recipe.kinds)
+            rescaled, pad = "scales" in self.recipe.kinds, self.tokenizer.pad_token_id
+            moved = codes.solve(self.model, teacher, rows, weights, pad, rescaled=rescaled, tick=self._layers())
             self._save_codes(moved)
         if not validation:
             return moved, None
@@ -203,6 +207,19 @@ class _Work:
             return 0.0, (start, after)
         self.say(f"  codes: {100 * moved:.1f} % moved; validation KL {_from_to(start, after)}")
         return moved, (start, after)
+
+    def _layers(self) -> Callable[[int], None]:
+        """Says how many decoder layers are solved, at most every ``SAY_EVERY`` seconds."""
+        total, done, last = self.model.config.get_text_config().num_hidden_layers, 0, time.monotonic()
+
+        def tick(count: int) -> None:
+            nonlocal done, last
+            done += count
+            if time.monotonic() - last >= SAY_EVERY:
+                last = time.monotonic()
+                self.say(f"  codes: {done} of {total} layers solved")
+
+        return tick
 
     def _save_codes(self, moved: float) -> None:
         buffer = io.BytesIO()
