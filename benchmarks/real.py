@@ -41,7 +41,7 @@ from stepmend.restore.validation import Readings, Solution
 ROOT = Path(__file__).parents[1]
 DATA, PAGE = ROOT / "docs/results/data", ROOT / "docs/results/real.md"
 SCHEME, NEW_TOKENS, CURATED = "rtn-w4a16-g128", 400, 1400
-KL_PROBLEMS = 48
+KL_PROBLEMS = 16
 """Training problems, the last of the recorded run, on whose solutions KL divergence is measured."""
 HEAD = f"""# A real model: Qwen2.5-Coder-0.5B-Instruct on GSM8K
 
