@@ -48,7 +48,9 @@ HEAD = f"""# A real model: Qwen2.5-Coder-0.5B-Instruct on GSM8K
 Made by `python benchmarks/real.py` from `docs/results/data/real-*.jsonl`, which hold each arm's outcome on every problem it solved.
 Prompt `steps-1`, greedy, at most {NEW_TOKENS} new tokens. The parent is a 4-bit GGUF release, dequantized to bfloat16. Bullets: 180, from
 the first 1,400 training problems. KL divergence per token from full precision: on both models' solutions of {KL_PROBLEMS} other training
-problems. Intervals are over problems; p is McNemar's exact test. One sample a problem.
+problems. Intervals are over problems; p is McNemar's exact test. One sample a problem. The outcomes of `full` and `quantized` are those of
+the recorded run (one H200, bfloat16); the others' device and dtype stand in the second table. "not measured": see [what is
+pending](pending.md).
 """
 
 
