@@ -146,6 +146,20 @@ def measure_kl(folder: Path, model: str, recorded: Recorded) -> dict[str, float]
     return {"kl": float(kl), "same": float(same)}
 
 
+def moved(low: Path, folder: Path) -> float:
+    """The share of integer codes that differ between two checkpoints of the scheme, from their files."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    from safetensors.torch import load_file
+
+    bits, (before, after) = schemes.parse(SCHEME).weight_bits, (load_file(one / "model.safetensors") for one in (low, folder))
+    changed = total = 0
+    for name in (name for name in before if name.endswith("weight_packed")):
+        shape = before[name.replace("weight_packed", "weight_shape")].tolist()
+        one, other = (unpack_from_int32(tensors[name], bits, shape) for tensors in (before, after))
+        changed, total = changed + int((one != other).sum()), total + one.numel()
+    return changed / total
+
+
 def where(model: str) -> dict[str, str]:
     """The kind of device and the dtype that an arm is computed in."""
     device, dtype = load.placement(model)
@@ -190,6 +204,9 @@ def run(options: argparse.Namespace) -> None:
             file.write_text(json.dumps(facts, indent=1) + "\n")
         if name != "quantized" and not options.no_solve:
             solve(name, folder, problems, recorded)
+        if "moved" not in facts and name != "quantized":
+            facts |= {"moved": moved(options.work / SCHEME, folder)}
+            file.write_text(json.dumps(facts, indent=1) + "\n")
         if "kl" not in facts:
             facts |= measure_kl(folder, options.model, recorded) | where(options.model)
             file.write_text(json.dumps(facts, indent=1) + "\n")
