@@ -148,13 +148,14 @@ def measure_kl(folder: Path, model: str, recorded: Recorded) -> dict[str, float]
 
 def moved(low: Path, folder: Path) -> float:
     """The share of integer codes that differ between two checkpoints of the scheme, from their files."""
+    import torch
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
     from safetensors.torch import load_file
 
     bits, (before, after) = schemes.parse(SCHEME).weight_bits, (load_file(one / "model.safetensors") for one in (low, folder))
     changed = total = 0
     for name in (name for name in before if name.endswith("weight_packed")):
-        shape = before[name.replace("weight_packed", "weight_shape")].tolist()
+        shape = torch.Size(before[name.replace("weight_packed", "weight_shape")].tolist())
         one, other = (unpack_from_int32(tensors[name], bits, shape) for tensors in (before, after))
         changed, total = changed + int((one != other).sum()), total + one.numel()
     return changed / total
