@@ -13,7 +13,8 @@ quick: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest
 
-check: .venv/check
+# The types of the tests need what the tests import.
+check: .venv/check .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
