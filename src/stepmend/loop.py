@@ -4,6 +4,7 @@ Every stage reads what is kept, does what is missing, and keeps it. A stage's re
 the same command continues where it was stopped, and nothing old is mixed with anything new.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -267,7 +268,7 @@ class Loop:
         return self._locate_all(arm, self.regressions(arm, problems), full, traces, split)
 
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
-        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
+        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout", "own_failures"})
         sizes = self.max_new_tokens, self.batch_size
         texts = [(traces[p.id].text, full[p.id].text) for p in lost]
         of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
@@ -311,10 +312,14 @@ class Loop:
         )
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
-        """Faults of full precision's own failures: it rescues itself by samples, as there is no better model to do it."""
+        """Faults of full precision's own failures, a fixed random part of them where they are many.
+
+        It rescues itself by samples, as there is no better model to do it.
+        """
         right = self.outcomes(problems, "full")
         failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
-        self._locate_all("full", failed, full, full, "own failures")
+        drawn = sorted(random.Random(self.recipe.seed).sample(range(len(failed)), min(len(failed), self.recipe.locate.own_failures)))
+        self._locate_all("full", [failed[i] for i in drawn], full, full, "own failures")
 
     def damage(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
