@@ -199,9 +199,9 @@ class Loop:
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 
-    def generator(self, arm: str, size: int) -> LocalEngine:
-        """``engine`` with ``size`` slots, or as many as have been found to fit."""
-        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)))
+    def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
+        """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
+        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)), written=lambda count: tick(0, count))
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
@@ -224,11 +224,11 @@ class Loop:
             if len(done) < len(problems):
                 with Keeper[Trace](lambda fresh: (self.dir.append(fresh), grades.add(fresh))) as keep:
                     had = {i for i, problem in enumerate(ids) if problem in done}
-                    for i, c in self.generator(arm, size).stream(texts, done=had):
+                    for i, c in self.generator(arm, size, tick).stream(texts, done=had):
                         trace = Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
                         done[trace.problem] = trace
                         keep(trace)
-                        tick(1, len(c.tokens))
+                        tick(1)
         self.dir.settle(Trace, made_by, ids)
         self.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
         return {problem: done[problem] for problem in ids}
@@ -301,14 +301,13 @@ class Loop:
 
         return faults.Locator(
             self.recipe.locate,
-            self.generator("full", self.batch_size),
+            self.generator("full", self.batch_size, tick),
             self.tokenizer,
             arrive,
             self.panel,
             self.recipe.seed,
             known,
             lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
-            tick,
         )
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
