@@ -22,7 +22,7 @@ from stepmend.restore.training import Batches, Group, Trained, check, direction,
 from stepmend.restore.validation import Solution, Validation, Verdict, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
-VERSION = "restore-2"
+VERSION = "restore-3"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 """Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
@@ -178,13 +178,12 @@ class _Work:
         loss.backward()
         return loss.item()
 
-    def _texts(self, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row]) -> list[tuple[tuple[int, ...], float]]:
-        """Token ids and weight of the texts that codes are solved on, up to the recipe's number of tokens: bullets and anchors in turn."""
-        own = [objectives.chosen_row(self.tokenizer, bullet, "whole", self.recipe.prefix) for bullet in bullets]
-        mixed = [
-            one for pair in zip_longest(((row.ids, BULLET) for row in own), ((row.ids, 1.0) for row in anchors)) for one in pair if one
-        ]
-        ends = accumulate(len(ids) for ids, _ in mixed)
+    def _texts(self, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row]) -> list[codes.Text]:
+        """The texts that codes are solved on, up to the recipe's number of tokens: bullets and anchors in turn."""
+        rows = [objectives.chosen_row(self.tokenizer, bullet, "whole", self.recipe.prefix) for bullet in bullets]
+        own = [codes.Text(row.ids, BULLET, row.question) for row in rows]
+        mixed = [one for pair in zip_longest(own, [codes.Text(row.ids, 1.0, row.question) for row in anchors]) for one in pair if one]
+        ends = accumulate(len(text.ids) for text in mixed)
         return [text for text, end in zip(mixed, ends, strict=True) if end <= self.recipe.solve_tokens] or mixed[:1]
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
@@ -195,10 +194,9 @@ class _Work:
         before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
         moved = self._resume_codes()
         if moved is None:
-            rows, weights = zip(*self.texts, strict=True)
-            self.say(f"  codes: solving on {len(rows)} solutions ({sum(map(len, rows)):,} tokens)")
+            self.say(f"  codes: solving on {len(self.texts)} solutions ({sum(len(text.ids) for text in self.texts):,} tokens)")
             rescaled, pad = "scales" in self.recipe.kinds, self.tokenizer.pad_token_id
-            moved = codes.solve(self.model, teacher, rows, weights, pad, rescaled=rescaled, tick=self._layers())
+            moved = codes.solve(self.model, teacher, self.texts, pad, rescaled=rescaled, tick=self._layers())
             self._save_codes(moved)
         if not validation:
             return moved, None
