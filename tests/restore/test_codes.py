@@ -44,7 +44,7 @@ def nearest(weight_MN: torch.Tensor, grid: grids.Grid) -> torch.Tensor:
 
 def test_independent_inputs_are_rounded_to_the_nearest():
     weight_MN, _, grid = problem()
-    found = grids.gptq(weight_MN, torch.eye(64)[None], grid)[0], grids.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))
+    found = grids.gptq(weight_MN, torch.eye(64), grid), grids.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))
     for solved in found:
         assert torch.equal(solved, nearest(weight_MN, grid))
 
@@ -52,7 +52,7 @@ def test_independent_inputs_are_rounded_to_the_nearest():
 def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
     for seed in range(5):
         weight_MN, hessian_NN, grid = problem(seed=seed)
-        (compensated,) = grids.gptq(weight_MN, grids.damped(hessian_NN, 0.01)[None], grid)
+        compensated = grids.gptq(weight_MN, grids.damped(hessian_NN), grid)
         found = [nearest(weight_MN, grid), compensated, grids.descend(weight_MN, hessian_NN, grid, compensated)]
         errors = [grids.error(weight_MN, hessian_NN, grid.dequantize(one)) for one in found]
         assert errors[1] < 0.7 * errors[0]
@@ -62,7 +62,7 @@ def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
 
 def test_scales_by_least_squares_have_no_slope_left():
     weight_MN, hessian_NN, grid = problem()
-    (found,) = grids.gptq(weight_MN, hessian_NN[None], grid)
+    found = grids.gptq(weight_MN, hessian_NN, grid)
     before = grids.error(weight_MN, hessian_NN, grid.dequantize(found))
     scale_MG = grids.rescale(weight_MN, hessian_NN, grid, found).requires_grad_()
     values_MN = (found.view(24, 2, -1) * scale_MG[:, :, None]).view(24, -1)
@@ -80,7 +80,7 @@ def test_a_group_of_zeros_keeps_its_scale():
 
 def test_no_single_code_can_be_moved_to_a_lower_sum():
     weight_MN, hessian_NN, grid = problem(rows=4, columns=16)
-    (found,) = grids.gptq(weight_MN, hessian_NN[None], grid)
+    found = grids.gptq(weight_MN, hessian_NN, grid)
     for _ in range(10):
         found = grids.descend(weight_MN, hessian_NN, grid, found)
     least = grids.error(weight_MN, hessian_NN, grid.dequantize(found))
@@ -111,37 +111,6 @@ def test_what_few_tokens_say_by_chance_is_not_corrected():
         low_TN = torch.randn(16, 64, generator=draw)
         sums.add(low_TN + torch.randn(16, 64, generator=draw), low_TN, torch.ones(16), torch.arange(16) % 2)
     assert torch.equal(grids.corrected(weight_MN, sums), weight_MN)
-
-
-def draw_sums(count: int, width: int, seed: int = 0) -> grids.Sums:
-    """Sums of ``count`` tokens of correlated inputs that are the same in both models, half of them in each half."""
-    draw = torch.Generator().manual_seed(seed)
-    mixing_NN = torch.randn(width, width, generator=draw) * torch.logspace(0, -2, width)
-    inputs_TN = torch.randn(count, width, generator=draw) @ mixing_NN
-    sums = grids.Sums(width, "cpu")
-    sums.add(inputs_TN, inputs_TN, torch.ones(count), torch.arange(count) % 2)
-    return sums
-
-
-def test_the_fewer_the_tokens_the_stronger_the_damping():
-    weight_MN, _, grid = problem(rows=96)
-    assert grids.damping(weight_MN, draw_sums(4000, 64), grid) == min(grids.DAMPS)
-    assert grids.damping(weight_MN, draw_sums(24, 64), grid) > min(grids.DAMPS)
-
-
-def test_a_single_text_is_damped_most():
-    weight_MN, _, grid = problem()
-    sums, inputs_TN = grids.Sums(64, "cpu"), torch.randn(30, 64)
-    sums.add(inputs_TN, inputs_TN, torch.ones(30), torch.zeros(30))
-    assert grids.damping(weight_MN, sums, grid) == max(grids.DAMPS)
-
-
-def test_several_dampings_at_once_are_each_by_itself():
-    weight_MN, hessian_NN, grid = problem()
-    hessians_DNN = torch.stack([grids.damped(hessian_NN, share) for share in grids.DAMPS])
-    together = grids.gptq(weight_MN, hessians_DNN, grid)
-    for codes_MN, damped_NN in zip(together, hessians_DNN, strict=True):
-        assert torch.equal(codes_MN, grids.gptq(weight_MN, damped_NN[None], grid)[0])
 
 
 def test_texts_of_one_question_are_in_one_half():

@@ -85,7 +85,7 @@ def solve(
     Args:
         student: the low-bit model.
         parent: the full-precision model, of the same architecture.
-        texts: what they are solved on; every other question's texts choose damping and ridge.
+        texts: what they are solved on; every other question's texts choose the ridge.
         pad: the id of the padding token.
         rescaled: whether scales are solved too.
         tick: called with 1 after every decoder layer.
