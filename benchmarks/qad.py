@@ -1,0 +1,119 @@
+"""Quantization-aware distillation (QAD, NVIDIA, 2601.20088), a peer of benchmarks/real.py: every weight of a quantized layer is trained.
+
+Full precision's weights are trained straight through their rounding (1308.3432), by KL divergence from full precision on its own whole
+traces, and then rounded. Scales follow the weights: each group's largest value, as in plain rounding. Tensor names carry their shape: M
+rows, N columns, N tokens where it stands alone, H hidden width, V vocabulary.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from stepmend import Bullet
+from stepmend.models import load
+from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.quantize import run as quantizer
+from stepmend.quantize import schemes
+from stepmend.restore import objectives
+from stepmend.restore.training import Batches
+from stepmend.restore.validation import Readings
+
+
+class Rounded(nn.Module):
+    """A parametrization: the weight as the scheme rounds it going forward, itself going backward."""
+
+    def __init__(self, args: Any, storage: torch.dtype) -> None:
+        super().__init__()
+        self.args, self.storage = args, storage
+
+    def forward(self, weight_MN: torch.Tensor) -> torch.Tensor:
+        return weight_MN + (self.rounded(weight_MN) - weight_MN).detach()
+
+    @torch.no_grad()
+    def rounded(self, weight_MN: torch.Tensor) -> torch.Tensor:
+        from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+        from compressed_tensors.quantization.utils import calculate_qparams
+
+        grouped = weight_MN.unflatten(1, (-1, self.args.group_size or weight_MN.shape[1]))
+        scale_MG, zero_MG = calculate_qparams(grouped.amin(-1), grouped.amax(-1), self.args)
+        return fake_quantize(weight_MN, scale_MG.to(self.storage).to(weight_MN.dtype), zero_MG, self.args)
+
+
+def attach(parent: str, scheme: str) -> Any:
+    """Full precision in float32, its linear layers rounded as the scheme says, and trainable; nothing else is."""
+    from transformers import AutoModelForCausalLM
+
+    args = schemes.recipe_of(schemes.parse(scheme))[-1].config_groups["group_0"].weights
+    device, _ = load.placement(parent)
+    model: Any = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
+    model = model.to(device)
+    model.requires_grad_(False)
+    storage = load.config_of(parent).dtype or torch.float32
+    for name in quantizer.linear_widths(parent):
+        linear = model.get_submodule(name)
+        linear.weight.requires_grad_(True)
+        parametrize.register_parametrization(linear, "weight", Rounded(args, storage), unsafe=True)
+    return model
+
+
+def train(parent: str, traces: Sequence[Bullet], scheme: str, steps: int, size: int, rate: float, seed: int, out: Path) -> None:
+    """Train on whole traces with AdamW, a linear warm-up over a tenth and a cosine to zero, in bfloat16 on a GPU; write ``out``, rounded.
+
+    ``scheme`` is one of plain rounding; ``rate`` the peak learning rate.
+    """
+    tokenizer = load.load_tokenizer(parent)
+    rows = [objectives.chosen_row(tokenizer, trace, "whole") for trace in traces]
+    readings = Readings(load.load_model(parent), rows, tokenizer.pad_token_id)
+    torch.manual_seed(seed)
+    model = attach(parent, scheme).train()
+    if model.supports_gradient_checkpointing and torch.cuda.is_available():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min(1.0, (n + 1) / warm) * 0.5 * (1 + math.cos(math.pi * n / max(1, steps)))
+    )
+    batches = Batches(len(rows), size, seed)
+    for step in range(steps):
+        with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
+            _loss(model, readings, batches[step], tokenizer.pad_token_id).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    del optimizer
+    _export(model, parent, scheme, out)
+
+
+def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int) -> torch.Tensor:
+    """Mean KL(full precision || student) over the targets of a batch."""
+
+    def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_NV = readings.head(teacher_NH).float()
+        return objectives.distill(head_of(model, student_NH), teacher_NV)
+
+    rows = [readings.rows[i] for i in batch]
+    teacher_NH = torch.cat([readings.states[i] for i in batch]).to(model.device)
+    student_NH = states_of(model, [row.ids for row in rows], objectives.places(rows), pad)
+    return in_pieces(of, model.config.get_text_config().vocab_size, student_NH, teacher_NH).mean()
+
+
+def _export(model: Any, parent: str, scheme: str, out: Path) -> None:
+    """Write the trained weights as a checkpoint like the parent's, and quantize that."""
+    values = {name.replace(".parametrizations.weight.original", ".weight"): t for name, t in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, state_dict=values)
+        shutil.copy(Path(parent) / "config.json", scratch)  # which says the dtype that floats are stored in
+        load.load_tokenizer(parent).save_pretrained(scratch)
+        del model, values
+        load.free()
+        quantizer.quantize(scratch, schemes.parse(scheme), [], out)
