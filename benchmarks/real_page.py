@@ -35,9 +35,7 @@ COLUMNS = (
 COSTS = (
     "arm", "KL", "against ours", "same first token", "codes moved", "rates", "steps", "seconds", "peak GiB", "GB", "tokens/s", "device",
 )  # fmt: skip
-STANDING_IN = "This model solves next to nothing of GSM8K: there is no fault to locate, and whole solutions of full precision stand for bullets."
-    "This model solves next to nothing of GSM8K, so there is no fault to locate: whole solutions of full precision are its bullets."
-)
+STANDING_IN = "It solves next to nothing of GSM8K: there is no fault to locate, and whole solutions of full precision stand in for bullets."
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
 """Arm -> problem -> what is kept of its solution."""
