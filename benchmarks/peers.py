@@ -1,9 +1,11 @@
 """The arms of benchmarks/real.py: stepmend's own, its peers and its controls, each made from the same material in a process of its own.
 
 Where a peer has no way to find its learning rate, three are tried for a quarter of the steps, and the one with the least validation KL is
-taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF's absorbable LoRA is no arm yet.
+taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF writes OpenVINO's
+format; here its weights are written dequantized, so that its bytes and tokens/s are full precision's.
 """
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import absorbed
 import arms
 import numpy as np
 import qad
@@ -27,8 +30,8 @@ from stepmend.restore import tune
 from stepmend.restore.validation import Validation
 
 SEEDS = 3
-RATES = {"qad": (1e-5, 3e-5, 1e-4), "efficientqat": (3e-4, 1e-3, 3e-3), "paper": (1e-5, 3e-5, 1e-4)}
-"""Peak learning rates that are tried: of weights; of scales, as relative changes; of an adapter under DPO."""
+RATES = {"qad": (1e-5, 3e-5, 1e-4), "efficientqat": (3e-4, 1e-3, 3e-3), "paper": (1e-5, 3e-5, 1e-4), "nncf": (5e-5, 1e-4, 3e-4)}
+"""Peak learning rates that are tried: of weights; of scales, as relative changes; of an adapter under DPO; of an absorbed one."""
 BATCH = Restore().batch_size
 
 
@@ -63,16 +66,25 @@ Make = Callable[[Task], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Arm:
-    """How an arm is made, and what it needs: ``located`` bullets, or a scheme whose rounding is not GPTQ already (``rounded``)."""
+    """How an arm is made, and what it needs: ``located`` bullets, a scheme whose rounding is not GPTQ already (``rounded``), ``four`` bits,
+    a ``package`` that the product does without."""
 
     make: Make
     says: str
     located: bool = False
     rounded: bool = False
+    four: bool = False
+    package: str | None = None
 
     def suits(self, scheme: str, located: bool) -> bool:
         """Whether the arm has a meaning for a scheme, and for a model with or without located bullets."""
-        return (located or not self.located) and not (self.rounded and schemes.parse(scheme).method == "gptq")
+        of = schemes.parse(scheme)
+        return (located or not self.located) and not (self.rounded and of.method == "gptq") and (of.weight_bits == 4 or not self.four)
+
+    @property
+    def lacks(self) -> str | None:
+        """The package that the arm needs and that is not installed."""
+        return self.package if self.package and importlib.util.find_spec(self.package) is None else None
 
 
 def ours(task: Task, recipe: Restore, seed: int = 0, bullets: list[Bullet] | None = None) -> dict[str, Any]:
@@ -165,6 +177,16 @@ def likely_scales(task: Task) -> dict[str, Any]:
     return searched(task, RATES["efficientqat"], train)
 
 
+def absorbed_adapter(task: Task) -> dict[str, Any]:
+    """NNCF: an adapter inside the rounding, and scales, by distillation on whole traces."""
+    of = schemes.parse(task.scheme)
+
+    def train(rate: float, steps: int, out: Path) -> None:
+        absorbed.train(task.parent, task.material.generic, of, steps, BATCH, rate, 0, out)
+
+    return searched(task, RATES["nncf"], train)
+
+
 def preferences(task: Task) -> dict[str, Any]:
     """The paper's recipe: TRL's DPO on the steps at the fault, with a LoRA adapter."""
 
@@ -217,10 +239,11 @@ ARMS: dict[str, Arm] = {
     "ours-bullets-only": Arm(changed(anchors=0.0), "without anchors", located=True),
     "gptq": Arm(recalibrated(False), "GPTQ anew, on 64 own traces", rounded=True),
     "gptq-same": Arm(recalibrated(True), "GPTQ anew, on the texts that our codes are solved on"),
-    "autoround": Arm(rounded, "AutoRound on the same texts"),
+    "autoround": Arm(rounded, "AutoRound on the same texts", package="auto_round"),
     "qad": Arm(distilled_weights, "QAD on whole traces: all weights, distilled"),
     "efficientqat": Arm(likely_scales, "EfficientQAT's end-to-end phase on whole traces: scales, by likelihood"),
-    "paper": Arm(preferences, "the paper's recipe: TRL's DPO with LoRA on the bullets", located=True),
+    "paper": Arm(preferences, "the paper's recipe: TRL's DPO with LoRA on the bullets", located=True, package="trl"),
+    "nncf": Arm(absorbed_adapter, "NNCF's absorbable LoRA on whole traces, written dequantized", four=True, package="nncf"),
     "lora-distill": Arm(changed(tune="lora", lora_rank=arms.LORA_RANK), "LoRA, distilled on our texts"),
     "located-step": Arm(at_step(None), "scales and norms, distilled on the faulty step alone", located=True),
     "random-step": Arm(at_step("random-step"), "the same on another step drawn at random, as many tokens", located=True),

@@ -64,33 +64,47 @@ def attach(parent: str, scheme: str) -> Any:
 
 
 def train(parent: str, traces: Sequence[Bullet], scheme: str, steps: int, size: int, rate: float, seed: int, out: Path) -> None:
-    """Train on whole traces with AdamW, a linear warm-up over a tenth and a cosine to zero, in bfloat16 on a GPU; write ``out``, rounded.
+    """Train on whole traces and write ``out``, rounded; ``scheme`` is one of plain rounding, ``rate`` the peak learning rate."""
+    readings, pad = read(parent, traces)
+    torch.manual_seed(seed)
+    model = attach(parent, scheme)
+    fit(model, [{"params": [p for p in model.parameters() if p.requires_grad], "lr": rate}], readings, steps, size, seed, pad)
+    values = {name.replace(".parametrizations.weight.original", ".weight"): t for name, t in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        save_dense(model, values, parent, Path(scratch))
+        del model, values
+        load.free()
+        quantizer.quantize(scratch, schemes.parse(scheme), [], out)
 
-    ``scheme`` is one of plain rounding; ``rate`` the peak learning rate.
-    """
+
+def read(parent: str, traces: Sequence[Bullet]) -> tuple[Readings, int]:
+    """Whole traces as full precision reads them, and the id that they are padded with."""
     tokenizer = load.load_tokenizer(parent)
     rows = [objectives.chosen_row(tokenizer, trace, "whole") for trace in traces]
-    readings = Readings(load.load_model(parent), rows, tokenizer.pad_token_id)
-    torch.manual_seed(seed)
-    model = attach(parent, scheme).train()
+    return Readings(load.load_model(parent), rows, tokenizer.pad_token_id), tokenizer.pad_token_id
+
+
+def fit(model: Any, groups: list[dict[str, Any]], readings: Readings, steps: int, size: int, seed: int, pad: int) -> None:
+    """Lower the KL divergence from full precision by AdamW: a linear warm-up over a tenth, a cosine to zero; bfloat16 on a GPU.
+
+    ``groups`` are the optimizer's: parameters, each with its peak learning rate.
+    """
+    model.train()
     if model.supports_gradient_checkpointing and torch.cuda.is_available():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min(1.0, (n + 1) / warm) * 0.5 * (1 + math.cos(math.pi * n / max(1, steps)))
     )
-    batches = Batches(len(rows), size, seed)
+    batches = Batches(len(readings.rows), size, seed)
     for step in range(steps):
         with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
-            _loss(model, readings, batches[step], tokenizer.pad_token_id).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
+            _loss(model, readings, batches[step], pad).backward()
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-    del optimizer
-    _export(model, parent, scheme, out)
 
 
 def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int) -> torch.Tensor:
@@ -107,13 +121,8 @@ def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int) -> tor
     return in_pieces(of, model.config.get_text_config().vocab_size, student_NH, teacher_NH).mean()
 
 
-def _export(model: Any, parent: str, scheme: str, out: Path) -> None:
-    """Write the trained weights as a checkpoint like the parent's, and quantize that."""
-    values = {name.replace(".parametrizations.weight.original", ".weight"): t for name, t in model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch, state_dict=values)
-        shutil.copy(Path(parent) / "config.json", scratch)  # which says the dtype that floats are stored in
-        load.load_tokenizer(parent).save_pretrained(scratch)
-        del model, values
-        load.free()
-        quantizer.quantize(scratch, schemes.parse(scheme), [], out)
+def save_dense(model: Any, values: dict[str, torch.Tensor], parent: str, folder: Path) -> None:
+    """Write weights as a checkpoint like the parent's, in float32 beside a configuration that says the parent's dtype."""
+    model.save_pretrained(folder, state_dict=values)
+    shutil.copy(Path(parent) / "config.json", folder)
+    load.load_tokenizer(parent).save_pretrained(folder)

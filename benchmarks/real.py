@@ -11,10 +11,11 @@ python benchmarks/real.py --page                                       # the pag
 python benchmarks/real.py --quick                                      # every arm, on a built-in reasoner; nothing goes to docs
 
 MODEL is the folder of the full-precision checkpoint, STEPMEND_DATA that of the data. What arms are made from: material.py; the arms:
-peers.py (AutoRound needs auto-round, which llm-compressor brings; the paper's recipe needs trl). Each arm is made, measured and solved in
-processes of their own. What was measured is kept under docs/results/data/real/: MODEL/SCHEME/ARM.json says what an arm cost and how far it
-is from full precision, MODEL/SCHEME/ARM-BENCHMARK.jsonl holds its outcome on every problem. The page is made from these files alone; what
-no file holds is "not measured". A checkpoint that came out otherwise than the kept one drops what was measured of that.
+peers.py. AutoRound needs auto-round, which llm-compressor brings; the paper's recipe needs trl, NNCF's nncf: an arm whose package is not
+installed is left out. Each arm is made, measured and solved in processes of their own. What was measured is kept under
+docs/results/data/real/: MODEL/SCHEME/ARM.json says what an arm cost and how far it is from full precision, MODEL/SCHEME/ARM-BENCHMARK.jsonl
+holds its outcome on every problem. The page is made from these files alone; what no file holds is "not measured". A checkpoint that came
+out otherwise than the kept one drops what was measured of that.
 """
 
 import argparse
@@ -123,6 +124,11 @@ def moved(low: Path, folder: Path, bits: int) -> float:
     return changed / total
 
 
+def quantized(folder: Path) -> bool:
+    """Whether a checkpoint has codes: one that is written dequantized has none."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text())
+
+
 @dataclass
 class Bench:
     """One model and scheme, measured on one benchmark."""
@@ -216,7 +222,7 @@ class Bench:
         print(f"{self.name}, {self.scheme}, {name}", flush=True)
         task = peers.Task(self.parent, self.scheme, self.material, self.options, folder)
         found = arms.in_child(peers.made, name, task)
-        if not (folder / "adapter").exists():
+        if quantized(folder) and not (folder / "adapter").exists():
             found["moved"] = moved(self.material.low, folder, schemes.parse(self.scheme).weight_bits)
         if found["checkpoint"] != self.facts(name).get("checkpoint"):
             for file in self.file(name, "").parent.glob(f"{name}-*.jsonl"):
@@ -247,7 +253,7 @@ class Bench:
     def run(self, names: Sequence[str], *, solved: bool, timed: bool) -> None:
         """Make, measure, time and solve arms, as far as anything is left to do."""
         self.keep_recorded()
-        todo = [name for name in names if self._lacks(name, solved, timed)]
+        todo = [name for name in names if self._lacks(name, solved, timed) and self._can(name)]
         for name in todo:
             self.make(name)
         if self.benchmark in ("gsm8k", "story"):
@@ -256,6 +262,13 @@ class Bench:
             self.time(name)
         for name in todo if solved else ():
             self.solve(name)
+
+    def _can(self, name: str) -> bool:
+        """Whether what an arm needs is installed; said where it is not."""
+        lacking = peers.ARMS[name].lacks if name in peers.ARMS else None
+        if lacking:
+            print(f"{name}: left out, as {lacking} is not installed", flush=True)
+        return not lacking
 
     def _lacks(self, name: str, solved: bool, timed: bool) -> bool:
         facts = self.facts(name)

@@ -35,6 +35,7 @@ COLUMNS = (
 COSTS = (
     "arm", "KL", "against ours", "same first token", "codes moved", "rates", "steps", "seconds", "peak GiB", "GB", "tokens/s", "device",
 )  # fmt: skip
+MISSING = "not measured"
 STANDING_IN = "It solves next to nothing of GSM8K: there is no fault to locate, and whole solutions of full precision stand in for bullets."
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
@@ -72,6 +73,9 @@ def section(results: Path, name: str, model: Model, scheme: str) -> Iterable[str
     if name.startswith("builtin:") and not facts:
         return
     yield f"## {name}, {scheme}\n"
+    if not facts:
+        yield "Not measured.\n"
+        return
     if not model.located:
         yield f"{STANDING_IN}\n"
     for benchmark, of in found.items():
@@ -132,12 +136,11 @@ def accuracies(found: Outcomes, arms: Sequence[str]) -> list[str]:
     order = [arm for arm in arms if arm not in SEEDS]
     order[2:2] = [OURS, *seeds] if seeds else [OURS]
     for arm in order:
-        if arm not in (*found, OURS) or (arm == OURS and not seeds):
-            rows.append(_line([arm, "not measured", *[""] * (len(COLUMNS) - 2)]))
+        if arm not in named and arm not in seeds:
             continue
         cells = (full | {seed: (cell, None) for seed, (cell, _) in single.items()}).get(arm, ("", None))
         rows.append(_line([arm, *_accuracy(found, arm, cells, own.get(arm, ("", None)))]))
-    return rows
+    return _with_missing(rows, [arm for arm in arms if arm not in found])
 
 
 def _accuracy(found: Outcomes, arm: str, full: tuple[str, float | None], own: tuple[str, float | None]) -> list[str]:
@@ -175,26 +178,35 @@ def costs(facts: dict[str, dict[str, Any]], arms: Sequence[str]) -> list[str]:
     own = {problem: float(np.mean([seed[problem] for seed in seeds])) for problem in seeds[0]} if seeds else {}
     rows = [_line(COSTS), "|" + "---|" * len(COSTS)]
     for arm in arms:
-        fact = facts.get(arm)
+        fact, gap = facts.get(arm), ""
         if fact is None:
-            rows.append(_line([arm, "not measured", *[""] * (len(COSTS) - 2)]))
             continue
-        gap = ""
         if arm not in SEEDS and own.keys() and own.keys() == of[arm].keys():
             change = statistics.mean(np.array([of[arm][problem] - own[problem] for problem in own]))
             gap = f"{change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
-        rows.append(_line([arm, *_cost(fact, gap)]))
-    return rows
+        rows.append(_line([arm, *_cost(fact, gap, arm in ("full", "quantized"))]))
+    return _with_missing(rows, [arm for arm in arms if arm not in facts])
 
 
-def _cost(fact: dict[str, Any], gap: str) -> list[str]:
+def _with_missing(rows: list[str], missing: Sequence[str]) -> list[str]:
+    """A table and what it lacks; no table where it lacks everything."""
+    if len(rows) == 2:
+        return ["Not measured."]
+    return [*rows, "", f"Not measured: {', '.join(f'`{arm}`' for arm in missing)}."] if missing else rows
+
+
+def _cost(fact: dict[str, Any], gap: str, given: bool) -> list[str]:
+    """The cells of an arm; ``given``: one that is not made here, and has no seconds or peak of its making."""
     rates = ", ".join(f"{kind} {rate:.2g}" if kind != "all" else f"{rate:.2g}" for kind, rate in fact.get("rates", {}).items())
     steps = f"{fact['steps']}" if "steps" in fact else ""
     steps += "; not better, quantized returned" if fact.get("kept") is False else ""
-    size = f"{fact['bytes'] / 1e9:.3f}" if "bytes" in fact else ""
+    size = f"{fact['bytes'] / 1e9:.3f}" if "bytes" in fact else MISSING
     numbers = {key: fact.get(key) for key in ("kl", "same", "moved", "seconds", "peak", "speed")}
     forms = {"kl": "{:.4f}", "seconds": "{:.0f}", "peak": "{:.1f}", "speed": "{:,.0f}"}
-    cell = {key: "" if value is None else forms[key].format(value) if key in forms else percent(value) for key, value in numbers.items()}
+    cell = {key: forms[key].format(value) if key in forms else percent(value) for key, value in numbers.items() if value is not None}
+    cell = dict.fromkeys(("kl", "same", "seconds", "peak", "speed"), MISSING) | {"moved": ""} | cell
+    if given:
+        cell |= dict.fromkeys(("seconds", "peak"), "")
     where = f"{fact.get('device', '')} {fact.get('dtype', '')}".strip()
     return [cell["kl"], gap, cell["same"], cell["moved"], rates, steps, cell["seconds"], cell["peak"], size, cell["speed"], where]
 
