@@ -14,6 +14,7 @@ import torch
 
 from stepmend import Bullet
 from stepmend.models import load
+from stepmend.models.forward import collate
 from stepmend.quantize import run as quantizer
 from stepmend.quantize.schemes import Scheme
 from stepmend.rundir import make_folder
@@ -29,7 +30,7 @@ def train(parent: str, traces: Sequence[Bullet], scheme: Scheme, steps: int, siz
     readings, pad = qad.read(parent, traces)
     torch.manual_seed(seed)
     model, example = attach(parent, scheme)
-    qad.fit(model, groups_of(model, rate), readings, steps, size, seed, pad)
+    qad.fit(model, groups_of(model, rate), readings, steps, size, seed, pad, states)
     model = nncf.strip(model.eval(), do_copy=False, strip_format=nncf.StripFormat.IN_PLACE, example_input=example)
     values = {name: value for name, value in model.state_dict().items() if "nncf" not in name}
     make_folder(out, lambda part: qad.save_dense(model, values, parent, part))
@@ -56,6 +57,14 @@ def attach(parent: str, scheme: Scheme) -> tuple[Any, dict[str, torch.Tensor]]:
         advanced_parameters=AdvancedCompressionParameters(lora_adapter_rank=rank),
     )
     return model, example
+
+
+def states(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], pad: int) -> torch.Tensor:
+    """Last hidden states at (row, place) pairs, [N, H], by a pass of the whole model: NNCF's rounding is in no other."""
+    ids_BT = collate(rows, pad, model.device)
+    hidden_BTH = model(input_ids=ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+    row_N, place_N = torch.tensor(where, device=ids_BT.device).T
+    return hidden_BTH[row_N, place_N]
 
 
 def groups_of(model: Any, rate: float) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ rows, N columns, N tokens where it stands alone, H hidden width, V vocabulary.
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from stepmend.quantize import schemes
 from stepmend.restore import objectives
 from stepmend.restore.training import Batches
 from stepmend.restore.validation import Readings
+
+States = Callable[[Any, Sequence[Sequence[int]], Sequence[tuple[int, int]], int], torch.Tensor]
+"""Last hidden states of rows of ids at (row, place) pairs, [N, H]: of the model, the rows, the pairs, and the id that pads."""
 
 
 class Rounded(nn.Module):
@@ -68,6 +71,8 @@ def train(parent: str, traces: Sequence[Bullet], scheme: str, steps: int, size: 
     readings, pad = read(parent, traces)
     torch.manual_seed(seed)
     model = attach(parent, scheme)
+    if model.supports_gradient_checkpointing and torch.cuda.is_available():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     fit(model, [{"params": [p for p in model.parameters() if p.requires_grad], "lr": rate}], readings, steps, size, seed, pad)
     values = {name.replace(".parametrizations.weight.original", ".weight"): t for name, t in model.state_dict().items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,14 +89,14 @@ def read(parent: str, traces: Sequence[Bullet]) -> tuple[Readings, int]:
     return Readings(load.load_model(parent), rows, tokenizer.pad_token_id), tokenizer.pad_token_id
 
 
-def fit(model: Any, groups: list[dict[str, Any]], readings: Readings, steps: int, size: int, seed: int, pad: int) -> None:
+def fit(
+    model: Any, groups: list[dict[str, Any]], readings: Readings, steps: int, size: int, seed: int, pad: int, states: States = states_of
+) -> None:
     """Lower the KL divergence from full precision by AdamW: a linear warm-up over a tenth, a cosine to zero; bfloat16 on a GPU.
 
-    ``groups`` are the optimizer's: parameters, each with its peak learning rate.
+    ``groups`` are the optimizer's: parameters, each with its peak learning rate. ``states`` gives the model's last hidden states.
     """
     model.train()
-    if model.supports_gradient_checkpointing and torch.cuda.is_available():
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -100,14 +105,14 @@ def fit(model: Any, groups: list[dict[str, Any]], readings: Readings, steps: int
     batches = Batches(len(readings.rows), size, seed)
     for step in range(steps):
         with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
-            _loss(model, readings, batches[step], pad).backward()
+            _loss(model, readings, batches[step], pad, states).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
 
 
-def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int) -> torch.Tensor:
+def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int, states: States) -> torch.Tensor:
     """Mean KL(full precision || student) over the targets of a batch."""
 
     def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
@@ -117,7 +122,7 @@ def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int) -> tor
 
     rows = [readings.rows[i] for i in batch]
     teacher_NH = torch.cat([readings.states[i] for i in batch]).to(model.device)
-    student_NH = states_of(model, [row.ids for row in rows], objectives.places(rows), pad)
+    student_NH = states(model, [row.ids for row in rows], objectives.places(rows), pad)
     return in_pieces(of, model.config.get_text_config().vocab_size, student_NH, teacher_NH).mean()
 
 

@@ -131,7 +131,7 @@ def accuracies(found: Outcomes, arms: Sequence[str]) -> list[str]:
     named = [*there, *([OURS] if seeds else [])]
     full = against(found, [arm for arm in named if arm != "full"], "full") if "full" in found else {}
     single = against(found, seeds, "full") if "full" in found else {}
-    own = against(found, there, OURS) if seeds else {}
+    own = against(found, [arm for arm in there if arm != "full"], OURS) if seeds else {}
     rows = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     order = [arm for arm in arms if arm not in SEEDS]
     order[2:2] = [OURS, *seeds] if seeds else [OURS]
@@ -183,8 +183,9 @@ def costs(facts: dict[str, dict[str, Any]], arms: Sequence[str]) -> list[str]:
             continue
         if arm not in SEEDS and own.keys() and own.keys() == of[arm].keys():
             change = statistics.mean(np.array([of[arm][problem] - own[problem] for problem in own]))
-            gap = f"{change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
-        rows.append(_line([arm, *_cost(fact, gap, arm in ("full", "quantized"))]))
+            gap = f"{change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})".replace("-", "−")
+        apart = {"full": ("kl", "same", "seconds", "peak"), "quantized": ("seconds", "peak")}.get(arm, ())
+        rows.append(_line([arm, *_cost(fact, gap, apart)]))
     return _with_missing(rows, [arm for arm in arms if arm not in facts])
 
 
@@ -195,8 +196,8 @@ def _with_missing(rows: list[str], missing: Sequence[str]) -> list[str]:
     return [*rows, "", f"Not measured: {', '.join(f'`{arm}`' for arm in missing)}."] if missing else rows
 
 
-def _cost(fact: dict[str, Any], gap: str, given: bool) -> list[str]:
-    """The cells of an arm; ``given``: one that is not made here, and has no seconds or peak of its making."""
+def _cost(fact: dict[str, Any], gap: str, apart: Sequence[str]) -> list[str]:
+    """The cells of an arm; those ``apart`` have no meaning for it."""
     rates = ", ".join(f"{kind} {rate:.2g}" if kind != "all" else f"{rate:.2g}" for kind, rate in fact.get("rates", {}).items())
     steps = f"{fact['steps']}" if "steps" in fact else ""
     steps += "; not better, quantized returned" if fact.get("kept") is False else ""
@@ -205,8 +206,7 @@ def _cost(fact: dict[str, Any], gap: str, given: bool) -> list[str]:
     forms = {"kl": "{:.4f}", "seconds": "{:.0f}", "peak": "{:.1f}", "speed": "{:,.0f}"}
     cell = {key: forms[key].format(value) if key in forms else percent(value) for key, value in numbers.items() if value is not None}
     cell = dict.fromkeys(("kl", "same", "seconds", "peak", "speed"), MISSING) | {"moved": ""} | cell
-    if given:
-        cell |= dict.fromkeys(("seconds", "peak"), "")
+    cell |= dict.fromkeys(apart, "")
     where = f"{fact.get('device', '')} {fact.get('dtype', '')}".strip()
     return [cell["kl"], gap, cell["same"], cell["moved"], rates, steps, cell["seconds"], cell["peak"], size, cell["speed"], where]
 
