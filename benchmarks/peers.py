@@ -30,8 +30,14 @@ from stepmend.restore import tune
 from stepmend.restore.validation import Validation
 
 SEEDS = 3
-RATES = {"qad": (1e-5, 3e-5, 1e-4), "efficientqat": (3e-4, 1e-3, 3e-3), "paper": (1e-5, 3e-5, 1e-4), "nncf": (5e-5, 1e-4, 3e-4)}
-"""Peak learning rates that are tried: of weights; of scales, as relative changes; of an adapter under DPO; of an absorbed one."""
+RATES = {
+    "qad": (1e-5, 3e-5, 1e-4),
+    "efficientqat": (3e-4, 1e-3, 3e-3),
+    "paper": (1e-5, 3e-5, 1e-4),
+    "nncf": (5e-5, 1e-4, 3e-4),
+    "step": (3e-4, 1e-3, 3e-3),
+}
+"""Peak learning rates that are tried: of weights; of scales, as relative changes; of an adapter under DPO; of an absorbed one; of scales and norms."""
 BATCH = Restore().batch_size
 
 
@@ -123,22 +129,6 @@ def random_solved(**changes: Any) -> Make:
     return make
 
 
-def at_step(control: str | None) -> Make:
-    """Scales and norms, distilled on the faulty step alone, or on another one drawn at random: of as many tokens, without anchors."""
-    changes = {"tune": "scales+norms", "span": "step", "anchors": 0.0}
-
-    def make(task: Task) -> dict[str, Any]:
-        recipe, located = _with(task.recipe, changes), task.material.bullets
-        if not control:
-            return ours(task, recipe, 0, located)
-        taught = controls.bullets_of(control, located, [], recipe, 0)
-        tokenizer = load.load_tokenizer(task.parent)
-        share = tune.tokens_of(tokenizer, located, recipe) / tune.tokens_of(tokenizer, taught, recipe)
-        return ours(task, recipe.model_copy(update={"steps": max(1, round(recipe.steps * share))}), 0, taught)
-
-    return make
-
-
 def searched(task: Task, rates: Iterable[float], train: Callable[[float, int, Path], None]) -> dict[str, Any]:
     """Try rates for a quarter of the steps, and train at the one that leaves the least validation KL."""
     tokenizer = load.load_tokenizer(task.parent)
@@ -194,6 +184,29 @@ def preferences(task: Task) -> dict[str, Any]:
         arms.paper(task.parent, task.material.low, task.material.bullets, Restore(steps=steps), 0, rate, out)
 
     return searched(task, RATES["paper"], train)
+
+
+def at_step(control: str | None) -> Make:
+    """Scales and norms, distilled on the faulty step alone, or on another one drawn at random: of as many tokens, without anchors.
+
+    The result is taken as it is: a quantized model returned in its place would say nothing of the steps.
+    """
+
+    def make(task: Task) -> dict[str, Any]:
+        located = task.material.bullets
+        recipe = Restore(tune="scales+norms", span="step", anchors=0.0)
+        taught, share = located, 1.0
+        if control:
+            taught, tokenizer = controls.bullets_of(control, located, [], recipe, 0), load.load_tokenizer(task.parent)
+            share = tune.tokens_of(tokenizer, located, recipe) / tune.tokens_of(tokenizer, taught, recipe)
+
+        def train(rate: float, steps: int, out: Path) -> None:
+            of = recipe.model_copy(update={"steps": max(1, round(steps * share)), "learning_rate": rate})
+            tune.restore(task.parent, task.material.low, taught, of, out, seed=0)
+
+        return searched(task, RATES["step"], train)
+
+    return make
 
 
 def grid_of(scheme: str, method: str) -> str:
