@@ -37,7 +37,7 @@ RATES = {
     "nncf": (5e-5, 1e-4, 3e-4),
     "step": (3e-4, 1e-3, 3e-3),
 }
-"""Peak learning rates that are tried: of weights; of scales, as relative changes; of an adapter under DPO; of an absorbed one; of scales and norms."""
+"""Peak learning rates that are tried; those of scales and norms are relative changes, NNCF's that of its adapters."""
 BATCH = Restore().batch_size
 
 
@@ -204,7 +204,7 @@ def at_step(control: str | None) -> Make:
             of = recipe.model_copy(update={"steps": max(1, round(steps * share)), "learning_rate": rate})
             tune.restore(task.parent, task.material.low, taught, of, out, seed=0)
 
-        return searched(task, RATES["step"], train)
+        return searched(task, RATES["step"], train) | {"steps": max(1, round(task.options.steps * share))}
 
     return make
 
