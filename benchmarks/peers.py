@@ -2,7 +2,7 @@
 
 Where a peer has no way to find its learning rate, three are tried for a quarter of the steps, and the one with the least validation KL is
 taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF writes OpenVINO's
-format; here its weights are written dequantized, so that its bytes and tokens/s are full precision's.
+format; here its weights are written dequantized.
 """
 
 import importlib.util
@@ -174,7 +174,7 @@ def absorbed_adapter(task: Task) -> dict[str, Any]:
     def train(rate: float, steps: int, out: Path) -> None:
         absorbed.train(task.parent, task.material.generic, of, steps, BATCH, rate, 0, out)
 
-    return searched(task, RATES["nncf"], train)
+    return searched(task, RATES["nncf"], train) | {"format": "dequantized"}
 
 
 def preferences(task: Task) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _cost(fact: dict[str, Any], gap: str, apart: Sequence[str]) -> list[str]:
     rates = ", ".join(f"{kind} {rate:.2g}" if kind != "all" else f"{rate:.2g}" for kind, rate in fact.get("rates", {}).items())
     steps = f"{fact['steps']}" if "steps" in fact else ""
     steps += "; not better, quantized returned" if fact.get("kept") is False else ""
-    size = f"{fact['bytes'] / 1e9:.3f}" if "bytes" in fact else MISSING
+    size = fact.get("format") or (f"{fact['bytes'] / 1e9:.3f}" if "bytes" in fact else MISSING)
     numbers = {key: fact.get(key) for key in ("kl", "same", "moved", "seconds", "peak", "speed")}
     forms = {"kl": "{:.4f}", "seconds": "{:.0f}", "peak": "{:.1f}", "speed": "{:,.0f}"}
     cell = {key: forms[key].format(value) if key in forms else percent(value) for key, value in numbers.items() if value is not None}
