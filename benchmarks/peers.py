@@ -1,8 +1,8 @@
 """The arms of benchmarks/real.py: stepmend's own, its peers and its controls, each made from the same material in a process of its own.
 
 Where a peer has no way to find its learning rate, three are tried for a quarter of the steps, and the one with the least validation KL is
-taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF writes OpenVINO's
-format; here its weights are written dequantized.
+taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF writes OpenVINO's format; here its weights
+are written dequantized.
 """
 
 import importlib.util
