@@ -76,7 +76,7 @@ class Material:
         held_out: Both models' solutions that rates and states are chosen on.
         measured: Both models' solutions on which KL divergence is measured; nothing is chosen on them.
         generic: Whole traces of full precision, chosen by nothing but that they are right (where bullets are located).
-        solved: Problems that both models solve, in random order: for controls; none where bullets are not located.
+        solved: Problems that both models solve, in random order, for controls without anchors; none where bullets are not located.
     """
 
     low: Path
@@ -181,10 +181,8 @@ def assembled(
     taken = {bullet.problem for bullet in bullets} | {solved.problem.id for solved in held_out}
     free, count = [solved for solved in both if solved.problem.id not in taken], round(Restore().anchors * len(bullets))
     anchors = [solution for solved in free for solution in solutions(solved)][:count]
-    anchored = {solution.problem for solution in anchors}
     generic = [whole(solved) for solved in shuffled(full, "generic")][: len(bullets) + count]
-    others = [solved for solved in free if solved.problem.id not in anchored]
-    return Material(low, bullets, anchors, _both(held_out), _both(measured), generic, shuffled(others, "solved"))
+    return Material(low, bullets, anchors, _both(held_out), _both(measured), generic, shuffled(free, "solved"))
 
 
 def _both(found: Iterable[Solved]) -> list[Solution]:

@@ -119,12 +119,12 @@ def _with(recipe: Restore, changes: dict[str, Any]) -> Restore:
 
 
 def random_solved(**changes: Any) -> Make:
-    """Ours on as many random problems that both models solve, in place of the problems of the bullets."""
+    """Ours on as many random problems that both models solve, in place of the problems of the bullets; without anchors."""
 
     def make(task: Task) -> dict[str, Any]:
         material = task.material
         taught = controls.bullets_of("solved-problems", material.bullets, material.solved, task.recipe, 0)
-        return ours(task, _with(task.recipe, changes), 0, taught)
+        return ours(task, _with(task.recipe, {**changes, "anchors": 0.0}), 0, taught)
 
     return make
 
@@ -250,6 +250,9 @@ ARMS: dict[str, Arm] = {
     "ours-codes": Arm(changed(tune="codes"), "codes alone solved"),
     "ours-without-codes": Arm(changed(tune="scales+norms"), "scales and norms tuned, no codes"),
     "ours-bullets-only": Arm(changed(anchors=0.0), "without anchors", located=True),
+    "ours-random": Arm(random_solved(), "the same on as many random solved problems", located=True),
+    "solved-bullets-only": Arm(changed(tune="codes+scales", steps=0, anchors=0.0), "without anchors, solved and not tuned", located=True),
+    "solved-random": Arm(random_solved(tune="codes+scales", steps=0), "the same on as many random solved problems", located=True),
     "gptq": Arm(recalibrated(False), "GPTQ anew, on 64 own traces", rounded=True),
     "gptq-same": Arm(recalibrated(True), "GPTQ anew, on the texts that our codes are solved on"),
     "autoround": Arm(rounded, "AutoRound on the same texts", package="auto_round"),
@@ -260,8 +263,6 @@ ARMS: dict[str, Arm] = {
     "lora-distill": Arm(changed(tune="lora", lora_rank=arms.LORA_RANK), "LoRA, distilled on our texts"),
     "located-step": Arm(at_step(None), "scales and norms, distilled on the faulty step alone", located=True),
     "random-step": Arm(at_step("random-step"), "the same on another step drawn at random, as many tokens", located=True),
-    "ours-random": Arm(random_solved(), "the default, on as many random solved problems as bullets", located=True),
-    "ours-solved-random": Arm(random_solved(tune="codes+scales", steps=0), "the same, solved and not tuned", located=True),
 }
 
 
