@@ -21,7 +21,9 @@ out otherwise than the kept one drops what was measured of that.
 import argparse
 import json
 import random
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,7 +41,7 @@ from stepmend.engines.local import LocalEngine
 from stepmend.grading.verify import Verifier
 from stepmend.models import chat, load
 from stepmend.quantize import schemes
-from stepmend.records import Grade
+from stepmend.records import Grade, InputError
 from stepmend.restore.validation import Readings, Solution
 
 ROOT = Path(__file__).parents[1]
@@ -250,18 +252,29 @@ class Bench:
             prompts = [self.prompts[problem.id] for problem in self.test[:TIMED]]
             self.note(name, speed=arms.in_child(speed, self.parent, self.folder(name), prompts, self.new_tokens))
 
-    def run(self, names: Sequence[str], *, solved: bool, timed: bool) -> None:
-        """Make, measure, time and solve arms, as far as anything is left to do."""
+    def run(self, names: Sequence[str], *, solved: bool, timed: bool) -> list[str]:
+        """Make, measure, time and solve arms, as far as anything is left to do; those that could not be made."""
         self.keep_recorded()
         todo = [name for name in names if self._lacks(name, solved, timed) and self._can(name)]
-        for name in todo:
-            self.make(name)
+        failed = [name for name in todo if not self._made(name)]
+        todo = [name for name in todo if name not in failed]
         if self.benchmark in ("gsm8k", "story"):
             self.measure(todo)
         for name in todo if timed else ():
             self.time(name)
         for name in todo if solved else ():
             self.solve(name)
+        return failed
+
+    def _made(self, name: str) -> bool:
+        """Whether an arm could be made; a peer that fails is said, and the others go on."""
+        try:
+            self.make(name)
+        except Exception:
+            traceback.print_exc()
+            print(f"{name}: failed, and is left out", flush=True)
+            return False
+        return True
 
     def _can(self, name: str) -> bool:
         """Whether what an arm needs is installed; said where it is not."""
@@ -280,6 +293,8 @@ def bench_of(options: argparse.Namespace) -> Bench:
     """What the command line asks for."""
     name = options.model_name or (BUILTIN if options.quick else RECORDED[0])
     scheme = options.scheme or MODELS[name].schemes[0]
+    if scheme not in MODELS[name].schemes:
+        raise InputError(f"--scheme {scheme}: {name} is measured in {', '.join(MODELS[name].schemes)}")
     parent = load.locate(name if name == BUILTIN else options.model)
     benchmark = options.benchmark or ("story" if name == BUILTIN else "gsm8k")
     where = name.replace(":", "-"), scheme
@@ -312,16 +327,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"few problems and steps, to see that every arm works: {QUICK}")
     parser.add_argument("--page", action="store_true", help="write the page from what was kept, and nothing else")
     options = parser.parse_args()
-    page, results = PAGE, options.results
+    page, results, failed = PAGE, options.results, list[str]()
     if not options.page:
         if not (options.model or (options.quick and not options.model_name)):
             parser.error("give the folder of the model, or --page, or --quick")
-        bench = bench_of(options)
+        try:
+            bench = bench_of(options)
+        except InputError as error:
+            parser.error(str(error))
         if unknown := set(options.only or ()) - set(bench.names()):
             parser.error(f"--only: no {', '.join(sorted(unknown))} here; allowed: {', '.join(bench.names())}")
-        bench.run(options.only or bench.names(), solved=not options.no_solve, timed=not options.no_speed)
+        failed = bench.run(options.only or bench.names(), solved=not options.no_solve, timed=not options.no_speed)
         page, results = (QUICK / "real.md" if options.quick else PAGE), bench.results
     print(real_page.write(page, results))
+    if failed:
+        sys.exit(f"not made: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
