@@ -30,5 +30,14 @@ def test_short_stages_say_one_line(monkeypatch):
     assert "tokens" not in end
 
 
+def test_a_stage_that_has_nothing_left_is_shown_once():
+    console = Console(file=io.StringIO(), width=140)
+    stages = progress.Stages(console)
+    for _ in range(3):
+        with stages.stage("full: solve curate 1-900", 900, "problems", 900):
+            pass
+    assert len(console.file.getvalue().splitlines()) == 1
+
+
 def test_hours_minutes_seconds():
     assert progress._clock(3 * 3600 + 65.4) == "3:01:05"

@@ -46,7 +46,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def run_until(out: Path, reached: Callable[[Path], bool]) -> None:
     """Start the command, and kill it as soon as the moment is reached."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not reached(out):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

@@ -4,6 +4,7 @@ Every stage reads what is kept, does what is missing, and keeps it. A stage's re
 the same command continues where it was stopped, and nothing old is mixed with anything new.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -198,9 +199,9 @@ class Loop:
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 
-    def generator(self, arm: str, size: int) -> LocalEngine:
-        """``engine`` with ``size`` slots, or as many as have been found to fit."""
-        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)))
+    def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
+        """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
+        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)), written=lambda count: tick(0, count))
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
@@ -223,11 +224,11 @@ class Loop:
             if len(done) < len(problems):
                 with Keeper[Trace](lambda fresh: (self.dir.append(fresh), grades.add(fresh))) as keep:
                     had = {i for i, problem in enumerate(ids) if problem in done}
-                    for i, c in self.generator(arm, size).stream(texts, done=had):
+                    for i, c in self.generator(arm, size, tick).stream(texts, done=had):
                         trace = Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
                         done[trace.problem] = trace
                         keep(trace)
-                        tick(1, len(c.tokens))
+                        tick(1)
         self.dir.settle(Trace, made_by, ids)
         self.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
         return {problem: done[problem] for problem in ids}
@@ -267,7 +268,7 @@ class Loop:
         return self._locate_all(arm, self.regressions(arm, problems), full, traces, split)
 
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
-        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout"})
+        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout", "own_failures"})
         sizes = self.max_new_tokens, self.batch_size
         texts = [(traces[p.id].text, full[p.id].text) for p in lost]
         of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
@@ -300,21 +301,24 @@ class Loop:
 
         return faults.Locator(
             self.recipe.locate,
-            self.generator("full", self.batch_size),
+            self.generator("full", self.batch_size, tick),
             self.tokenizer,
             arrive,
             self.panel,
             self.recipe.seed,
             known,
             lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
-            tick,
         )
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
-        """Faults of full precision's own failures: it rescues itself by samples, as there is no better model to do it."""
+        """Faults of full precision's own failures, a fixed random part of them where they are many.
+
+        It rescues itself by samples, as there is no better model to do it.
+        """
         right = self.outcomes(problems, "full")
         failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
-        self._locate_all("full", failed, full, full, "own failures")
+        drawn = sorted(random.Random(self.recipe.seed).sample(range(len(failed)), min(len(failed), self.recipe.locate.own_failures)))
+        self._locate_all("full", [failed[i] for i in drawn], full, full, "own failures")
 
     def damage(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""

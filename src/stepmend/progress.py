@@ -24,7 +24,7 @@ def silent(count: int, tokens: int = 0, /) -> None:
 
 
 class Stages:
-    """Shows one stage after another; a stage that was finished before says so and takes no time."""
+    """Shows one stage after another. A stage that an earlier call finished is shown too; one that this call has shown is not."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=True)
@@ -60,8 +60,10 @@ class Stages:
                     self.say(f"  {name}: {done + made}/{total} {unit}, {rate}{left}")
 
             yield tick
-        passed = time.perf_counter() - start
-        self.seconds[name] = passed
+        passed, again = time.perf_counter() - start, name in self.seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + passed
+        if again and not made:
+            return
         rate = f" {written / max(passed, 1e-9):8,.0f} tokens/s" if written else ""
         self.console.print(f"[green]✓[/] {escape(name):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}", highlight=False)
 

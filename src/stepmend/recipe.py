@@ -42,6 +42,9 @@ class Locate(Part):
     samples: int = Field(default=1, ge=1, le=64, description="rescue: continuations a probe; 1 is greedy, more are sampled")
     temperature: float = Field(default=0.8, gt=0, le=2, description="rescue: temperature of sampled continuations")
     threshold: float = Field(default=0.5, gt=0, le=1, description="rescue: share of them that must arrive")
+    own_failures: int = Field(
+        default=100, ge=0, description="full precision's own failures located for comparison, a random part; each takes many continuations"
+    )
     judges: tuple[str, ...] = Field(default=(), description="LLM judges, each NAME=MODEL@BASE_URL; keys come from the environment")
     judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
     judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds to wait for a judge, each time")

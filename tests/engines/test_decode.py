@@ -57,6 +57,13 @@ def test_completions_do_not_depend_on_order_or_on_where_work_was_cut(engine, tex
     assert [engine.complete([texts[i]], **options)[0] for i in order[:2]] == shuffled[:2]
 
 
+def test_every_token_is_counted_as_it_is_written(engine, texts):
+    counts: list[int] = []
+    made = replace(engine, written=counts.append).complete(texts[:6])
+    assert sum(counts) == sum(len(one.tokens) for one in made)
+    assert max(counts) == engine.slots
+
+
 def test_samples_of_one_text_differ_and_follow_the_model(engine, texts):
     count = 400
     short = replace(engine, max_new_tokens=1, slots=32)

@@ -51,7 +51,7 @@ def test_the_command_that_aligns_takes_the_run_s_problems():
     ("right", "low", "why"),
     [
         (100, 50, None),
-        (100, 99, "no loss beyond noise (McNemar p = 1); nothing to restore"),
+        (100, 99, "no loss beyond noise (McNemar p = 1); not restored (restore.within_noise=true restores all the same)"),
         (50, 100, "no loss beyond noise"),
         (4, 0, "full precision solves under 5 % of the problems; not restored"),
     ],

@@ -44,14 +44,15 @@ def nearest(weight_MN: torch.Tensor, grid: grids.Grid) -> torch.Tensor:
 
 def test_independent_inputs_are_rounded_to_the_nearest():
     weight_MN, _, grid = problem()
-    for solved in (grids.gptq(weight_MN, torch.eye(64), grid), grids.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))):
+    found = grids.gptq(weight_MN, torch.eye(64)[None], grid)[0], grids.descend(weight_MN, torch.eye(64), grid, torch.zeros_like(weight_MN))
+    for solved in found:
         assert torch.equal(solved, nearest(weight_MN, grid))
 
 
 def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
     for seed in range(5):
         weight_MN, hessian_NN, grid = problem(seed=seed)
-        compensated = grids.gptq(weight_MN, hessian_NN, grid)
+        (compensated,) = grids.gptq(weight_MN, grids.damped(hessian_NN, 0.01)[None], grid)
         found = [nearest(weight_MN, grid), compensated, grids.descend(weight_MN, hessian_NN, grid, compensated)]
         errors = [grids.error(weight_MN, hessian_NN, grid.dequantize(one)) for one in found]
         assert errors[1] < 0.7 * errors[0]
@@ -61,12 +62,12 @@ def test_each_method_lowers_the_sum_further_and_stays_on_the_grid():
 
 def test_scales_by_least_squares_have_no_slope_left():
     weight_MN, hessian_NN, grid = problem()
-    found = grids.gptq(weight_MN, hessian_NN, grid)
-    before = grids.error(weight_MN, grids.damped(hessian_NN), grid.dequantize(found))
+    (found,) = grids.gptq(weight_MN, hessian_NN[None], grid)
+    before = grids.error(weight_MN, hessian_NN, grid.dequantize(found))
     scale_MG = grids.rescale(weight_MN, hessian_NN, grid, found).requires_grad_()
     values_MN = (found.view(24, 2, -1) * scale_MG[:, :, None]).view(24, -1)
     rest_MN = weight_MN - values_MN
-    left = ((rest_MN @ grids.damped(hessian_NN)) * rest_MN).sum()
+    left = ((rest_MN @ hessian_NN) * rest_MN).sum()
     (slope_MG,) = torch.autograd.grad(left, scale_MG)
     assert float(left) < before
     assert float((slope_MG * scale_MG).abs().max()) < 1e-3 * before
@@ -79,17 +80,16 @@ def test_a_group_of_zeros_keeps_its_scale():
 
 def test_no_single_code_can_be_moved_to_a_lower_sum():
     weight_MN, hessian_NN, grid = problem(rows=4, columns=16)
-    damped = grids.damped(hessian_NN)
-    found = grids.gptq(weight_MN, hessian_NN, grid)
+    (found,) = grids.gptq(weight_MN, hessian_NN[None], grid)
     for _ in range(10):
         found = grids.descend(weight_MN, hessian_NN, grid, found)
-    least = grids.error(weight_MN, damped, grid.dequantize(found))
+    least = grids.error(weight_MN, hessian_NN, grid.dequantize(found))
     for row in range(4):
         for column in range(16):
             for step in (-1, 1):
                 other = found.clone()
                 other[row, column] = (other[row, column] + step).clamp(grid.low, grid.high)
-                assert grids.error(weight_MN, damped, grid.dequantize(other)) >= least * (1 - 1e-5)
+                assert grids.error(weight_MN, hessian_NN, grid.dequantize(other)) >= least * (1 - 1e-5)
 
 
 def test_the_corrected_weight_gives_full_precisions_outputs_from_the_low_bit_models_inputs():
@@ -98,7 +98,7 @@ def test_the_corrected_weight_gives_full_precisions_outputs_from_the_low_bit_mod
     low_TN = full_TN @ (torch.eye(32) + 0.1 * torch.randn(32, 32, generator=draw))
     sums = grids.Sums(32, "cpu")
     for part in range(0, 500, 100):
-        sums.add(full_TN[part : part + 100], low_TN[part : part + 100], torch.ones(100))
+        sums.add(full_TN[part : part + 100], low_TN[part : part + 100], torch.ones(100), torch.arange(100) % 2)
     target_MN = grids.corrected(weight_MN, sums)
     wanted, plain, found = full_TN @ weight_MN.T, low_TN @ weight_MN.T, low_TN @ target_MN.T
     assert (found - wanted).norm() < 0.05 * (plain - wanted).norm()
@@ -109,12 +109,48 @@ def test_what_few_tokens_say_by_chance_is_not_corrected():
     weight_MN, sums = torch.randn(8, 64, generator=draw), grids.Sums(64, "cpu")
     for _ in range(4):  # as many tokens as columns, and noise that has nothing to do with the inputs
         low_TN = torch.randn(16, 64, generator=draw)
-        sums.add(low_TN + torch.randn(16, 64, generator=draw), low_TN, torch.ones(16))
+        sums.add(low_TN + torch.randn(16, 64, generator=draw), low_TN, torch.ones(16), torch.arange(16) % 2)
     assert torch.equal(grids.corrected(weight_MN, sums), weight_MN)
 
 
+def draw_sums(count: int, width: int, seed: int = 0) -> grids.Sums:
+    """Sums of ``count`` tokens of correlated inputs that are the same in both models, half of them in each half."""
+    draw = torch.Generator().manual_seed(seed)
+    mixing_NN = torch.randn(width, width, generator=draw) * torch.logspace(0, -2, width)
+    inputs_TN = torch.randn(count, width, generator=draw) @ mixing_NN
+    sums = grids.Sums(width, "cpu")
+    sums.add(inputs_TN, inputs_TN, torch.ones(count), torch.arange(count) % 2)
+    return sums
+
+
+def test_the_fewer_the_tokens_the_stronger_the_damping():
+    weight_MN, _, grid = problem(rows=96)
+    assert grids.damping(weight_MN, draw_sums(4000, 64), grid) == min(grids.DAMPS)
+    assert grids.damping(weight_MN, draw_sums(24, 64), grid) > min(grids.DAMPS)
+
+
+def test_a_single_text_is_damped_most():
+    weight_MN, _, grid = problem()
+    sums, inputs_TN = grids.Sums(64, "cpu"), torch.randn(30, 64)
+    sums.add(inputs_TN, inputs_TN, torch.ones(30), torch.zeros(30))
+    assert grids.damping(weight_MN, sums, grid) == max(grids.DAMPS)
+
+
+def test_several_dampings_at_once_are_each_by_itself():
+    weight_MN, hessian_NN, grid = problem()
+    hessians_DNN = torch.stack([grids.damped(hessian_NN, share) for share in grids.DAMPS])
+    together = grids.gptq(weight_MN, hessians_DNN, grid)
+    for codes_MN, damped_NN in zip(together, hessians_DNN, strict=True):
+        assert torch.equal(codes_MN, grids.gptq(weight_MN, damped_NN[None], grid)[0])
+
+
+def test_texts_of_one_question_are_in_one_half():
+    texts = [codes.Text((1, 2, 5), question=2), codes.Text((1, 3, 5), question=2), codes.Text((1, 2, 6, 7), question=2)]
+    assert codes.halves(texts) == [0, 1, 0]
+
+
 def test_a_beginning_that_all_texts_share_counts_as_one_texts():
-    found = codes.token_weights([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]], [1.0, 1.0, 2.0])
+    found = codes.token_weights([codes.Text((1, 2, 3, 4)), codes.Text((1, 2, 5)), codes.Text((1, 2, 3), 2.0)])
     assert found == [[1 / 3, 1 / 3, 1, 1], [1 / 3, 1 / 3, 1], [2 / 3, 2 / 3, 2]]
 
 

@@ -63,6 +63,27 @@ def test_training_ends_where_validation_stops_falling_with_the_best_state(tmp_pa
     assert [value for _, value in trained.curve[-training.PATIENCE :]] == sorted(value for _, value in trained.curve[-training.PATIENCE :])
 
 
+def test_the_direction_of_a_range_test_is_where_adam_goes(tmp_path):
+    parameters = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor(3.0))]
+    slopes = torch.tensor([0.5, -4.0])
+
+    def backward(step: int) -> float:  # a plane: its gradients are the same wherever the steps lead
+        loss = (slopes * parameters[0]).sum() * (1 + step) + 2 * parameters[1]
+        loss.backward()
+        return float(loss)
+
+    towards = training.direction(parameters, backward, 4)
+    assert [p.tolist() for p in parameters] == [[1.0, -2.0], 3.0]
+    assert all(p.grad is None for p in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, **training.ADAMW)
+    for step in range(4):
+        backward(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    for parameter, start, change in zip(parameters, (torch.tensor([1.0, -2.0]), torch.tensor(3.0)), towards, strict=True):
+        assert torch.allclose(parameter.detach(), start + 0.01 * change, atol=1e-6)
+
+
 def test_a_better_state_is_shown_on_problems_that_did_not_choose_it(tiny_llama, low_bit, tmp_path):
     texts = solutions(tiny_llama, 40)
     tuned = tune.restore(

@@ -30,13 +30,17 @@ class Row:
 
 @dataclass
 class Decoder:
-    """Decodes rows with ``model``. ``halved`` is called with the new number of slots when a GPU is out of memory."""
+    """Decodes rows with ``model``.
+
+    ``halved`` is called with the new number of slots when a GPU is out of memory, ``written`` with the number of tokens after every pass.
+    """
 
     model: Any
     ends: frozenset[int]
     max_new_tokens: int
     temperature: float = 0.0
     halved: Callable[[int], None] = lambda count: None
+    written: Callable[[int], None] = lambda count: None
 
     def run(self, rows: Sequence[Row], count: int) -> Iterator[Row]:
         """The rows as they end, in ``count`` slots.
@@ -75,11 +79,13 @@ class Decoder:
                     logits_1V = cache.prefill(self.model, slots, slot, row.ids)
                 last = row.ids, slot, logits_1V
                 row.tokens += self._choose(logits_1V, [row])
+                self.written(1)
                 if self._ended(row):
                     yield self._leave(slots, live, slot)
             if not live:
                 continue
             logits_BV = cache.step(self.model, slots, [live[i].tokens[-1] if i in live else 0 for i in range(slots.count)])
+            self.written(len(live))
             for slot, token in enumerate(self._choose(logits_BV, [live.get(i) for i in range(slots.count)])):
                 if slot in live:
                     live[slot].tokens.append(token)

@@ -43,13 +43,17 @@ class Read:
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them."""
+    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them.
+
+    ``halved`` is called with the new number of slots where memory runs out, ``written`` with the numbers of tokens as they are written.
+    """
 
     model: Any
     tokenizer: Any
     max_new_tokens: int
     slots: int = 32
     halved: Callable[[int], None] = lambda count: None
+    written: Callable[[int], None] = lambda count: None
 
     @property
     def batched(self) -> bool:
@@ -77,7 +81,7 @@ class LocalEngine:
             if i not in done:
                 rows.append(Row(i, chat.encode(self.tokenizer, text), f"{seed} {times[text]} {text}"))
         rows.sort(key=lambda row: (-len(row.ids), row.ids, row.index))
-        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved)
+        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved, self.written)
         for row in decoder.run(rows, self.slots):
             yield row.index, self._completion(row.tokens)
 
@@ -99,6 +103,7 @@ class LocalEngine:
         for number, batch in enumerate(batches(texts, self.slots)):
             if not all(i in done for i in batch):
                 made = self.generate([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+                self.written(sum(len(one.tokens) for one in made))
                 yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
 
     def generate(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:

@@ -11,7 +11,6 @@ from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
 from stepmend.locate.vote import vote
 from stepmend.models import chat
-from stepmend.progress import Tick, silent
 from stepmend.recipe import Locate
 from stepmend.records import Fault, Problem, Vote, digest
 
@@ -29,7 +28,6 @@ class Locator:
         arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
         known: Completions of an earlier call that was stopped, by key.
         keep: Called with (key, completion) as completions come.
-        tick: Counts tokens.
     """
 
     settings: Locate
@@ -40,7 +38,6 @@ class Locator:
     seed: int = 0
     known: Mapping[str, Completion] = field(default_factory=dict)
     keep: Callable[[str, Completion], None] = lambda key, completion: None
-    tick: Tick = silent
 
     def locate(self, problems: Sequence[Problem], cases: Sequence[Case], quantized: LocalEngine | None, made_by: str) -> list[Fault]:
         """The faults of ``cases``, which are solutions of ``problems``, by the recipe's locators.
@@ -87,7 +84,6 @@ class Locator:
         for i, completion in self.full.stream(repeated, temperature=temperature, seed=self.seed, done=set(found)):
             found[i] = completion
             self.keep(keys[i], completion)
-            self.tick(0, len(completion.tokens))
         return [[found[i * samples + n] for n in range(samples)] for i in range(len(texts))]
 
     def _votes(self, case: Case, rescued: Rescued | None, margins: Margins | None, spans: Sequence[tuple[int, int]]) -> list[Vote]:

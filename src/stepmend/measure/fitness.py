@@ -67,5 +67,5 @@ def obstacle(fit: Fitness, pair: Paired) -> str | None:
     if fit.weak:
         return f"full precision solves under {100 * LOW_ACCURACY:.0f} % of the problems; not restored"
     if pair.p >= 0.05 or pair.only_first <= pair.only_second:
-        return f"no loss beyond noise (McNemar p = {pair.p:.2g}); nothing to restore"
+        return f"no loss beyond noise (McNemar p = {pair.p:.2g}); not restored (restore.within_noise=true restores all the same)"
     return None

@@ -29,6 +29,7 @@ def blob(found: Found) -> dict[str, Any]:
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
+        "own_failures": found.recipe.locate.own_failures,
         "warnings": summary.fit(found).warnings(found.recipe),
         "judges": {name: summary.judge_text(tally) for name, tally in found.notes.get("judges", {}).items()},
         "card": _card(found),

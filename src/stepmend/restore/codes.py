@@ -28,19 +28,36 @@ class _Stop(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text that codes are solved on: its token ids, what a token of it counts, and how many tokens are the question's."""
+
+    ids: tuple[int, ...]
+    weight: float = 1.0
+    question: int = 0
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Texts that go through a decoder layer together: the weight of every token, flat [B * T], and each layer's other arguments."""
+    """Texts that go through a decoder layer together: of every token, flat [B * T], its weight and the half of the texts that it is in; and
+    each layer's other arguments."""
 
     weight_T: torch.Tensor
+    half_T: torch.Tensor
     arguments: list[dict[str, Any]]
 
 
-def token_weights(rows: Sequence[Sequence[int]], weights: Sequence[float]) -> list[list[float]]:
+def halves(texts: Sequence[Text]) -> list[int]:
+    """Which half each text is in, 0 or 1. Texts of one question are in the same half: they are alike."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return [numbers.setdefault(text.ids[: text.question], len(numbers)) % 2 for text in texts]
+
+
+def token_weights(texts: Sequence[Text]) -> list[list[float]]:
     """Each text's weight, token by token; a beginning that all texts share (a system prompt) counts as one text's."""
-    shared = 0
+    rows, shared = [text.ids for text in texts], 0
     while all(len(row) > shared for row in rows) and len({row[shared] for row in rows}) == 1:
         shared += 1
-    return [[weight / (len(rows) if place < shared else 1) for place in range(len(row))] for row, weight in zip(rows, weights, strict=True)]
+    return [[text.weight / (len(rows) if place < shared else 1) for place in range(len(text.ids))] for text in texts]
 
 
 def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -57,8 +74,7 @@ def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 def solve(
     student: Any,
     parent: Any,
-    rows: Sequence[Sequence[int]],
-    weights: Sequence[float],
+    texts: Sequence[Text],
     pad: int,
     *,
     rescaled: bool,
@@ -69,8 +85,7 @@ def solve(
     Args:
         student: the low-bit model.
         parent: the full-precision model, of the same architecture.
-        rows: token ids of the texts.
-        weights: what a token of each text counts.
+        texts: what they are solved on; every other question's texts choose damping and ridge.
         pad: the id of the padding token.
         rescaled: whether scales are solved too.
         tick: called with 1 after every decoder layer.
@@ -82,17 +97,19 @@ def solve(
     low_layers, full_layers = student.get_submodule(stack), parent.get_submodule(stack)
     moved = total = 0
     with torch.no_grad():
-        low, full, given = [], [], []
-        per_token = token_weights(rows, weights)
+        low, full, given, rows = [], [], [], [text.ids for text in texts]
+        per_token, half_of = token_weights(texts), halves(texts)
         for batch in batches(rows):
             ids_BT = collate([rows[i] for i in batch], pad, student.device)
             weight_BT = torch.zeros(ids_BT.shape, device=student.device)
+            half_BT = torch.zeros_like(weight_BT)
             for row, i in enumerate(batch):
                 weight_BT[row, : len(rows[i])] = torch.tensor(per_token[i], device=student.device)
+                half_BT[row] = half_of[i]
             hidden, arguments = _entering(parent, full_layers, ids_BT)
             full.append(hidden)
             low.append(_entering(student, low_layers, ids_BT)[0])
-            given.append(Batch(weight_BT.flatten(), arguments))
+            given.append(Batch(weight_BT.flatten(), half_BT.flatten(), arguments))
         for index, (low_layer, full_layer) in enumerate(zip(low_layers, full_layers, strict=True)):
             found = _solve_layer(low_layer, full_layer, low, full, given, index, rescaled)
             moved, total = moved + found[0], total + found[1]
@@ -227,7 +244,7 @@ def _sums(
             full_TN, low_TN = full_TN[counted_T] / column_N, seen.pop()[counted_T]
             if factor is None:
                 factor = 1.0 if bool((column_N == 1).all()) else float((full_TN * low_TN).sum() / full_TN.square().sum())
-            sums.add(full_TN * factor, low_TN, batch.weight_T[counted_T])
+            sums.add(full_TN * factor, low_TN, batch.weight_T[counted_T], batch.half_T[counted_T])
     finally:
         layer.watch = None
     return sums

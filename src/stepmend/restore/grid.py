@@ -17,15 +17,17 @@ K columns of a block, T tokens, B texts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from stepmend.restore.scales import ScaleLinear
 
-DAMP = 0.01
-"""What is added to the diagonal of H, as a share of its mean: GPTQ's value."""
+DAMPS = (0.01, 0.1, 1.0)
+"""What is added to the diagonal of H, as a share of its mean: GPTQ's value, and more for few tokens."""
+JUDGED = 256
+"""Rows on which it is chosen, at most."""
 RIDGES = (0.01, 0.1, 1.0)
 """Shares of H's mean diagonal that are tried as a ridge of the correction."""
 ROUNDS = 2
@@ -55,6 +57,10 @@ class Grid:
         zeros = [torch.zeros_like(layer.scale()) if layer.zeros_MG is None else layer.zeros_MG for layer in layers]
         return cls(scale_MG, torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
 
+    def rows(self, chosen: slice) -> "Grid":
+        """The grid of some rows."""
+        return replace(self, scale_MG=self.scale_MG[chosen], zero_MG=self.zero_MG[chosen])
+
     @property
     def code_scales(self) -> torch.Tensor:
         """The scale of every code."""
@@ -75,7 +81,7 @@ def error(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, values_MN: torch.Te
     return float(((rest_MN @ hessian_NN) * rest_MN).sum())
 
 
-def damped(hessian_NN: torch.Tensor, share: float = DAMP) -> torch.Tensor:
+def damped(hessian_NN: torch.Tensor, share: float) -> torch.Tensor:
     """H with a share of its mean diagonal added to the diagonal, so that it can be inverted also where few tokens reached it."""
     damped_NN, mean = hessian_NN.clone(), hessian_NN.diagonal().mean()
     damped_NN.diagonal().add_(share * mean if mean > 0 else 1.0)
@@ -90,8 +96,8 @@ def correction(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, cross_NN: torc
 def corrected(weight_MN: torch.Tensor, sums: "Sums") -> torch.Tensor:
     """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best.
 
-    Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on every other batch of texts when it is
-    fitted on the rest; and where none does better than W itself, there is no correction.
+    Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on every other text when it is fitted on the
+    rest; and where none does better than W itself, there is no correction.
     """
     fitted, other = sums.halves
     best, chosen = 0.0, None
@@ -101,6 +107,21 @@ def corrected(weight_MN: torch.Tensor, sums: "Sums") -> torch.Tensor:
         if change < best:
             best, chosen = change, ridge
     return weight_MN if chosen is None else weight_MN + correction(weight_MN, sums.hessian, sums.cross, chosen)
+
+
+def damping(target_MN: torch.Tensor, sums: "Sums", grid: Grid) -> float:
+    """The share of ``DAMPS`` whose codes, solved on one half of the texts, do best on the other half.
+
+    H of few tokens says little of other texts: with a wide layer and GPTQ's own damping, solved codes may be worse than rounded ones.
+    """
+    fitted, other = sums.halves
+    if not other.hessian_NN.any():  # a single text
+        return DAMPS[-1]
+    some = slice(None, None, -(-len(target_MN) // JUDGED))
+    target_MN, grid = target_MN[some], grid.rows(some)
+    found_DMN = gptq(target_MN, torch.stack([damped(fitted.hessian_NN, share) for share in DAMPS]), grid)
+    errors = [error(target_MN, other.hessian_NN, grid.dequantize(codes_MN)) for codes_MN in found_DMN]
+    return DAMPS[errors.index(min(errors))]
 
 
 def smoothing(weight_MN: torch.Tensor, low_MN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,31 +141,35 @@ def smoothing(weight_MN: torch.Tensor, low_MN: torch.Tensor) -> tuple[torch.Tens
     return row_M, column_N
 
 
-def gptq(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Codes by error-compensating rounding (2210.17323), columns of large inputs first: float32 [M, N]."""
-    rows, columns = weight_MN.shape
-    order_N = hessian_NN.diagonal().argsort(descending=True)
-    inverse_NN = torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian_NN)[order_N][:, order_N]))
-    upper_NN = torch.linalg.cholesky(inverse_NN, upper=True)
+def gptq(weight_MN: torch.Tensor, hessians_DNN: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes by error-compensating rounding (2210.17323), columns of large inputs first, for each of several H: float32 [D, M, N].
+
+    The H may differ in their damping alone, for they share the order of columns.
+    """
+    (rows, columns), count = weight_MN.shape, len(hessians_DNN)
+    order_N = hessians_DNN[0].diagonal().argsort(descending=True)
+    inverse_DNN = torch.cholesky_inverse(torch.linalg.cholesky(hessians_DNN[:, order_N][:, :, order_N]))
+    upper_DNN = torch.linalg.cholesky(inverse_DNN, upper=True)
     # One column after the other is read and written: rows of the transposed tensors lie together in memory.
     left_NM, scale_NM, zero_NM = (tensor[:, order_N].T.contiguous() for tensor in (weight_MN, grid.code_scales, grid.code_zeros))
-    codes_NM = torch.empty_like(left_NM)
+    left_DNM = left_NM.repeat(count, 1, 1)
+    codes_DNM = torch.empty_like(left_DNM)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        errors_KM = left_NM.new_empty(end - start, rows)
+        errors_DKM = left_DNM.new_empty(count, end - start, rows)
         for j in range(start, end):
-            code_M = codes_NM[j] = (left_NM[j] / scale_NM[j] + zero_NM[j]).round_().clamp_(grid.low, grid.high)
-            errors_KM[j - start] = (left_NM[j] - (code_M - zero_NM[j]) * scale_NM[j]) / upper_NN[j, j]
-            left_NM[j + 1 : end].addr_(upper_NN[j, j + 1 : end], errors_KM[j - start], alpha=-1)
-        left_NM[end:] -= upper_NN[start:end, end:].T @ errors_KM
-    codes_MN = torch.empty_like(weight_MN)
-    codes_MN[:, order_N] = codes_NM.T
-    return codes_MN
+            code_DM = codes_DNM[:, j] = (left_DNM[:, j] / scale_NM[j] + zero_NM[j]).round_().clamp_(grid.low, grid.high)
+            errors_DKM[:, j - start] = (left_DNM[:, j] - (code_DM - zero_NM[j]) * scale_NM[j]) / upper_DNN[:, j, j, None]
+            left_DNM[:, j + 1 : end].addcmul_(upper_DNN[:, j, j + 1 : end, None], errors_DKM[:, j - start, None], value=-1)
+        left_DNM[:, end:] -= upper_DNN[:, start:end, end:].mT @ errors_DKM
+    codes_DMN = left_DNM.new_empty(count, rows, columns)
+    codes_DMN[:, :, order_N] = codes_DNM.mT
+    return codes_DMN
 
 
 def descend(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes_MN: torch.Tensor) -> torch.Tensor:
     """Every code moved, one column after the other, to where the sum is least (2309.01885)."""
-    columns, hessian_NN = weight_MN.shape[1], damped(hessian_NN)
+    columns = weight_MN.shape[1]
     slope_NM = hessian_NN @ (weight_MN - grid.dequantize(codes_MN)).T
     codes_NM, scale_NM = codes_MN.T.contiguous(), grid.code_scales.T.contiguous()
     for start in range(0, columns, BLOCK):
@@ -165,7 +190,7 @@ def rescale(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes
     A row without a usable solution (no code but zero in a group, or a scale beyond ``LEAST`` to ``MOST`` times its start) keeps its own.
     """
     rows, groups = grid.scale_MG.shape
-    hessian_NN, centred_MN = damped(hessian_NN), codes_MN - grid.code_zeros
+    centred_MN = codes_MN - grid.code_zeros
     centred_MGS = centred_MN.view(rows, groups, -1)
     products_MGG = weight_MN.new_empty(rows, groups, groups)
     for group, (part_MS, part_SN) in enumerate(zip(centred_MGS.unbind(1), hessian_NN.chunk(groups), strict=True)):
@@ -190,15 +215,14 @@ class Sums:
 
     def __init__(self, width: int, device: Any) -> None:
         self.halves = tuple(Half(*(torch.zeros(width, width, device=device) for _ in range(2))) for _ in range(2))
-        self.number = 0
 
-    def add(self, full_TN: torch.Tensor, low_TN: torch.Tensor, weight_T: torch.Tensor) -> None:
-        """Add a batch's tokens, in float32, to one half and the other in turn."""
-        low_TN, full_TN, half = low_TN.float(), full_TN.float(), self.halves[self.number % 2]
-        weighted_TN = low_TN * weight_T[:, None]
-        half.hessian_NN.addmm_(weighted_TN.T, low_TN)
-        half.cross_NN.addmm_((full_TN - low_TN).T, weighted_TN)
-        self.number += 1
+    def add(self, full_TN: torch.Tensor, low_TN: torch.Tensor, weight_T: torch.Tensor, half_T: torch.Tensor) -> None:
+        """Add tokens, in float32, each to the half that ``half_T`` names (0 or 1)."""
+        for number, half in enumerate(self.halves):
+            mine_T = half_T == number
+            inputs_TN, weighted_TN = low_TN[mine_T].float(), low_TN[mine_T].float() * weight_T[mine_T, None]
+            half.hessian_NN.addmm_(weighted_TN.T, inputs_TN)
+            half.cross_NN.addmm_((full_TN[mine_T].float() - inputs_TN).T, weighted_TN)
 
     @property
     def hessian(self) -> torch.Tensor:
@@ -217,9 +241,10 @@ def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, 
     They keep codes and scales where those are as good.
     """
     grid, before_MN = Grid.of(layers), torch.cat([layer.codes() for layer in layers]).float()
-    hessian_NN, target_MN = sums.hessian, corrected(weight_MN, sums)
+    target_MN = corrected(weight_MN, sums)
+    hessian_NN = damped(sums.hessian, damping(target_MN, sums, grid))
     start = error(target_MN, hessian_NN, grid.dequantize(before_MN))
-    codes_MN = gptq(target_MN, hessian_NN, grid)
+    (codes_MN,) = gptq(target_MN, hessian_NN[None], grid)
     for _ in range(ROUNDS):
         if rescaled:
             grid.scale_MG = _as_stored(layers, rescale(target_MN, hessian_NN, grid, codes_MN))

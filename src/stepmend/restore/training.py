@@ -116,12 +116,27 @@ def step(
     optimizer.zero_grad()
 
 
-def few(group: Group, backward: Callable[[int], float], steps: int) -> None:
-    """A few steps from the present state at the group's rate: what a range test tries."""
-    optimizer = torch.optim.AdamW(group.parameters, lr=group.rate, **ADAMW)
-    losses: list[float] = []
-    for number in range(steps):
-        step(optimizer, [group], group.parameters, lambda number=number: backward(number), 1 - number / steps, losses)
+def direction(parameters: Sequence[torch.nn.Parameter], backward: Callable[[int], float], steps: int) -> list[torch.Tensor]:
+    """Where Adam would go in a few steps, at a rate of 1 and with all gradients taken at the start; no parameter moves.
+
+    Times a small rate, this is where that rate's first steps lead. So one pass of gradients serves a range test of every rate and kind.
+
+    Args:
+        parameters: what the steps would change; their gradients are cleared.
+        backward: adds the gradients of one step and gives its loss.
+        steps: how many.
+    """
+    beta, gamma = ADAMW["betas"]
+    total, first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(3))
+    for number in range(1, steps + 1):
+        check(backward(number - 1))
+        for i, parameter in enumerate(parameters):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            first[i].lerp_(gradient, 1 - beta)
+            second[i].lerp_(gradient.square(), 1 - gamma)
+            total[i] -= first[i] / (1 - beta**number) / ((second[i] / (1 - gamma**number)).sqrt() + 1e-8)
+            parameter.grad = None
+    return total
 
 
 def put(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:

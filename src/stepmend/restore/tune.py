@@ -18,11 +18,11 @@ from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, codes, memory, objectives, scales
 from stepmend.restore.losses import Loss
-from stepmend.restore.training import Batches, Group, Trained, check, few, put, train
+from stepmend.restore.training import Batches, Group, Trained, check, direction, put, train
 from stepmend.restore.validation import Solution, Validation, Verdict, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
-VERSION = "restore-2"
+VERSION = "restore-3"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 """Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
@@ -31,9 +31,9 @@ LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 TOLERANCES = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded activations": 1e-1}
 """How far the logits of an exported checkpoint may be from the trained model's, over the largest logit."""
 SAY_EVERY = 30.0
-"""Seconds between two lines about solving codes."""
+"""Seconds without a line after which one says how far the work is."""
 TRIAL = 6
-"""Steps of one attempt of the range test."""
+"""Steps whose gradients the range test looks at."""
 BULLET = 2.0
 """What a bullet's token counts in solving codes, beside one of another solution."""
 
@@ -122,7 +122,7 @@ class _Work:
         self, parent: str, quantized: Path, bullets: list[Bullet], recipe: Restore, out: Path, seed: int, anchors: Sequence[Solution],
         held_out: Sequence[Solution], say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.parent, self.quantized, self.recipe, self.out, self.say = parent, quantized, recipe, out, say
+        self.parent, self.quantized, self.recipe, self.out, self._tell, self.said = parent, quantized, recipe, out, say, time.monotonic()
         self.tokenizer = load_tokenizer(str(quantized))
         self.kind = adapter if recipe.tune == "lora" else scales
         self.model = self.kind.attach(str(quantized), recipe)
@@ -135,6 +135,11 @@ class _Work:
         kept = recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets]
         self.made_by = digest(VERSION, *kept, [row.ids for row in rows], [(one.problem, one.tokens) for one in held_out])
         self.state_file, self.codes_file = (out.with_name(out.name + end) for end in (".state", ".codes.state"))
+
+    def say(self, line: str) -> None:
+        """Tell the caller."""
+        self._tell(line)
+        self.said = time.monotonic()
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
@@ -173,13 +178,12 @@ class _Work:
         loss.backward()
         return loss.item()
 
-    def _texts(self, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row]) -> list[tuple[tuple[int, ...], float]]:
-        """Token ids and weight of the texts that codes are solved on, up to the recipe's number of tokens: bullets and anchors in turn."""
-        own = [objectives.chosen_row(self.tokenizer, bullet, "whole", self.recipe.prefix) for bullet in bullets]
-        mixed = [
-            one for pair in zip_longest(((row.ids, BULLET) for row in own), ((row.ids, 1.0) for row in anchors)) for one in pair if one
-        ]
-        ends = accumulate(len(ids) for ids, _ in mixed)
+    def _texts(self, bullets: Sequence[Bullet], anchors: Sequence[objectives.Row]) -> list[codes.Text]:
+        """The texts that codes are solved on, up to the recipe's number of tokens: bullets and anchors in turn."""
+        rows = [objectives.chosen_row(self.tokenizer, bullet, "whole", self.recipe.prefix) for bullet in bullets]
+        own = [codes.Text(row.ids, BULLET, row.question) for row in rows]
+        mixed = [one for pair in zip_longest(own, [codes.Text(row.ids, 1.0, row.question) for row in anchors]) for one in pair if one]
+        ends = accumulate(len(text.ids) for text in mixed)
         return [text for text, end in zip(mixed, ends, strict=True) if end <= self.recipe.solve_tokens] or mixed[:1]
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
@@ -190,10 +194,9 @@ class _Work:
         before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
         moved = self._resume_codes()
         if moved is None:
-            rows, weights = zip(*self.texts, strict=True)
-            self.say(f"  codes: solving on {len(rows)} solutions ({sum(map(len, rows)):,} tokens)")
+            self.say(f"  codes: solving on {len(self.texts)} solutions ({sum(len(text.ids) for text in self.texts):,} tokens)")
             rescaled, pad = "scales" in self.recipe.kinds, self.tokenizer.pad_token_id
-            moved = codes.solve(self.model, teacher, rows, weights, pad, rescaled=rescaled, tick=self._layers())
+            moved = codes.solve(self.model, teacher, self.texts, pad, rescaled=rescaled, tick=self._layers())
             self._save_codes(moved)
         if not validation:
             return moved, None
@@ -209,17 +212,20 @@ class _Work:
         return moved, (start, after)
 
     def _layers(self) -> Callable[[int], None]:
-        """Says how many decoder layers are solved, at most every ``SAY_EVERY`` seconds."""
-        total, done, last = self.model.config.get_text_config().num_hidden_layers, 0, time.monotonic()
+        """Says how many decoder layers are solved."""
+        total, done = self.model.config.get_text_config().num_hidden_layers, 0
 
         def tick(count: int) -> None:
-            nonlocal done, last
+            nonlocal done
             done += count
-            if time.monotonic() - last >= SAY_EVERY:
-                last = time.monotonic()
-                self.say(f"  codes: {done} of {total} layers solved")
+            self._say_now_and_then(f"  codes: {done} of {total} layers solved")
 
         return tick
+
+    def _say_now_and_then(self, text: str) -> None:
+        """How far a long part of the work is; not said where something was said shortly before."""
+        if time.monotonic() - self.said >= SAY_EVERY:
+            self.say(text)
 
     def _save_codes(self, moved: float) -> None:
         buffer = io.BytesIO()
@@ -260,23 +266,24 @@ class _Work:
         if not validation or self.recipe.learning_rate or self.recipe.objective != "distill":
             return dict.fromkeys(kinds, rate_of(self.recipe)), {}
         found, tested, start = dict[str, float](), dict[str, list[tuple[float, float]]](), validation.choose(self.model)
+        towards = direction(self.parameters, lambda number: self.backward(self.batches[number]), TRIAL)
         for kind in kinds:
-            rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, validation))
+            rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, towards, validation))
             if rate is not None:
                 found[kind] = rate
         said = (f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} not tuned (no rate lowers validation KL)" for kind in kinds)
         self.say(f"  range test: {'; '.join(said)}")
         return found, tested
 
-    def _attempt(self, kind: str, rate: float, validation: Validation) -> float:
-        """Validation KL after a few steps at a rate; the start is put back."""
+    def _attempt(self, kind: str, rate: float, towards: Sequence[torch.Tensor], validation: Validation) -> float:
+        """Validation KL where the first steps at a rate lead, for one kind of parameter; the start is put back."""
         (group,) = self._groups({kind: rate})
+        of = {id(parameter): change for parameter, change in zip(self.parameters, towards, strict=True)}
         before = [p.detach().clone() for p in group.parameters]
-        few(group, lambda number: self.backward(self.batches[number]), TRIAL)
-        for parameter in self.parameters:
-            parameter.grad = None
+        put(group.parameters, [start + rate * of[id(p)] for p, start in zip(group.parameters, before, strict=True)])
         value = validation.choose(self.model)
         put(group.parameters, before)
+        self._say_now_and_then(f"  range test: {kind} at {rate:.2g}, validation KL {value:.3g}")
         return value
 
     def _train(self, rates: dict[str, float], validation: Validation | None, tick: Callable[[int], None]) -> Trained:
