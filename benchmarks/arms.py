@@ -31,11 +31,15 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def measured(make: partial[None], out: Path) -> tuple[float, float]:
-    """Seconds and peak GiB of making ``out``; for a process that does nothing else."""
+def measured(make: Callable[[Path], None], out: Path) -> tuple[float, float]:
+    """Seconds and peak GiB of making ``out``, of the GPU's memory where there is one; for a process that does nothing else."""
+    import torch
+
     begin = time.perf_counter()
     make(out)
     seconds = time.perf_counter() - begin
+    if torch.cuda.is_available():
+        return seconds, torch.cuda.max_memory_allocated() / (1 << 30)
     # Not getrusage: a process begun from a larger one starts with that one's peak there.
     peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert peak

@@ -1,97 +1,55 @@
-"""A real model restored, beside its peers: Qwen2.5-Coder-0.5B-Instruct on GSM8K. Writes docs/results/real.md.
+"""A real model restored, beside its peers. Writes docs/results/real.md.
 
-python benchmarks/real.py MODEL --work real                       # every arm, on all 1,319 test problems; a stopped run continues
-python benchmarks/real.py MODEL --work real --only ours-s0        # one arm; --only may be repeated
-python benchmarks/real.py MODEL --work real --problems 448        # on a CPU: a fixed random part of the test problems
-python benchmarks/real.py --page                                  # the page alone, from docs/results/data/
+python benchmarks/real.py MODEL --work real                            # every arm on all test problems; a stopped run continues
+python benchmarks/real.py MODEL --work real --only ours-s0             # one arm; --only may be repeated
+python benchmarks/real.py MODEL --work real --scheme gptq-w3a16-g128   # another scheme: bullets from a run of its own
+python benchmarks/real.py MODEL --work real --problems 448             # on a CPU: a fixed random part of the test problems
+python benchmarks/real.py MODEL --work real --no-solve                 # checkpoints, divergence and costs, no accuracy
+python benchmarks/real.py MODEL --work real --benchmark math --only full --only quantized --only ours-s0    # MATH-500
+python benchmarks/real.py MODEL --work real --model-name smollm2-135m --no-solve    # by KL alone; or qwen2.5-coder-1.5b
+python benchmarks/real.py --page                                       # the page alone, from docs/results/data/real/
+python benchmarks/real.py --quick                                      # every arm, on a built-in reasoner; nothing goes to docs
 
-MODEL is the folder of the full-precision checkpoint. The bullets, and both models' solutions of all problems, are those of a recorded run
-(STEPMEND_DATA/real/qwen2.5-coder-0.5b-gsm8k-run.tgz): curated from its first 1,400 training problems. The other 1,398 choose states
-(the first ones) and measure KL divergence (the last ones). Each arm's outcomes are kept under docs/results/data/, a problem a line; the
-tables are made from these files alone, and what no file holds is "not measured".
+MODEL is the folder of the full-precision checkpoint, STEPMEND_DATA that of the data. What arms are made from: material.py; the arms:
+peers.py. AutoRound needs auto-round, which llm-compressor brings; the paper's recipe needs trl, NNCF's nncf: an arm whose package is not
+installed is left out. Each arm is made, measured and solved in processes of their own. What was measured is kept under
+docs/results/data/real/: MODEL/SCHEME/ARM.json says what an arm cost and how far it is from full precision, MODEL/SCHEME/ARM-BENCHMARK.jsonl
+holds its outcome on every problem. The page is made from these files alone; what no file holds is "not measured". A checkpoint that came
+out otherwise than the kept one drops what was measured of that.
 """
 
 import argparse
 import json
-import os
 import random
-import tarfile
+import sys
 import time
+import traceback
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import arms
 import numpy as np
+import peers
+import real_page
+from material import MODELS, RECORDED, Material, Recorded, data_of, of_run, recorded
 
-from stepmend import Bullet, Problem, Trace, grading
+from stepmend import Problem, Trace, grading
 from stepmend.engines.local import LocalEngine
 from stepmend.grading.verify import Verifier
-from stepmend.measure import statistics
 from stepmend.models import chat, load
-from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Restore
-from stepmend.records import Grade
-from stepmend.report.summary import percent, points
-from stepmend.restore import tune
+from stepmend.records import Grade, InputError
 from stepmend.restore.validation import Readings, Solution
 
 ROOT = Path(__file__).parents[1]
-DATA, PAGE = ROOT / "docs/results/data", ROOT / "docs/results/real.md"
-SCHEME, NEW_TOKENS, CURATED = "rtn-w4a16-g128", 400, 1400
-KL_PROBLEMS = 16
-"""Training problems, the last of the recorded run, on whose solutions KL divergence is measured."""
-HEAD = f"""# A real model: Qwen2.5-Coder-0.5B-Instruct on GSM8K
-
-Made by `python benchmarks/real.py` from `docs/results/data/real-*.jsonl`, which hold each arm's outcome on every problem it solved.
-Prompt `steps-1`, greedy, at most {NEW_TOKENS} new tokens. The parent is a 4-bit GGUF release, dequantized to bfloat16. Bullets: 180, from
-the first 1,400 training problems. KL divergence per token from full precision: on both models' solutions of {KL_PROBLEMS} other training
-problems. Intervals are over problems; p is McNemar's exact test. One sample a problem. The outcomes of `full` and `quantized` are those of
-the recorded run (one H200, bfloat16); the others' device and dtype stand in the second table. "not measured": see [what is
-pending](pending.md).
-"""
-
-
-class Recorded:
-    """The recorded run: problems, bullets, and the solutions and outcomes of full precision and of the quantized model."""
-
-    def __init__(self, file: Path, model: str) -> None:
-        with tarfile.open(file) as archive:
-            lines = {Path(m.name).name: archive.extractfile(m).read().splitlines() for m in archive if m.name.endswith(".jsonl")}  # pyright: ignore
-        self.problems = [Problem.model_validate_json(line) for line in lines["problems.jsonl"]]
-        self.bullets = [Bullet.model_validate_json(line) for line in lines["bullets.jsonl"]]
-        self.traces = {(t.arm, t.problem): t for t in map(Trace.model_validate_json, lines["traces.jsonl"])}
-        self.grades = {(g.arm, g.problem): g for g in map(Grade.model_validate_json, lines["grades.jsonl"])}
-        self.test = [p for p in self.problems if p.split == "test"]
-        self.train = [p for p in self.problems if p.split != "test"]
-        self.tokenizer = load.load_tokenizer(model)
-
-    def prompt(self, problem: Problem) -> str:
-        return chat.render(self.tokenizer, "steps-1", problem.question)
-
-    def solutions(self, problems: Sequence[Problem]) -> list[Solution]:
-        """Both models' solutions of problems."""
-        return [Solution(p.id, self.prompt(p), self.traces[arm, p.id].tokens) for p in problems for arm in ("full", SCHEME)]
-
-    def anchors(self, count: int) -> list[Solution]:
-        """Solutions of curated problems that both models solve and that no bullet is of."""
-        taken = {bullet.problem for bullet in self.bullets}
-        both = [p for p in self.train[:CURATED] if p.id not in taken and self._solved("full", p) and self._solved(SCHEME, p)]
-        return self.solutions(both)[:count]
-
-    def _solved(self, arm: str, problem: Problem) -> bool:
-        return self.grades[arm, problem.id].outcome == "correct"
-
-    def outcomes(self, arm: str) -> list[dict[str, Any]]:
-        """The recorded outcomes of an arm on the test problems."""
-        return [outcome(self.traces[arm, p.id], self.grades[arm, p.id]) for p in self.test]
-
-
-def outcome(trace: Trace, grade: Grade) -> dict[str, Any]:
-    """What is committed of one solution."""
-    return {"problem": trace.problem, "outcome": grade.outcome, "finish": trace.finish, "tokens": len(trace.tokens)}
+DATA, PAGE = ROOT / "docs/results/data/real", ROOT / "docs/results/real.md"
+QUICK = ROOT / "runs/real-quick"
+BUILTIN = "builtin:qwen2"
+TIMED = 64
+"""Test problems that are solved to time a model."""
 
 
 def part_of(test: Sequence[Problem], count: int | None) -> list[Problem]:
@@ -101,58 +59,65 @@ def part_of(test: Sequence[Problem], count: int | None) -> list[Problem]:
     return order[: count or len(order)]
 
 
-def recipes(steps: int, validation: int, solve_tokens: int) -> dict[str, tuple[Restore, int]]:
-    """What is restored in each of our arms, and the seed."""
-    common = {"steps": steps, "validation": validation}
-    ours = Restore.model_validate({**common, "solve_tokens": solve_tokens})
-    found = {f"ours-s{seed}": (ours, seed) for seed in range(3)}
-    found["ours-solved"] = (
-        Restore.model_validate({**common, "solve_tokens": solve_tokens, "tune": "codes+scales", "steps": 0}),
-        0,
-    )
-    found["ours-codes"] = Restore.model_validate({**common, "solve_tokens": solve_tokens, "tune": "codes"}), 0
-    found["ours-bullets-only"] = Restore.model_validate({**common, "solve_tokens": solve_tokens, "anchors": 0}), 0
-    found["ours-without-codes"] = Restore.model_validate({**common, "tune": "scales+norms"}), 0
+def outcome(trace: Trace, grade: Grade) -> dict[str, Any]:
+    """What is committed of one solution."""
+    return {"problem": trace.problem, "outcome": grade.outcome, "finish": trace.finish, "tokens": len(trace.tokens)}
+
+
+def write_lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+
+def divergences(parent: str, folders: dict[str, Path], texts: Sequence[Solution]) -> dict[str, list[tuple[str, float, float]]]:
+    """Of each checkpoint, a text: (problem, mean KL divergence per token from full precision, share of the same first token)."""
+    tokenizer = load.load_tokenizer(parent)
+    readings = Readings(load.load_model(parent), [text.row(tokenizer) for text in texts], tokenizer.pad_token_id)
+    found = {}
+    for name, folder in folders.items():
+        load.free()
+        values = readings.compare(load.load_model(str(folder)))
+        found[name] = [(text.problem, round(kl, 6), round(same, 5)) for text, (kl, same) in zip(texts, values, strict=True)]
+        print(f"  {name}: KL {np.mean([kl for _, kl, _ in found[name]]):.4f}", flush=True)
     return found
 
 
-def make(name: str, model: str, work: Path, recorded: Recorded, options: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint of an arm, and give what it cost."""
-    out, low = work / name, work / SCHEME
-    if not low.exists():
-        quantizer.quantize(model, schemes.parse(SCHEME), [], low)
-    if name == "quantized":
-        return {}
+def engine_of(parent: str, folder: Path, new_tokens: int) -> LocalEngine:
+    return LocalEngine(load.load_model(str(folder)), load.load_tokenizer(parent), new_tokens)
+
+
+def speed(parent: str, folder: Path, prompts: Sequence[str], new_tokens: int) -> float:
+    """Tokens/s over all prompts, after one batch to warm up."""
+    engine = engine_of(parent, folder, new_tokens)
+    engine.complete(prompts[:2])
     start = time.perf_counter()
-    if name == "gptq":
-        texts = [s.prompt + recorded.tokenizer.decode(s.tokens) for s in recorded.solutions(recorded.train[:64])[::2]]
-        arms.recalibrated(model, low, texts, SCHEME.replace("rtn", "gptq"), 0, out)
-        return {"seconds": time.perf_counter() - start}
-    recipe, seed = recipes(options.steps, options.validation, options.solve_tokens)[name]
-    held = recorded.solutions(recorded.train[CURATED : CURATED + options.validation])
-    anchors = recorded.anchors(round(recipe.anchors * len(recorded.bullets)))
-    tuned = tune.restore(
-        model, low, recorded.bullets, recipe, out, seed=seed, anchors=anchors, held_out=held, say=partial(print, flush=True)
-    )
-    facts = {"moved": tuned.moved, "rates": tuned.rates, "curve": tuned.curve, "kept": tuned.kept, "other": tuned.other}
-    return {"seconds": time.perf_counter() - start, **facts, "recipe": recipe.model_dump()}
+    made = engine.complete(prompts)
+    return sum(len(one.tokens) for one in made) / (time.perf_counter() - start)
 
 
-def measure_kl(folder: Path, model: str, recorded: Recorded) -> dict[str, float]:
-    """Mean KL divergence per token and the share of the same first token, on solutions that nothing was chosen on."""
-    rows = [solution.row(recorded.tokenizer) for solution in recorded.solutions(recorded.train[-KL_PROBLEMS:])]
-    readings = Readings(load.load_model(model), rows, recorded.tokenizer.pad_token_id)
-    kl, same = np.array(readings.compare(load.load_model(str(folder)))).mean(0)
-    return {"kl": float(kl), "same": float(same)}
+def solve(parent: str, folder: Path, name: str, problems: Sequence[Problem], prompts: Sequence[str], new_tokens: int, file: Path) -> None:
+    """Solve test problems and keep each outcome as it comes."""
+    engine = engine_of(parent, folder, new_tokens)
+    start, tokens = time.perf_counter(), 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with Verifier() as verifier, file.open("a") as stream:
+        for number, (index, made) in enumerate(engine.stream(prompts), 1):
+            problem, tokens = problems[index], tokens + len(made.tokens)
+            trace = Trace(problem=problem.id, arm=name, made_by="real", text=made.text, tokens=made.tokens, finish=made.finish)
+            (grade,) = grading.grade_all([trace], [problem], "real", verifier)
+            stream.write(json.dumps(outcome(trace, grade)) + "\n")
+            stream.flush()
+            if number % 16 == 0:
+                print(f"  {name}: {number} of {len(problems)}, {tokens / (time.perf_counter() - start):.0f} tokens/s", flush=True)
 
 
-def moved(low: Path, folder: Path) -> float:
-    """The share of integer codes that differ between two checkpoints of the scheme, from their files."""
+def moved(low: Path, folder: Path, bits: int) -> float:
+    """The share of integer codes that differ between two checkpoints of one grid, from their files."""
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
     from safetensors.torch import load_file
 
-    bits, (before, after) = schemes.parse(SCHEME).weight_bits, (load_file(one / "model.safetensors") for one in (low, folder))
+    before, after = (load_file(one / "model.safetensors") for one in (low, folder))
     changed = total = 0
     for name in (name for name in before if name.endswith("weight_packed")):
         shape = torch.Size(before[name.replace("weight_packed", "weight_shape")].tolist())
@@ -161,130 +126,222 @@ def moved(low: Path, folder: Path) -> float:
     return changed / total
 
 
-def where(model: str) -> dict[str, str]:
-    """The kind of device and the dtype that an arm is computed in."""
-    device, dtype = load.placement(model)
-    return {"device": device, "dtype": str(dtype).removeprefix("torch.")}
+def quantized(folder: Path) -> bool:
+    """Whether a checkpoint has codes: one that is written dequantized has none."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text())
 
 
-def solve(name: str, folder: Path, problems: Sequence[Problem], recorded: Recorded) -> None:
-    """Solve test problems and keep each outcome as it comes."""
-    file = DATA / f"real-{SCHEME}-{name}.jsonl"
-    done = {json.loads(line)["problem"] for line in file.read_text().splitlines()} if file.exists() else set()
-    left = [p for p in problems if p.id not in done]
-    if not left:
-        return
-    engine = LocalEngine(load.load_model(str(folder)), recorded.tokenizer, NEW_TOKENS)
-    start, tokens = time.perf_counter(), 0
-    with Verifier() as verifier, file.open("a") as stream:
-        for number, (index, completion) in enumerate(engine.stream([recorded.prompt(p) for p in left]), 1):
-            problem, tokens = left[index], tokens + len(completion.tokens)
-            trace = Trace(
-                problem=problem.id, arm=name, made_by="real", text=completion.text, tokens=completion.tokens, finish=completion.finish
-            )
-            (grade,) = grading.grade_all([trace], [problem], "real", verifier)
-            stream.write(json.dumps(outcome(trace, grade)) + "\n")
-            stream.flush()
-            if number % 16 == 0:
-                print(f"  {name}: {number} of {len(left)}, {tokens / (time.perf_counter() - start):.0f} tokens/s", flush=True)
+@dataclass
+class Bench:
+    """One model and scheme, measured on one benchmark."""
+
+    name: str
+    parent: str
+    scheme: str
+    benchmark: str
+    work: Path
+    results: Path
+    problems: int | None
+    validation: int
+    options: peers.Options
+
+    @cached_property
+    def material(self) -> Material:
+        """Made in a process of its own, which loads models."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        if (self.name, self.scheme) == RECORDED:
+            return arms.in_child(recorded, self.parent, self.work, self.validation)
+        model, tuned_on = (BUILTIN, "story") if self.name == BUILTIN else (self.parent, "gsm8k")
+        return arms.in_child(of_run, MODELS[self.name], model, self.scheme, tuned_on, self.work, self.validation)
+
+    @cached_property
+    def test(self) -> list[Problem]:
+        return part_of(data_of(self.benchmark).measured(None, 0), self.problems)
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """The rendered test problems."""
+        tokenizer, prompt = load.load_tokenizer(self.parent), chat.prompt_for(self.parent, self.name == BUILTIN)
+        return {p.id: chat.render(tokenizer, prompt, p.question) for p in self.test}
+
+    @property
+    def new_tokens(self) -> int:
+        return MODELS[self.name].new_tokens[self.benchmark]
+
+    def names(self) -> list[str]:
+        """All arms, in the page's order."""
+        return ["full", "quantized", *real_page.arms_of(self.name, self.scheme)]
+
+    def folder(self, name: str) -> Path:
+        """Where an arm's checkpoint lies."""
+        if name == "full":
+            return Path(self.parent)
+        return self.material.low if name == "quantized" else self.work / name
+
+    def file(self, name: str, end: str) -> Path:
+        return real_page.file_of(self.results, self.name, self.scheme, name, end)
+
+    def outcomes_of(self, name: str) -> Path:
+        return self.file(name, f"-{self.benchmark}.jsonl")
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What is kept of an arm."""
+        file = self.file(name, ".json")
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Keep further facts of an arm."""
+        file = self.file(name, ".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.facts(name) | facts, indent=1) + "\n")
+
+    def left(self, name: str) -> list[Problem]:
+        """Test problems that an arm has no outcome of."""
+        file = self.outcomes_of(name)
+        done = {json.loads(line)["problem"] for line in file.read_text().splitlines()} if file.exists() else set()
+        return [problem for problem in self.test if problem.id not in done]
+
+    def keep_recorded(self) -> None:
+        """The outcomes of the recorded run on the test problems: full precision's, and the rounded model's."""
+        if self.name != RECORDED[0] or self.benchmark != "gsm8k":
+            return
+        run = Recorded(self.parent)
+        for arm, name in (("full", "full"), (RECORDED[1], "quantized")):
+            if name == "full" or self.scheme == RECORDED[1]:
+                write_lines(self.outcomes_of(name), [outcome(run.traces[arm, p.id], run.grades[arm, p.id]) for p in run.test])
+
+    def make(self, name: str) -> None:
+        """The checkpoint of an arm, where it is not there; what was measured of another one is dropped."""
+        if name in ("full", "quantized"):
+            if "bytes" not in self.facts(name):
+                device, dtype = load.placement(self.parent)
+                size = sum(file.stat().st_size for file in self.folder(name).glob("*.safetensors"))
+                self.note(name, bytes=size, device=device, dtype=str(dtype).removeprefix("torch."))
+            return
+        folder = self.folder(name)
+        if folder.exists():
+            return
+        print(f"{self.name}, {self.scheme}, {name}", flush=True)
+        task = peers.Task(self.parent, self.scheme, self.material, self.options, folder)
+        found = arms.in_child(peers.made, name, task)
+        if quantized(folder) and not (folder / "adapter").exists():
+            found["moved"] = moved(self.material.low, folder, schemes.parse(self.scheme).weight_bits)
+        if found["checkpoint"] != self.facts(name).get("checkpoint"):
+            for file in self.file(name, "").parent.glob(f"{name}-*.jsonl"):
+                file.unlink()
+            self.file(name, ".json").unlink(missing_ok=True)
+        self.note(name, **found)
+
+    def measure(self, names: Sequence[str]) -> None:
+        """Divergence from full precision, of arms that lack it."""
+        lacking = {name: self.folder(name) for name in names if name != "full" and "readings" not in self.facts(name)}
+        if lacking:
+            for name, readings in arms.in_child(divergences, self.parent, lacking, self.material.measured).items():
+                kl, same = np.array([values for _, *values in readings]).mean(0)
+                self.note(name, kl=float(kl), same=float(same), readings=readings)
+
+    def solve(self, name: str) -> None:
+        """Outcomes on the test problems that an arm lacks."""
+        if problems := self.left(name):
+            prompts = [self.prompts[problem.id] for problem in problems]
+            arms.in_child(solve, self.parent, self.folder(name), name, problems, prompts, self.new_tokens, self.outcomes_of(name))
+
+    def time(self, name: str) -> None:
+        """Tokens/s of an arm that lacks it."""
+        if "speed" not in self.facts(name):
+            prompts = [self.prompts[problem.id] for problem in self.test[:TIMED]]
+            self.note(name, speed=arms.in_child(speed, self.parent, self.folder(name), prompts, self.new_tokens))
+
+    def run(self, names: Sequence[str], *, solved: bool, timed: bool) -> list[str]:
+        """Make, measure, time and solve arms, as far as anything is left to do; those that could not be made."""
+        self.keep_recorded()
+        todo = [name for name in names if self._lacks(name, solved, timed) and self._can(name)]
+        failed = [name for name in todo if not self._made(name)]
+        todo = [name for name in todo if name not in failed]
+        if self.benchmark in ("gsm8k", "story"):
+            self.measure(todo)
+        for name in todo if timed else ():
+            self.time(name)
+        for name in todo if solved else ():
+            self.solve(name)
+        return failed
+
+    def _made(self, name: str) -> bool:
+        """Whether an arm could be made; a peer that fails is said, and the others go on."""
+        try:
+            self.make(name)
+        except Exception:
+            traceback.print_exc()
+            print(f"{name}: failed, and is left out", flush=True)
+            return False
+        return True
+
+    def _can(self, name: str) -> bool:
+        """Whether what an arm needs is installed; said where it is not."""
+        lacking = peers.ARMS[name].lacks if name in peers.ARMS else None
+        if lacking:
+            print(f"{name}: left out, as {lacking} is not installed", flush=True)
+        return not lacking
+
+    def _lacks(self, name: str, solved: bool, timed: bool) -> bool:
+        facts = self.facts(name)
+        kinds = {"bytes"} | ({"readings"} if name != "full" else set()) | ({"speed"} if timed else set())
+        return not kinds <= facts.keys() or (solved and bool(self.left(name)))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Make, measure and solve every arm that was asked for."""
-    recorded = Recorded(Path(os.environ["STEPMEND_DATA"]) / "real/qwen2.5-coder-0.5b-gsm8k-run.tgz", options.model)
-    DATA.mkdir(parents=True, exist_ok=True)
-    for arm, name in (("full", "full"), (SCHEME, "quantized")):
-        lines = "".join(json.dumps(one) + "\n" for one in recorded.outcomes(arm))
-        (DATA / f"real-{SCHEME}-{name}.jsonl").write_text(lines)
-    problems = part_of(recorded.test, options.problems)
-    for name in options.only or ["quantized", *recipes(1, 1, 1024), "gptq"]:
-        folder, file = options.work / (SCHEME if name == "quantized" else name), DATA / f"real-{SCHEME}-{name}.json"
-        facts = json.loads(file.read_text()) if file.exists() else {}
-        if not folder.exists():
-            facts = make(name, options.model, options.work, recorded, options) | where(options.model)
-            file.write_text(json.dumps(facts, indent=1) + "\n")
-        if name != "quantized" and not options.no_solve:
-            solve(name, folder, problems, recorded)
-        if "moved" not in facts and name != "quantized":
-            facts |= {"moved": moved(options.work / SCHEME, folder)}
-            file.write_text(json.dumps(facts, indent=1) + "\n")
-        if "kl" not in facts:
-            facts |= measure_kl(folder, options.model, recorded) | where(options.model)
-            file.write_text(json.dumps(facts, indent=1) + "\n")
-    write_page()
-
-
-def write_page() -> None:
-    """The tables, from what was kept."""
-    found = {
-        file.stem.removeprefix(f"real-{SCHEME}-"): {one["problem"]: one for one in map(json.loads, file.read_text().splitlines())}
-        for file in sorted(DATA.glob(f"real-{SCHEME}-*.jsonl"))
-    }
-    facts = {f.stem.removeprefix(f"real-{SCHEME}-"): json.loads(f.read_text()) for f in sorted(DATA.glob(f"real-{SCHEME}-*.json"))}
-    rows = ["| arm | n | accuracy | against full (95 %) | p | against quantized (95 %) | p | loss recovered | accuracy kept | cut off |"]
-    rows.append("|" + "---|" * 10)
-    for name in dict.fromkeys(["full", "quantized", *recipes(1, 1, 1024), "gptq", *found]):
-        rows.append(_row(name, found))
-    kl = ["| arm | KL | same first token | codes moved | seconds | device |", "|" + "---|" * 6]
-    for name, fact in facts.items():
-        if "kl" not in fact:
-            continue
-        moved, seconds = fact.get("moved"), fact.get("seconds")
-        cells = [
-            f"{fact['kl']:.4f}",
-            percent(fact["same"]),
-            percent(moved) if moved else "",
-            f"{seconds:.0f}" if seconds else "",
-            fact["device"],
-        ]
-        kl.append("| " + " | ".join([name, *cells]) + " |")
-    PAGE.write_text("\n".join([HEAD, f"## {SCHEME}\n", *rows, "", "### Divergence, and what it cost\n", *kl, ""]))
-    print(PAGE.read_text())
-
-
-def _row(name: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    if name not in found:
-        return f"| {name} | " + " | ".join(["not measured"] * 9) + " |"
-    ids = list(found[name])
-    right = {arm: np.array([found[arm][i]["outcome"] == "correct" for i in ids]) for arm in ("full", "quantized", name)}
-    cells = [str(len(ids)), percent(float(right[name].mean()))]
-    for other in ("full", "quantized"):
-        if name in ("full", other):
-            cells += ["", ""]
-            continue
-        pair = statistics.paired(right[name], right[other])
-        gap = statistics.difference(right[name], right[other])
-        cells.append(f"{points(gap.value)} ({points(gap.low)} to {points(gap.high)})")
-        cells.append(f"{pair.p:.2g} ({pair.only_first} to {pair.only_second})")
-    recovered = statistics.recovery(right["full"], right["quantized"], right[name]) if name not in ("full", "quantized") else None
-    if recovered and recovered.value is not None:
-        cells.append(f"{percent(recovered.value)} ({percent(recovered.low)} to {percent(recovered.high)})")
-    else:
-        cells.append("undefined: " + recovered.reason if recovered and recovered.reason else "")
-    cut = np.mean([found[name][i]["finish"] == "length" for i in ids])
-    cells += [percent(float(right[name].mean() / right["full"].mean())), percent(float(cut))]
-    return f"| {name} | " + " | ".join(cells) + " |"
+def bench_of(options: argparse.Namespace) -> Bench:
+    """What the command line asks for."""
+    name = options.model_name or (BUILTIN if options.quick else RECORDED[0])
+    scheme = options.scheme or MODELS[name].schemes[0]
+    if scheme not in MODELS[name].schemes:
+        raise InputError(f"--scheme {scheme}: {name} is measured in {', '.join(MODELS[name].schemes)}")
+    parent = load.locate(name if name == BUILTIN else options.model)
+    benchmark = options.benchmark or ("story" if name == BUILTIN else "gsm8k")
+    where = name.replace(":", "-"), scheme
+    settings = peers.Options(options.steps, options.solve_tokens, options.iterations)
+    problems, validation, work, results = options.problems, options.validation, options.work, options.results
+    if options.quick:
+        if name != BUILTIN:  # few texts: a real model on a CPU
+            MODELS[name] = replace(MODELS[name], bullets=6, measured=2, curated=100)
+        settings = peers.Options(steps=4, solve_tokens=4096, iterations=2)
+        problems, validation, work, results = 8, 8, QUICK, QUICK / "results"
+    return Bench(name, parent, scheme, benchmark, work.resolve().joinpath(*where), results, problems, validation, settings)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="folder of the full-precision checkpoint")
-    parser.add_argument("--work", type=Path, default=Path("real"), help="folder for checkpoints")
+    parser.add_argument("--model-name", choices=MODELS, help=f"which model it is; default: {RECORDED[0]}")
+    parser.add_argument("--scheme", help="default: the model's first one")
+    parser.add_argument("--benchmark", choices=("gsm8k", "math"), help="test problems; default: gsm8k")
+    parser.add_argument("--work", type=Path, default=Path("real"), help="folder for checkpoints and runs")
+    parser.add_argument("--results", type=Path, default=DATA, help="folder for what is measured; default: docs/results/data/real")
     parser.add_argument("--only", action="append", help="an arm; may be repeated")
     parser.add_argument("--problems", type=int, help="test problems; default: all")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of our arms, at most")
-    parser.add_argument("--validation", type=int, default=48, help="training problems held out to choose states")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of arms that train, at most")
+    parser.add_argument("--validation", type=int, default=48, help="training problems held out to choose rates and states")
     parser.add_argument("--solve-tokens", type=int, default=65536, help="tokens of text that codes are solved on, at most")
-    parser.add_argument("--no-solve", action="store_true", help="checkpoints and divergence only")
+    parser.add_argument("--iterations", type=int, default=200, help="AutoRound's iterations a layer")
+    parser.add_argument("--no-solve", action="store_true", help="checkpoints, divergence and costs only")
+    parser.add_argument("--no-speed", action="store_true", help="do not time solving")
+    parser.add_argument("--quick", action="store_true", help=f"few problems and steps, to see that every arm works: {QUICK}")
     parser.add_argument("--page", action="store_true", help="write the page from what was kept, and nothing else")
     options = parser.parse_args()
-    if options.page:
-        write_page()
-    elif options.model:
-        options.work.mkdir(parents=True, exist_ok=True)
-        run(options)
-    else:
-        parser.error("give the folder of the model, or --page")
+    page, results, failed = PAGE, options.results, list[str]()
+    if not options.page:
+        if not (options.model or (options.quick and not options.model_name)):
+            parser.error("give the folder of the model, or --page, or --quick")
+        try:
+            bench = bench_of(options)
+        except InputError as error:
+            parser.error(str(error))
+        if unknown := set(options.only or ()) - set(bench.names()):
+            parser.error(f"--only: no {', '.join(sorted(unknown))} here; allowed: {', '.join(bench.names())}")
+        failed = bench.run(options.only or bench.names(), solved=not options.no_solve, timed=not options.no_speed)
+        page, results = (QUICK / "real.md" if options.quick else PAGE), bench.results
+    print(real_page.write(page, results))
+    if failed:
+        sys.exit(f"not made: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
