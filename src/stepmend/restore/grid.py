@@ -90,7 +90,7 @@ def correction(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, cross_NN: torc
 def corrected(weight_MN: torch.Tensor, sums: "Sums") -> torch.Tensor:
     """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best.
 
-    Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on the texts of every other question when it is
+    Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on every other question's texts when it is
     fitted on the rest; and where none does better than W itself, there is no correction.
     """
     fitted, other = sums.halves
