@@ -36,7 +36,7 @@ def test_where_memory_is_short_layers_are_computed_twice_to_the_same_checkpoint(
     for name, free in (("plenty", 1 << 40), ("short", 1 << 10)):
         monkeypatch.setattr(memory, "room", lambda free=free: free)
         tune.restore(tiny_llama, low_bit, bullets(), recipe, tmp_path / name, seed=0, say=said.append)
-    assert ["computed twice" in line for line in said] == [False, True]
+    assert ["with gradient checkpointing" in line for line in said] == [False, True]
     plenty, short = (sorted(f for f in (tmp_path / name).rglob("*.safetensors")) for name in ("plenty", "short"))
     assert [f.read_bytes() for f in plenty] == [f.read_bytes() for f in short]
 
@@ -67,7 +67,7 @@ model = (adapter if what == "lora" else scales).attach(folder, recipe)
 tuned = [p for p in model.parameters() if p.requires_grad]
 loss = Loss(recipe, model, load_tokenizer(folder), bullets(128))
 if twice == "True":
-    loss.save_memory()
+    loss.checkpoint_gradients()
 parts = memory.estimate(model, tuned, loss, 128)
 loss.read(load_model(parent))
 kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))

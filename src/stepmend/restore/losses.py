@@ -34,7 +34,7 @@ class Loss:
 
     ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at
     the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
-    ``twice`` says whether layers are computed twice to save memory.
+    ``checkpointing`` says whether gradient checkpointing is on.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Loss:
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
-        self.twice = False
+        self.checkpointing = False
         if recipe.objective == "dpo":
             rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
             self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
@@ -64,9 +64,9 @@ class Loss:
         """Tokens of each bullet, as they go through the model."""
         return [len(pair.ids) for pair in self.pairs] if self.recipe.objective == "dpo" else [len(row.ids) for row in self.rows]
 
-    def save_memory(self) -> None:
+    def checkpoint_gradients(self) -> None:
         """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
-        self.twice = True
+        self.checkpointing = True
         self.student.train()
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -78,7 +78,7 @@ class Loss:
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
-        with nullcontext() if self.twice else scales.made_once(self.student):
+        with nullcontext() if self.checkpointing else scales.made_once(self.student):
             return self._of(batch)
 
     def _of(self, batch: Sequence[int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ queries and keys, values; attention's own matrix is not kept (SDPA)."""
 def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size: int) -> dict[str, float]:
     """Bytes by purpose: ``model`` (weights as held), ``optimizer`` (gradient and AdamW's two moments), ``teacher`` (kept readings, and
     its head), ``activations`` of the longest batch, with the dense weights that scales of groups make (of one layer alone, and what goes
-    into the others, where ``loss`` saves memory), and ``logits`` of its targets, of which no more are held at once. Before, while nothing
+    into the others, with gradient checkpointing), and ``logits`` of its targets, of which no more are held at once. Before, while nothing
     but the model is there, a teacher is held whole: about as much as ``model``.
     """
     config = model.config.get_text_config()
@@ -36,7 +36,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
         "model": held,
         "optimizer": 12 * sum(p.numel() for p in tuned),
         "teacher": taught,
-        "activations": element * tokens * layers * width + kept / layers if loss.twice else kept,
+        "activations": element * tokens * layers * width + kept / layers if loss.checkpointing else kept,
         "logits": 4 * 6 * min(targets * config.vocab_size, LOGITS),
     }
 
@@ -67,9 +67,9 @@ def fits(parts: dict[str, float], free: int) -> bool:
     return (max(needed, parts["model"]) if parts["teacher"] else needed) < free
 
 
-def text(parts: dict[str, float], free: int, twice: bool = False) -> str:
+def text(parts: dict[str, float], free: int, checkpointing: bool = False) -> str:
     """The estimate in one line, and what to do where it does not fit."""
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
-    line += "; layers are computed twice, to save memory" if twice else ""
+    line += "; with gradient checkpointing" if checkpointing else ""
     return line if fits(parts, free) else f"{line}: this may not fit; lower restore.batch_size, in another --out"

@@ -339,11 +339,11 @@ def _check_head(model: Any, row: objectives.Row) -> None:
 
 
 def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
-    """See to it that memory suffices, by computing layers twice where it would not; and say what is needed."""
+    """See to it that memory suffices, by gradient checkpointing where it would not; and say what is needed."""
     free, model = memory.room(), loss_of.student
     if not memory.fits(memory.estimate(model, parameters, loss_of, size), free) and model.supports_gradient_checkpointing:
-        loss_of.save_memory()
-    say(memory.text(memory.estimate(model, parameters, loss_of, size), free, loss_of.twice))
+        loss_of.checkpoint_gradients()
+    say(memory.text(memory.estimate(model, parameters, loss_of, size), free, loss_of.checkpointing))
 
 
 def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore) -> None:
