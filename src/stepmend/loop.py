@@ -18,7 +18,8 @@ from stepmend import __version__, grading
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
-from stepmend.engines.local import Completion, LocalEngine, complete_all
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine, complete_all
 from stepmend.grading import verify
 from stepmend.keeping import Grades, Keeper
 from stepmend.locate import faults, judges, locators

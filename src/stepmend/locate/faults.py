@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepmend.engines.local import Completion, LocalEngine
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine
 from stepmend.locate import judges, locators, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel

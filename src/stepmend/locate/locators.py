@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepmend.engines.local import Completion, LocalEngine
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine
 from stepmend.locate import equations, steps
 from stepmend.models import chat
 from stepmend.records import Trace, Vote

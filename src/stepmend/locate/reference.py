@@ -1,0 +1,92 @@
+"""The locator by reference: a benchmark's worked solution says which values a right solution computes.
+
+The first step whose computed value is not among the reference's, while those before it are, is suspicious. Another route to the answer
+computes other values and is no fault, so a value that a later calculation turns into one of the reference's is taken as right, and a
+solution that shares no value with the reference before its end is not judged.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from stepmend.locate import quantities
+from stepmend.locate.quantities import Calculation, same
+
+LOCATOR = "reference"
+SUMS, PRODUCTS = frozenset("+-"), frozenset("*/")
+MANY = 8
+"""Operands of a sum, all of whose partial sums are taken for values."""
+SHARE = 1.5
+"""Up to here a number may be a share, or dollars, of which another text writes the percentage, or the cents."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the reference says of a trace: the suspicious step, or None; and why."""
+
+    step: int | None
+    evidence: str
+
+
+def values(solution: str) -> frozenset[float]:
+    """The values that a worked solution computes: results and the parts of their expressions (calculator notes, formulas, prose)."""
+    found = quantities.calculations(solution)
+    return frozenset([*(value for c in found for value in (c.result, *c.parts)), *_distributed(found), *_partial_sums(found)])
+
+
+def _distributed(found: Sequence[Calculation]) -> Iterator[float]:
+    """What another order of the same work computes: ``(a + b) * n`` as ``a * n + b * n``, and the reverse."""
+    for inner, outer in itertools.permutations(found, 2):
+        if inner.operators <= SUMS and outer.operators and outer.operators <= PRODUCTS:
+            factors = [value for value in outer.operands if not same(value, inner.result)]
+            if len(factors) == len(outer.operands) - 1 == 1:
+                for value in inner.operands:
+                    yield value * factors[0]
+                    if outer.operators == {"/"} and factors[0]:
+                        yield value / factors[0]
+    for one, other in itertools.combinations(found, 2):
+        if one.operators == other.operators == {"*"} and len(one.operands) == len(other.operands) == 2:
+            for (a, n), (b, m) in itertools.product(itertools.permutations(one.operands), itertools.permutations(other.operands)):
+                if same(n, m):
+                    yield from (a + b, abs(a - b))
+
+
+def _partial_sums(found: Sequence[Calculation]) -> Iterator[float]:
+    """Sums of some operands of a sum: people add in any order."""
+    for c in found:
+        if c.operators == {"+"} and 2 < len(c.operands) <= MANY:
+            for count in range(2, len(c.operands)):
+                yield from (sum(some) for some in itertools.combinations(c.operands, count))
+
+
+def among(value: float, known: Sequence[float] | frozenset[float]) -> bool:
+    """Whether a value is one of those known, up to rounding and scale."""
+    return any(
+        same(value, other) or (value <= SHARE and same(value * 100, other)) or (other <= SHARE and same(value, other * 100)) for other in known
+    )
+
+
+def find(solution: str, answer: str, steps: Sequence[str]) -> Finding:
+    """The first step of a wrong solution that leaves the reference's values.
+
+    Args:
+        solution: The worked reference solution; empty where there is none.
+        answer: The right answer, one of the values.
+        steps: The steps of the solution to be judged.
+    """
+    known = values(solution)
+    if not known:
+        return Finding(None, "no worked solution with values")
+    known |= {*quantities.numbers(answer)[:1]}
+    made = [(index, c) for index, step in enumerate(steps) for c in quantities.calculations(step)]
+    if not made:
+        return Finding(None, "no calculation to compare")
+    for place, (index, calculation) in enumerate(made):
+        if not among(calculation.result, known) and not _rejoins(calculation.result, made[place + 1 :], known):
+            return Finding(index, f"{calculation.result:g} is not a value of the reference solution")
+    return Finding(None, "every value is the reference's")
+
+
+def _rejoins(value: float, later: Sequence[tuple[int, Calculation]], known: frozenset[float]) -> bool:
+    """Whether a later calculation with this value as an operand comes to a value of the reference."""
+    return any(any(same(value, operand) for operand in c.operands) and among(c.result, known) for _, c in later)
