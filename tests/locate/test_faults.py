@@ -14,13 +14,13 @@ from tests.locate.conftest import trace_of
 from tests.scripted_server import ScriptedServer, completion
 
 
-def locate(full, broken, quantized, panel=None, **settings):
+def locate(full, broken, quantized, panel=None, samples=1, **settings):
     problems, cases = [p for _, p, _ in broken], [c for _, _, c in broken]
 
     def arrive(asked):
         return [boxed(text) == problem.answer for problem, text, _ in asked]
 
-    locator = Locator(Locate(**settings), full, full.tokenizer, arrive, panel)
+    locator = Locator(Locate(samples=samples, **settings), full, full.tokenizer, arrive, panel)
     return locator.locate(problems, cases, quantized, "m")
 
 
@@ -46,7 +46,10 @@ def test_full_precision_rescues_itself_by_samples(full, broken):
     """Its own failures: here solutions that it would not have written, continued by itself at a temperature."""
     found = locate(full, broken, None)
     assert [fault.step for fault in found] == [step for step, _, _ in broken]
-    assert all(fault.margins == () and "of 8" in fault.votes[1].evidence for fault in found)
+    for fault in found:
+        assert fault.margins == ()
+        assert len(fault.votes[1].likelihood) == fault.steps + 1
+        assert " of 4" in fault.votes[1].evidence
 
 
 def test_a_trace_without_its_answer_is_no_faulty_step(full, broken):
@@ -69,7 +72,7 @@ def test_judges_vote_with_the_locators_and_nonsense_is_no_vote(full, broken):
                 assert {v.locator: v.step for v in fault.votes} | {"one": vote, "judges": vote} == {v.locator: v.step for v in fault.votes}
 
 
-@pytest.mark.parametrize("values", [{"samples": 0}, {"threshold": 0}, {"judges": ("x",)}, {"judge_budget": 0}])
+@pytest.mark.parametrize("values", [{"samples": 0}, {"threshold": 0}, {"judges": ("x",)}, {"judge_budget": 0}, {"completer": "x@y"}])
 def test_settings_that_will_not_do(values):
     with pytest.raises(ValueError, match=next(iter(values))[:5]):
         Locate(**values)

@@ -24,7 +24,9 @@ WORDS: dict[str, float] = {
     for name in names.split()
 }  # fmt: skip
 """What words of a question stand for; units stand for how many smaller ones they hold."""
-TOKEN = re.compile(r"(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^()%])|(?P<of>\bof\b)|(?P<word>[^\W\d_]+)|\S")
+TOKEN = re.compile(
+    r"(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^()%])|(?P<of>\bof\b)|(?P<word>[^\W\d_]+)|\S"
+)
 EQUALS = re.compile(r"[=≈]")
 PYTHON = {"%": "/100", "^": "**"}
 LONGEST = 40
@@ -149,6 +151,8 @@ def _tokens(text: str) -> Iterator[str]:
         kind, token = match.lastgroup, match[0]
         if kind == "of":
             token = "*" if last in ("%", ")") or before == "/" else ""
+        elif token in ("x", "X"):
+            token = "*"
         elif kind == "word" or token in "$€£.":
             continue
         elif kind is None:
@@ -175,7 +179,7 @@ def _leading(text: str) -> float | None:
     tokens = list(itertools.islice(_tokens(text), 4))
     sign = -1.0 if tokens[:1] == ["-"] else 1.0
     tokens = tokens[1:] if sign < 0 else tokens
-    if not tokens or not tokens[0][0].isdigit() and tokens[0][0] != ".":
+    if not tokens or (not tokens[0][0].isdigit() and tokens[0][0] != "."):
         return None
     if tokens[1:2] and tokens[1] in "+*/^(":
         return None

@@ -1,4 +1,4 @@
-"""The locator by reference: a benchmark's worked solution says which values a right solution computes.
+"""The locator by reference: a worked solution, or full precision's own right one, says which values a right solution computes.
 
 The first step whose computed value is not among the reference's, while those before it are, is suspicious. Another route to the answer
 computes other values and is no fault, so a value that a later calculation turns into one of the reference's is taken as right, and a
@@ -7,25 +7,19 @@ solution that shares no value with the reference before its end is not judged.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from stepmend.locate import quantities
+from stepmend import grading
+from stepmend.locate import kinds, quantities
 from stepmend.locate.quantities import Calculation, same
+from stepmend.records import Vote
 
-LOCATOR = "reference"
+LOCATOR, OWN = "reference", "solution"
+"""By the benchmark's worked solution; and by full precision's own right one, which there is for every regression."""
 SUMS, PRODUCTS = frozenset("+-"), frozenset("*/")
 MANY = 8
 """Operands of a sum, all of whose partial sums are taken for values."""
 SHARE = 1.5
 """Up to here a number may be a share, or dollars, of which another text writes the percentage, or the cents."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the reference says of a trace: the suspicious step, or None; and why."""
-
-    step: int | None
-    evidence: str
 
 
 def values(solution: str) -> frozenset[float]:
@@ -62,29 +56,49 @@ def _partial_sums(found: Sequence[Calculation]) -> Iterator[float]:
 def among(value: float, known: Sequence[float] | frozenset[float]) -> bool:
     """Whether a value is one of those known, up to rounding and scale."""
     return any(
-        same(value, other) or (value <= SHARE and same(value * 100, other)) or (other <= SHARE and same(value, other * 100)) for other in known
+        same(value, other) or (value <= SHARE and same(value * 100, other)) or (other <= SHARE and same(value, other * 100))
+        for other in known
     )
 
 
-def find(solution: str, answer: str, steps: Sequence[str]) -> Finding:
-    """The first step of a wrong solution that leaves the reference's values.
+def locate(solution: str, answer: str, steps: Sequence[str], locator: str = LOCATOR) -> Vote:
+    """The first step of a wrong solution that leaves the reference's values; abstains where none does.
+
+    Where that step only carries out what an earlier item of the solution's plan orders, the fault is the item.
 
     Args:
-        solution: The worked reference solution; empty where there is none.
+        solution: A right solution; empty where there is none.
         answer: The right answer, one of the values.
         steps: The steps of the solution to be judged.
+        locator: The name to vote under.
     """
+    step, evidence = _find(solution, answer, steps)
+    return Vote(locator=locator, step=step, evidence=evidence)
+
+
+def _find(solution: str, answer: str, steps: Sequence[str]) -> tuple[int | None, str]:
     known = values(solution)
-    if not known:
-        return Finding(None, "no worked solution with values")
-    known |= {*quantities.numbers(answer)[:1]}
     made = [(index, c) for index, step in enumerate(steps) for c in quantities.calculations(step)]
-    if not made:
-        return Finding(None, "no calculation to compare")
+    if not known or not made:
+        return None, "no right solution with values" if not known else "no calculation to compare"
+    known |= {*quantities.numbers(answer)[:1]}
     for place, (index, calculation) in enumerate(made):
         if not among(calculation.result, known) and not _rejoins(calculation.result, made[place + 1 :], known):
-            return Finding(index, f"{calculation.result:g} is not a value of the reference solution")
-    return Finding(None, "every value is the reference's")
+            outside = f"{calculation.result:g} is no value of the right solution"
+            if calculation.holds and (item := kinds.ordered_by(steps, index)) is not None:
+                return item, f"orders step {index + 1}, where {outside}"
+            return index, outside
+    return _stopped(steps, made) or (None, "every value is that of a right solution")
+
+
+def _stopped(steps: Sequence[str], made: Sequence[tuple[int, Calculation]]) -> tuple[int, str] | None:
+    """A solution whose values are all right, and whose answer is one of them, goes wrong where it takes that one for the answer."""
+    extracted = grading.extract("".join(steps), loose=True)
+    for number in quantities.numbers(extracted.answer)[:1] if extracted else []:
+        index = next((index for index, c in made if same(c.result, number)), len(steps))
+        if index + 1 < len(steps):
+            return index + 1, f"takes {number:g}, a value on the way, for the answer"
+    return None
 
 
 def _rejoins(value: float, later: Sequence[tuple[int, Calculation]], known: frozenset[float]) -> bool:
