@@ -285,7 +285,7 @@ class Loop:
                     with Keeper[Continuation](self.dir.append) as keep:
                         locator = self.locator(keep, tick)
                         engine = self.engine(quantized) if quantized else None
-                        found = locator.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked)
+                        found = locator.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=not quantized)
                     self.dir.append(found)
                     done |= {fault.problem: fault for fault in found}
                     tick(len(missing))

@@ -21,7 +21,7 @@ def locate(full, broken, quantized, panel=None, samples=1, **settings):
         return [boxed(text) == problem.answer for problem, text, _ in asked]
 
     locator = Locator(Locate(samples=samples, **settings), full, full.tokenizer, arrive, panel)
-    return locator.locate(problems, cases, quantized, "m")
+    return locator.locate(problems, cases, quantized, "m", alone=quantized is None)
 
 
 def test_faults_are_whole(full, broken):

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def brier(stated: Sequence[Stated], right: Sequence[bool]) -> float | None:
 def reliability_diagram(stated: Sequence[Stated], right: Sequence[bool]) -> list[tuple[float, float, int, float, int]]:
     """(from, to, count, mean stated probability, how many are right) of each bin of stated probability that holds any."""
     found = []
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in pairwise(BINS):
         inside = [
             (s.confidence, good)
             for s, good in zip(stated, right, strict=True)

@@ -60,16 +60,28 @@ class Locator:
     tick: Tick = silent
 
     def locate(
-        self, problems: Sequence[Problem], cases: Sequence[Case], quantized: LocalEngine | None, made_by: str, *, worked: bool = False
+        self,
+        problems: Sequence[Problem],
+        cases: Sequence[Case],
+        quantized: LocalEngine | None,
+        made_by: str,
+        *,
+        worked: bool = False,
+        alone: bool = False,
     ) -> list[Fault]:
         """The faults of ``cases``, which are solutions of ``problems``, by the recipe's locators.
 
-        Without a ``quantized`` engine the traces are full precision's own failures: it rescues itself by samples, and margins have
-        nothing to say. ``worked`` says that the benchmark's worked solutions may be looked at: not on problems that are reported.
+        Args:
+            problems: The problems.
+            cases: The failed traces.
+            quantized: The model that wrote them; without it margins have nothing to say.
+            made_by: The digest of all that decides the faults.
+            worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
+            alone: Whether the traces are full precision's own failures: then it rescues itself by samples.
         """
         known = [_Known.of(problem, case, self.rates) for problem, case in zip(problems, cases, strict=True)]
         votes = self._written(problems, cases, worked=worked)
-        rescued = self._rescued(problems, cases, known, votes, alone=quantized is None)
+        rescued = self._rescued(problems, cases, known, votes, alone=alone)
         margins = self._margins(cases, quantized)
         spans = [chat.token_spans(self.tokenizer, case.trace.tokens) if margin else [] for case, margin in zip(cases, margins, strict=True)]
         judged = self._judged(problems, cases)
@@ -134,6 +146,7 @@ class Locator:
 
     def rescue(self, problems: Sequence[Problem]) -> Rescue:
         """Greedy rescue by full precision, of cases that are solutions of ``problems``."""
+        full = self._full()
         return Rescue(
             lambda texts: [of[0] for of in self._complete(full, [Asked(text, 0, 1) for text in texts], 0.0)], self._right(problems)
         )
