@@ -50,7 +50,7 @@ def joined_again(records: Sequence[dict[str, Any]], glue: str) -> str:
 def segmented(name: str, texts: Sequence[str]) -> str:
     """Steps of real texts: how many, how long, and whether any begins inside a formula."""
     spans = [steps.split(text) for text in texts]
-    cut = sum(any(f.start() < b < f.end() for f in steps.FORMULA.finditer(t) for b, _ in of) for t, of in zip(texts, spans, strict=True))
+    cut = sum(any(start < b < end for start, end in steps.formulas(t) for b, _ in of) for t, of in zip(texts, spans, strict=True))
     lossless = all("".join(t[a:b] for a, b in of) == t for t, of in zip(texts, spans, strict=True))
     counts, lengths = sorted(map(len, spans)), sorted(b - a for of in spans for a, b in of)
     middle = f"{counts[len(counts) // 2]} ({counts[0]} to {counts[-1]})"
