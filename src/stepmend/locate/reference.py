@@ -81,22 +81,23 @@ def _find(solution: str, answer: str, steps: Sequence[str]) -> tuple[int | None,
     made = [(index, c) for index, step in enumerate(steps) for c in quantities.calculations(step)]
     if not known or not made:
         return None, "no right solution with values" if not known else "no calculation to compare"
-    known |= {*quantities.numbers(answer)[:1]}
+    wanted = quantities.numbers(answer)[:1]
+    known |= {*wanted}
     for place, (index, calculation) in enumerate(made):
         if not among(calculation.result, known) and not _rejoins(calculation.result, made[place + 1 :], known):
             outside = f"{calculation.result:g} is no value of the right solution"
             if calculation.holds and (item := kinds.ordered_by(steps, index)) is not None:
                 return item, f"orders step {index + 1}, where {outside}"
             return index, outside
-    return _stopped(steps, made) or (None, "every value is that of a right solution")
+    return _stopped(steps, made, wanted) or (None, "every value is that of a right solution")
 
 
-def _stopped(steps: Sequence[str], made: Sequence[tuple[int, Calculation]]) -> tuple[int, str] | None:
+def _stopped(steps: Sequence[str], made: Sequence[tuple[int, Calculation]], wanted: Sequence[float]) -> tuple[int, str] | None:
     """A solution whose values are all right, and whose answer is one of them, goes wrong where it takes that one for the answer."""
     extracted = grading.extract("".join(steps), loose=True)
     for number in quantities.numbers(extracted.answer)[:1] if extracted else []:
         index = next((index for index, c in made if same(c.result, number)), len(steps))
-        if index + 1 < len(steps):
+        if index + 1 < len(steps) and not among(number, wanted):
             return index + 1, f"takes {number:g}, a value on the way, for the answer"
     return None
 
