@@ -92,7 +92,7 @@ def noisy(full):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter += 0.35 * parameter.std() * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                parameter += 0.5 * parameter.std() * torch.randn(parameter.shape, generator=generator).to(parameter.device)
     return replace(full, model=model)
 
 
@@ -108,20 +108,20 @@ def test_full_and_quantized_are_not_swapped(full, noisy, broken):
         assert fault.margins == pytest.approx([round(m, 3) for m in read.margins], abs=2e-3)
         assert {v.locator: v.step for v in fault.votes}["rescue"] == step
         assert boxed(case.trace.text[: fault.span[0]] + fault.chosen + fault.continuation) == problem.answer
-    swapped = locate(noisy, broken, full)
-    assert [f.margins for f in swapped] != [f.margins for f in found]
-    assert sum(f.chosen is not None for f in swapped) < len(swapped)
+        if step:
+            (own,) = full.complete([case.prompt + case.trace.text[: fault.span[0]]])
+            (other,) = noisy.complete([case.prompt + case.trace.text[: fault.span[0]]])
+            assert fault.chosen + fault.continuation == own.text != other.text
 
 
-@pytest.mark.parametrize("samples", [1, 4])
-def test_a_better_completer_rescues_and_bullets_stay_full_precisions(full, noisy, broken, samples):
+def test_a_better_completer_rescues_and_bullets_stay_full_precisions(full, noisy, broken):
     """The noisy model stands in for full precision, and the real one for the completer."""
     completer = Completer(full, lambda problem: chat.render(full.tokenizer, "plain-1", problem.question))
 
     def arrive(asked):
         return [boxed(text) == problem.answer for problem, text, _ in asked]
 
-    settings = Locate(samples=max(samples, 2), locators=("rescue",))
+    settings = Locate(samples=4, locators=("rescue",))
     locator = Locator(settings, noisy, full.tokenizer, arrive, completer=completer)
     found = locator.locate([p for _, p, _ in broken], [c for _, _, c in broken], None, "m")
     assert [fault.step for fault in found] == [step for step, _, _ in broken]

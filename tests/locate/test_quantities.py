@@ -41,7 +41,9 @@ def test_what_does_not_hold():
     assert found.value == 270
 
 
-@pytest.mark.parametrize("text", ["", "x = 3", "there are 25 pupils", "2 + 2", "1/0 = 3", "10^400 = 3", "= = =", "(3 + = 4", "%% = 5", "3 : 4 = 5"])
+@pytest.mark.parametrize(
+    "text", ["", "x = 3", "there are 25 pupils", "2 + 2", "1/0 = 3", "10^400 = 3", "= = =", "(3 + = 4", "%% = 5", "3 : 4 = 5"]
+)
 def test_what_is_no_calculation(text):
     assert quantities.calculations(text) == []
 

@@ -119,7 +119,7 @@ def test_tables_by_benchmark_then_by_text_then_the_default(tmp_path):
 def test_a_file_that_holds_no_rates_is_one_line(tmp_path, content):
     file = tmp_path / "rates.json"
     file.write_text(content)
-    with pytest.raises(InputError, match="locate.reliabilities") as caught:
+    with pytest.raises(InputError, match=r"locate\.reliabilities") as caught:
         reliability.read(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot read"):

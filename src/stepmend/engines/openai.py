@@ -80,9 +80,9 @@ class ServerEngine:
         reply = client.completions.create(
             model=self.model, prompt=text, max_tokens=self.max_new_tokens, temperature=temperature, seed=seed, top_p=1.0
         )
-        try:
-            choice = reply.choices[0]
-            written, finish = str(choice.text), "length" if choice.finish_reason == "length" else "stop"
-        except (AttributeError, IndexError, TypeError):
-            raise InputError(f"completer {self.name}: what came back is no completion") from None
+        choices = getattr(reply, "choices", None)
+        written = getattr(choices[0], "text", None) if choices else None
+        if not isinstance(written, str):
+            raise InputError(f"completer {self.name}: what came back is no completion")
+        finish = "length" if choices[0].finish_reason == "length" else "stop"
         return Completion(written, tuple(chat.encode(self.tokenizer, written)), finish)
