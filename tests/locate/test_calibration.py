@@ -45,7 +45,7 @@ def test_stated_probabilities_hold_on_labels_left_out():
     of = observations()
     stated = calibration.cross_validated(of, threshold=0.0)
     right = [s.step == o.truth for s, o in zip(stated, of, strict=True)]
-    mean = sum(s.confidence for s in stated) / len(stated)
+    mean = sum(s.confidence or 0 for s in stated) / len(stated)
     assert abs(mean - sum(right) / len(right)) < 0.06
     rows = calibration.reliability_diagram(stated, right)
     assert sum(count for _, _, count, _, _ in rows) == len(of)

@@ -80,9 +80,9 @@ class ServerEngine:
         reply = client.completions.create(
             model=self.model, prompt=text, max_tokens=self.max_new_tokens, temperature=temperature, seed=seed, top_p=1.0
         )
-        choices = getattr(reply, "choices", None)
-        written = getattr(choices[0], "text", None) if choices else None
+        choice = (getattr(reply, "choices", None) or [None])[0]
+        written = getattr(choice, "text", None)
         if not isinstance(written, str):
             raise InputError(f"completer {self.name}: what came back is no completion")
-        finish = "length" if choices[0].finish_reason == "length" else "stop"
+        finish = "length" if getattr(choice, "finish_reason", None) == "length" else "stop"
         return Completion(written, tuple(chat.encode(self.tokenizer, written)), finish)
