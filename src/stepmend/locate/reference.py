@@ -22,9 +22,8 @@ SHARE = 1.5
 """Up to here a number may be a share, or dollars, of which another text writes the percentage, or the cents."""
 
 
-def values(solution: str) -> frozenset[float]:
-    """The values that a worked solution computes: results and the parts of their expressions (calculator notes, formulas, prose)."""
-    found = quantities.calculations(solution)
+def values(found: Sequence[Calculation]) -> frozenset[float]:
+    """The values that a right solution's calculations come to: results, the parts of their expressions, and those of other orders."""
     return frozenset([*(value for c in found for value in (c.result, *c.parts)), *_distributed(found), *_partial_sums(found)])
 
 
@@ -77,7 +76,8 @@ def locate(solution: str, answer: str, steps: Sequence[str], locator: str = LOCA
 
 
 def _find(solution: str, answer: str, steps: Sequence[str]) -> tuple[int | None, str]:
-    known = values(solution)
+    right = quantities.calculations(solution)
+    known = values(right)
     made = [(index, c) for index, step in enumerate(steps) for c in quantities.calculations(step)]
     if not known or not made:
         return None, "no right solution with values" if not known else "no calculation to compare"
@@ -86,19 +86,25 @@ def _find(solution: str, answer: str, steps: Sequence[str]) -> tuple[int | None,
     for place, (index, calculation) in enumerate(made):
         if not among(calculation.result, known) and not _rejoins(calculation.result, made[place + 1 :], known):
             outside = f"{calculation.result:g} is no value of the right solution"
-            if calculation.holds and (item := kinds.ordered_by(steps, index)) is not None:
+            needed = any(calculation.operators & c.operators for c in right)
+            if (calculation.holds or not needed) and (item := kinds.ordered_by(steps, index)) is not None:
                 return item, f"orders step {index + 1}, where {outside}"
             return index, outside
     return _stopped(steps, made, wanted) or (None, "every value is that of a right solution")
 
 
 def _stopped(steps: Sequence[str], made: Sequence[tuple[int, Calculation]], wanted: Sequence[float]) -> tuple[int, str] | None:
-    """A solution whose values are all right, and whose answer is one of them, goes wrong where it takes that one for the answer."""
+    """A solution whose values are all right, and whose answer is one of them, goes wrong where it takes that one for the answer.
+
+    That is the first step after the value's that does not compute anything: what is computed there is right.
+    """
     extracted = grading.extract("".join(steps), loose=True)
+    computing = {index for index, _ in made}
     for number in quantities.numbers(extracted.answer)[:1] if extracted else []:
-        index = next((index for index, c in made if same(c.result, number)), len(steps))
-        if index + 1 < len(steps) and not among(number, wanted):
-            return index + 1, f"takes {number:g}, a value on the way, for the answer"
+        value = next((index for index, c in made if same(c.result, number)), len(steps))
+        index = next((index for index in range(value + 1, len(steps)) if index not in computing), None)
+        if index is not None and not among(number, wanted):
+            return index, f"takes {number:g}, a value on the way, for the answer"
     return None
 
 
