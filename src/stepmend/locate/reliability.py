@@ -79,9 +79,11 @@ def read(file: Path) -> Reliabilities:
 
 UNMEASURED = Reliability(exact=0.6, early=0.2, late=0.2)
 """A locator or judge that nobody has measured."""
-# benchmarks/locate.py measures these (docs/results/locate.md). The generated problems: 338 regressions, half a case added to each count,
-# so none is ever certain; there is one way to write a solution there, so margins are nearly always right. In free text the first other
-# word is no fault yet: margins were measured on 116 labelled failures of a real model, the others on 60 of these.
+# The generated problems (docs/results/locate.md): 338 regressions, half a case added to each count, so none is ever certain. There is one
+# way to write a solution there, so margins are nearly always right; in free text the first other word is no fault yet.
+# gsm8k/free: 60 labelled failures of a quantized 0.5 B model (`bench locate --save`; greedy rescue: 116 of them).
+# */free: these and 207 faulty solutions of ProcessBench gsm8k for reference and solution, all of ProcessBench for equations.
+FREE: dict[Kind, float] = {"introduction": 0.045, "plan": 0.49, "statement": 0.71, "answer": 0.27}
 DEFAULT = Reliabilities(
     tables={
         "*/steps": Table(
@@ -93,19 +95,33 @@ DEFAULT = Reliabilities(
                 "judges": UNMEASURED,
             },
         ),
-        "*/free": Table(
+        "gsm8k/free": Table(
             n=60,
             locators={
-                "equations": Reliability(exact=0.60, early=0.03, late=0.37),
+                "equations": Reliability(exact=0.58, early=0.03, late=0.39),
                 "rescue": Reliability(exact=0.60, early=0.36, late=0.04),
-                "margins": Reliability(exact=0.28, early=0.71, late=0.01),
+                "margins": Reliability(exact=0.06, early=0.93, late=0.01),
                 "judges": UNMEASURED,
-                "reference": Reliability(exact=0.62, early=0.12, late=0.26),
-                "solution": Reliability(exact=0.60, early=0.14, late=0.26),
+                "reference": Reliability(exact=0.68, early=0.06, late=0.26),
+                "solution": Reliability(exact=0.66, early=0.08, late=0.26),
             },
-            prior={"introduction": 0.04, "plan": 0.5, "statement": 0.7, "answer": 0.27},
-            none=0.02,
-            power=0.7,
+            prior=FREE,
+            none=0.025,
+            power=0.85,
+        ),
+        "*/free": Table(
+            n=267,
+            locators={
+                "equations": Reliability(exact=0.50, early=0.05, late=0.45),
+                "rescue": Reliability(exact=0.60, early=0.36, late=0.04),
+                "margins": Reliability(exact=0.06, early=0.93, late=0.01),
+                "judges": UNMEASURED,
+                "reference": Reliability(exact=0.53, early=0.11, late=0.36),
+                "solution": Reliability(exact=0.53, early=0.11, late=0.36),
+            },
+            prior=FREE,
+            none=0.025,
+            power=0.85,
         ),
     }
 )

@@ -13,6 +13,8 @@ ENOUGH = 0.5
 JUDGES = "judges"
 LOCATORS = frozenset({"equations", "rescue", "margins", "reference", "solution", JUDGES})
 """Those that are no single judge."""
+RIGHT = frozenset({"reference", "solution"})
+"""One method beside two right solutions: together they have one voice."""
 FLOOR = 1e-9
 
 
@@ -23,17 +25,18 @@ def posterior(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table) -> np.
     1979), up to the table's power. A locator that names step v speaks for v as often as it is exact, and for each later (earlier) step
     as often as it is early (late), spread evenly over the steps there are. A false equation proves a fault at or before its step: such
     a locator's ``early`` is next to nothing. A vote that carries a likelihood for every step (rescue's) speaks by that. A locator that
-    abstains says nothing, and so does the quorum of judges where single ones have been measured.
+    abstains says nothing, and so does the quorum of judges where single ones have been measured. The locators beside right solutions are
+    one method: where both speak, each has half a voice.
     """
     steps = len(kinds)
     weights = np.array([table.prior.get(kind, 1.0) for kind in kinds] or [1.0], dtype=float)
     prior = np.append(weights / max(weights.sum(), FLOOR) * (1 - table.none), table.none)[-steps - 1 :]
-    total = np.zeros(steps + 1)
-    for vote in _counted(votes, table):
-        likelihood = (
-            np.array(vote.likelihood) if vote.likelihood else _likelihood(vote, steps, table.locators.get(vote.locator, UNMEASURED))
-        )
-        total += np.log(np.maximum(likelihood, FLOOR))
+    counted, total = _counted(votes, table), np.zeros(steps + 1)
+    beside = sum(v.locator in RIGHT for v in counted)
+    for one in counted:
+        rates = table.locators.get(one.locator, UNMEASURED)
+        likelihood = np.array(one.likelihood) if one.likelihood else _likelihood(one, steps, rates)
+        total += np.log(np.maximum(likelihood, FLOOR)) / (beside if one.locator in RIGHT else 1)
     logs = np.log(np.maximum(prior, FLOOR)) + table.power * total
     found = np.exp(logs - logs.max())
     return found / found.sum()
