@@ -92,6 +92,13 @@ def test_the_vote_abstains_below_the_stated_probability():
     assert vote(said(equations=5, judges=4), SIX, STEPS)[0] is None
 
 
+def test_two_right_solutions_have_one_voice():
+    one, both = posterior(said(reference=2), SIX, FREE), posterior(said(reference=2, solution=2), SIX, FREE)
+    assert both[2] == pytest.approx(one[2], abs=0.03)
+    apart = posterior(said(reference=2, solution=4), SIX, FREE)
+    assert max(apart[2], apart[4]) < one[2]
+
+
 def test_a_judge_that_was_measured_speaks_for_itself():
     votes = said(good=4, other=1, judges=1)
     assert posterior(votes, SIX, FREE)[:-1].argmax() == 1  # nobody has measured them: their quorum counts
