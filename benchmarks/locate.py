@@ -1,7 +1,11 @@
 """The locators against labels. Writes docs/results/locate.md.
 
-python benchmarks/locate.py [--data FOLDER] [--out FOLDER]: steps and equations on real texts; then rescue, margins, the vote and the
-error classes against the oracle, on every regression of both built-in reasoners at 4 and 3 bits (about half an hour on two cores).
+python benchmarks/locate.py [--data FOLDER] [--out FOLDER]: the vote on labelled failures of a real model; steps and equations on real
+texts; then rescue, margins, the vote and the error classes against the oracle, on every regression of both built-in reasoners at 4 and 3
+bits (about half an hour on two cores). --only real, --only texts or --only builtin writes one of these parts and keeps the others.
+
+The real model's locators need its checkpoints: --model FULL --quantized Q (and --completer M); without them the vote goes by those that
+need none. The work is kept under --out, and the same command continues it.
 """
 
 import argparse
@@ -16,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import locate_real
 import numpy as np
+import sections
 
 from stepmend import Fault, Problem, Trace, tables
 from stepmend.benchmarks import oracle, story
 from stepmend.engines.local import complete_all
-from stepmend.locate import bench, equations, locators, steps
+from stepmend.locate import bench, equations, kinds, locators, reliability, steps
+from stepmend.locate.vote import posterior
 from stepmend.loop import Loop
 from stepmend.measure import statistics
 from stepmend.progress import Stages
@@ -29,6 +36,11 @@ from stepmend.recipe import Recipe
 from stepmend.report.summary import percent
 
 ROOT = Path(__file__).parents[1]
+HEAD = "# Locators against labels\n\n`python benchmarks/locate.py` wrote this page.\n\n"
+ORDER = (
+    "A real model", "Its stated probabilities", "Its locators, each alone", "Its error classes",
+    "Every locator against the oracle", "Where the vote is wrong", "Error classes", "Equations", "Steps",
+)  # fmt: skip
 SAMPLES = 8
 SCHEMES = ("rtn-w4a16-g128", "rtn-w3a16-g128")
 
@@ -50,7 +62,7 @@ def joined_again(records: Sequence[dict[str, Any]], glue: str) -> str:
 def segmented(name: str, texts: Sequence[str]) -> str:
     """Steps of real texts: how many, how long, and whether any begins inside a formula."""
     spans = [steps.split(text) for text in texts]
-    cut = sum(any(f.start() < b < f.end() for f in steps.FORMULA.finditer(t) for b, _ in of) for t, of in zip(texts, spans, strict=True))
+    cut = sum(any(start < b < end for start, end in steps.formulas(t) for b, _ in of) for t, of in zip(texts, spans, strict=True))
     lossless = all("".join(t[a:b] for a, b in of) == t for t, of in zip(texts, spans, strict=True))
     counts, lengths = sorted(map(len, spans)), sorted(b - a for of in spans for a, b in of)
     middle = f"{counts[len(counts) // 2]} ({counts[0]} to {counts[-1]})"
@@ -142,11 +154,16 @@ def rescue_again(
     """Rescue once more, greedily and by samples, for what it costs."""
     cases = [locators.make_case(loop.prompt_of(p), traces[p.id], full[p.id]) for p in part]
     locator = loop.locator()
-    found = [locator.rescue(part, samples, 0.5)(cases) for samples in (1, SAMPLES)]
+    found = [locator.rescue(part)(cases), locator.sampled(part, SAMPLES)(cases, *[[prior_of(case) for case in cases]] * 2)]
     return [
         Regression(f"{loop.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), *of)
         for p, fault, *of in zip(part, faults, *found, strict=True)
     ]
+
+
+def prior_of(case: locators.Case) -> np.ndarray:
+    """The vote's prior of a generated problem's trace."""
+    return posterior([], kinds.kinds(case.steps), reliability.DEFAULT.table("story", kinds.written(case.trace.text)))
 
 
 def truth_of(problem: Problem, trace: Trace) -> oracle.Truth:
@@ -165,7 +182,7 @@ def linear_tokens(loop: Loop, found: Sequence[Regression]) -> int:
         spans = [[*steps.split(r.trace.text), (len(r.trace.text),) * 2] for r in live]
         prefixes = [r.trace.text[: of[step][0]] for r, of in zip(live, spans, strict=True)]
         texts = [loop.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
-        completions = complete_all(locator.full, texts, loop.batch_size)
+        completions = complete_all(loop.generator("full", loop.batch_size), texts, loop.batch_size)
         tokens += sum(len(c.tokens) for c in completions)
         arrived = locator.arrive([(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)])
         live = [r for r, good in zip(live, arrived, strict=True) if good]
@@ -255,30 +272,47 @@ def misses(found: Sequence[Regression]) -> list[str]:
     return ["## Where the vote is wrong", "", *(lines or ["Nowhere."]), ""]
 
 
+def builtin(out: Path, count: int) -> list[str]:
+    """The sections against the oracle."""
+    found, linear = [], 0
+    for family in ("qwen2", "llama"):
+        loop, mine = regressions(family, out, count)
+        with loop:
+            linear += linear_tokens(loop, mine)
+        found += mine
+    return ["\n".join(of) for of in (against_the_oracle(found, linear), misses(found), classes(found))]
+
+
+def texts(data: Path) -> list[str]:
+    """The sections on real texts, which need no model."""
+    records = tables.read(data / "processbench" / "gsm8k.json")
+    return ["\n".join(of) for of in (checked_equations(data), segmentation(data, records))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = Path(os.environ.get("STEPMEND_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=default, help="the folder of real data (default: STEPMEND_DATA)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "locate", help="where runs are kept; the same command continues them")
     parser.add_argument("--problems", type=int, default=2700, help="curate problems, besides the 900 test ones")
+    parser.add_argument("--only", choices=("real", "texts", "builtin"), help="write one part, and keep the others")
+    parser.add_argument("--labels", type=Path, help="real: another file of labelled failures (default: DATA/real/first_faults_60.json)")
+    for name, what in (("model", "full-precision checkpoint"), ("quantized", "quantized checkpoint"), ("completer", "better model")):
+        parser.add_argument(f"--{name}", help=f"real: the {what}")
+    parser.add_argument("--max-new-tokens", type=int, default=400, help="real: as many as the solutions were cut off at")
     options = parser.parse_args()
-    records = tables.read(options.data / "processbench" / "gsm8k.json")
-    found, linear = [], 0
-    for family in ("qwen2", "llama"):
-        loop, mine = regressions(family, options.out, options.problems)
-        with loop:
-            linear += linear_tokens(loop, mine)
-        found += mine
-    page = "\n".join(
-        [
-            "# Locators against labels", "", "`python benchmarks/locate.py` wrote this page.", "",
-            *against_the_oracle(found, linear), *misses(found), *classes(found), *checked_equations(options.data),
-            *segmentation(options.data, records),
-        ]
-    )  # fmt: skip
-    file = ROOT / "docs" / "results" / "locate.md"
-    file.write_text(page)
-    print(page)
+    labels = options.labels or options.data / "real" / "first_faults_60.json"
+    models = {"model": options.model, "quantized": options.quantized, "completer": options.completer}
+    parts = {
+        "real": lambda: locate_real.parts(labels, options.data, models, options.max_new_tokens, options.out / "real"),
+        "texts": lambda: texts(options.data),
+        "builtin": lambda: builtin(options.out, options.problems),
+    }
+    page = ROOT / "docs" / "results" / "locate.md"
+    for name in [options.only] if options.only else parts:
+        for section in parts[name]():
+            sections.write(page, HEAD, section.rstrip() + "\n", ORDER)
+            print(section)
 
 
 if __name__ == "__main__":

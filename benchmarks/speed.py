@@ -15,7 +15,8 @@ import sections
 import torch
 
 from stepmend import tables
-from stepmend.engines.local import Completion, LocalEngine, batches
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine, batches
 from stepmend.models import chat, load
 
 ROOT = Path(__file__).parents[1]

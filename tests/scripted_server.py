@@ -81,7 +81,11 @@ class ScriptedServer:
 
     def receive(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> Reply:
         with self._lock:
-            count = sum(before.body["messages"] == body["messages"] and before.model == body["model"] for before in self.requests)
+            asked = body.get("messages") or body["prompt"]
+            count = sum(
+                (before.body.get("messages") or before.body["prompt"]) == asked and before.model == body["model"]
+                for before in self.requests
+            )
             request = Request(path, headers, body, count)
             self.requests.append(request)
         reply = self.script(request)

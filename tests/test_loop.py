@@ -8,7 +8,8 @@ import pytest
 from stepmend import InputError
 from stepmend.benchmarks import sources
 from stepmend.cli import running
-from stepmend.engines.local import Completion, LocalEngine
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine
 from stepmend.loop import Loop, quantize_alone
 from stepmend.mend import Mend
 from stepmend.models import chat

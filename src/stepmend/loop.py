@@ -6,7 +6,7 @@ the same command continues where it was stopped, and nothing old is mixed with a
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,10 +19,11 @@ from stepmend import __version__, grading
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
-from stepmend.engines.local import Completion, LocalEngine, complete_all
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine, complete_all
 from stepmend.grading import verify
 from stepmend.keeping import Grades, Keeper
-from stepmend.locate import faults, judges, locators
+from stepmend.locate import completers, faults, judges, locators, reliability
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import fitness, statistics
@@ -64,14 +65,17 @@ class Loop:
             self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
         for split in ("calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
+        self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         self.dir = RunDir(out, recipe)
         self.placed = self._place(builtin)
         self.batch_size = self.placed["slots"]
         self.engines: dict[str, LocalEngine] = {}
+        self.completer: faults.Completer | None = None
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
         self.verifier = verify.Verifier()
         self.panel = self._panel() if recipe.locate.judges else None
+        self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
 
     def _place(self, builtin: bool) -> dict[str, Any]:
         """Device, dtype and number of slots: what the run has used before, where it is on the same kind of device; noted with it."""
@@ -268,47 +272,74 @@ class Loop:
         return self._locate_all(arm, self.regressions(arm, problems), full, traces, split)
 
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
-        kept = self.recipe.locate.model_dump(exclude={"judge_budget", "judge_timeout", "own_failures"})
-        sizes = self.max_new_tokens, self.batch_size
-        texts = [(traces[p.id].text, full[p.id].text) for p in lost]
-        of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
-        made_by = digest("locate", faults.VERSION, grading.VERSION, *of)
+        made_by = self._located_by(arm, lost, full, traces, worked=(worked := split.startswith("curate")))
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
+        quantized = None if arm == "full" else arm
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
             for start in range(0, len(lost), CHUNK):
                 chunk = lost[start : start + CHUNK]
+                cases = {p.id: locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk}
+                done = {**done, **self._judged_again([p for p in chunk if p.id in done], cases, done)}
+                done = {problem: fault for problem, fault in done.items() if fault}
                 missing = [p for p in chunk if p.id not in done]
                 if missing:
-                    cases = [locators.make_case(self.prompt_of(p), traces[p.id], full[p.id]) for p in chunk]
                     with Keeper[Continuation](self.dir.append) as keep:
                         locator = self.locator(keep, tick)
-                        found = locator.locate(chunk, cases, None if arm == "full" else self.engine(arm), made_by)
-                    self.dir.append([fault for fault in found if fault.problem not in done])
+                        engine = self.engine(quantized) if quantized else None
+                        found = locator.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=not quantized)
+                    self.dir.append(found)
                     done |= {fault.problem: fault for fault in found}
                     tick(len(missing))
         self.dir.drop(Continuation)
         return [done[problem.id] for problem in lost]
 
+    def _located_by(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], *, worked: bool) -> str:
+        """The digest of all that decides these faults."""
+        kept = self.settings.model_dump(exclude={"judge_budget", "judge_timeout", "reliabilities", "own_failures"})
+        texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
+        sizes = self.max_new_tokens, self.batch_size
+        of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
+        rates = self.rates.model_dump_json()
+        return digest("locate", faults.VERSION, grading.VERSION, self.recipe.seed, self._completer_digest(), rates, judges.PROMPT, *of)
+
+    def _completer_digest(self) -> str:
+        """What names the completer's content; empty where full precision completes."""
+        spec = self.settings.completer
+        return "" if not spec else spec if completers.is_server(spec) else load.checkpoint_digest(load.locate(spec))
+
+    def _judged_again(
+        self, problems: Sequence[Problem], cases: Mapping[str, locators.Case], done: Mapping[str, Fault]
+    ) -> dict[str, Fault | None]:
+        """Of faults that a judge gave no answer on: those whose votes have changed now; None where the step moves with them."""
+        asked = [p for p in problems if self.panel and any(map(judges.Verdict.is_open, done[p.id].votes))]
+        if not asked:
+            return {}
+        found = self.locator().judged_again(asked, [cases[p.id] for p in asked], [done[p.id] for p in asked])
+        changed = {p.id: fault for p, fault in zip(asked, found, strict=True) if fault != done[p.id]}
+        self.dir.append([fault for fault in changed.values() if fault])
+        return changed
+
     def locator(self, keep: Callable[[Continuation], None] = lambda continuation: None, tick: Tick = silent) -> faults.Locator:
         """What locates, with this run's models, judges and grading; full precision's continuations are kept until all is located."""
         known = {c.key: Completion(c.text, c.tokens, c.finish) for c in self.dir.load(Continuation)}
-
-        def arrive(asked: Sequence[tuple[Problem, str, bool]]) -> list[bool]:
-            found = [grading.extract(text, loose=finished) for _, text, finished in asked]
-            kind = grading.kind_of(asked[0][0].benchmark) if asked else "math"
-            judged = grading.judge(found, [problem.answer for problem, _, _ in asked], kind, self.verifier)
-            return [outcome == "correct" for outcome, _ in judged]
-
         return faults.Locator(
-            self.recipe.locate,
+            self.settings,
             self.generator("full", self.batch_size, tick),
             self.tokenizer,
-            arrive,
+            lambda asked: grading.arrived(asked, self.verifier),
             self.panel,
             self.recipe.seed,
+            self._completer(),
+            self.rates,
             known,
             lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
         )
+
+    def _completer(self) -> faults.Completer | None:
+        """The recipe's completer; loaded when first asked for."""
+        if self.settings.completer and not self.completer:
+            self.completer = completers.make(self.settings.completer, self.max_new_tokens, self.batch_size, self.placed["dtype"])
+        return self.completer
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
         """Faults of full precision's own failures, a fixed random part of them where they are many.

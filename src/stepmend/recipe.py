@@ -38,16 +38,41 @@ class Quantize(Part):
 class Locate(Part):
     """Which locators vote."""
 
-    locators: tuple[Literal["equations", "rescue", "margins"], ...] = Field(default=("equations", "rescue", "margins"), min_length=1)
-    samples: int = Field(default=1, ge=1, le=64, description="rescue: continuations a probe; 1 is greedy, more are sampled")
-    temperature: float = Field(default=0.8, gt=0, le=2, description="rescue: temperature of sampled continuations")
-    threshold: float = Field(default=0.5, gt=0, le=1, description="rescue: share of them that must arrive")
+    locators: tuple[Literal["equations", "rescue", "margins", "reference", "solution"], ...] = Field(
+        default=("equations", "rescue", "margins", "reference", "solution"),
+        min_length=1,
+        description="reference compares with the benchmark's worked solution, on curate problems; solution with full precision's right one",
+    )
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="rescue: continuations a cut, 1 is greedy; default 1 for the built-in reasoners, 8 for others",
+    )
+    temperature: float = Field(default=0.6, gt=0, le=2, description="rescue: temperature of sampled continuations")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="probability of a step below which the vote names none")
+    completer: str | None = Field(
+        default=None, description="rescue: a better model, a folder, hub name or NAME=MODEL@BASE_URL; default: full precision"
+    )
+    reliabilities: str | None = Field(
+        default=None, description="how far each locator is to be believed: a file that 'bench locate --save' writes; default: built in"
+    )
     own_failures: int = Field(
         default=100, ge=0, description="full precision's own failures located for comparison, a random part; each takes many continuations"
     )
     judges: tuple[str, ...] = Field(default=(), description="LLM judges, each NAME=MODEL@BASE_URL; keys come from the environment")
+    judges_see_answer: bool = Field(default=True, description="whether judges are told the right answer")
     judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
     judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds to wait for a judge, each time")
+
+    @field_validator("completer")
+    @classmethod
+    def _completer(cls, spec: str | None) -> str | None:
+        from stepmend.locate import judges
+
+        if spec and "@" in spec:
+            judges.parse(spec, what="completer")
+        return spec
 
     @field_validator("judges")
     @classmethod
@@ -261,8 +286,10 @@ def _explain(item: Any) -> str:
         for name in item["loc"][:-1]:
             part = part.model_fields[str(name)].annotation
         return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
-    if key == "locate.judges":  # an address may hold a key by mistake, and is not repeated
-        return str(item.get("ctx", {}).get("error", f"recipe: {key}: a list of NAME=MODEL@BASE_URL is needed"))
+    if key in ("locate.judges", "locate.completer"):  # an address may hold a key by mistake, and is not repeated
+        return str(
+            item.get("ctx", {}).get("error", f"recipe: {key}: NAME=MODEL@BASE_URL is needed{', in a list' * (key == 'locate.judges')}")
+        )
     if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
         return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
     return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

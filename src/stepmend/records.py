@@ -44,7 +44,10 @@ class Record(BaseModel):
 
 
 class Problem(Record):
-    """A question with a known answer, of one benchmark and one split; ``program`` is known for generated problems only."""
+    """A question with a known answer, of one benchmark and one split.
+
+    ``program`` is known for generated problems only; ``solution`` is the benchmark's worked solution, empty where it has none.
+    """
 
     id: str
     benchmark: str
@@ -54,6 +57,7 @@ class Problem(Record):
     question: str
     answer: str
     program: str | None = None
+    solution: str = Field(default="", exclude_if=lambda solution: not solution)
 
 
 class Made(Record):
@@ -103,7 +107,8 @@ class Vote(Record):
     """One locator's word on one trace: the first faulty step, or None where it abstains; and why.
 
     ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a
-    judge says of the step.
+    judge says of the step. ``likelihood`` is how well what the locator saw agrees with each step as the first faulty one, and in the last
+    place with none, up to a common factor; empty where the locator names a step and no more.
     """
 
     locator: str
@@ -111,6 +116,7 @@ class Vote(Record):
     evidence: str
     confidence: float | None = None
     error_class: ErrorClass | None = None
+    likelihood: tuple[float, ...] = Field(default=(), exclude_if=lambda likelihood: not likelihood)
 
 
 class Judgement(Record):
@@ -137,7 +143,7 @@ class Fault(Made):
     quantized model; ``reference`` is that reference token's text. ``margins`` are, per token of the trace, the quantized model's
     margin of the full-precision model's token (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen``
     is full precision's own step at that place and ``continuation`` the rest of its solution, kept only where it arrives at the right
-    answer.
+    answer. ``spent`` is what rescue cost: completions, and their tokens.
     """
 
     outcome: Literal["located", "abstained", "misread", "unrescuable"]
@@ -153,6 +159,7 @@ class Fault(Made):
     token_ends: tuple[int, ...] = ()
     chosen: str | None = None
     continuation: str | None = None
+    spent: tuple[int, int] = Field(default=(0, 0), exclude_if=lambda spent: spent == (0, 0))
 
 
 class Bullet(Made):

@@ -115,8 +115,9 @@ class RunDir:
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
         """Keep the problems of this run, so that a report needs nothing but the folder."""
-        file, text = self.path / "problems.jsonl", "".join(problem.model_dump_json() + "\n" for problem in problems)
-        if file.exists() and file.read_text(encoding="utf-8") != text:
+        file, problems = self.path / "problems.jsonl", list(problems)
+        text = "".join(problem.model_dump_json() + "\n" for problem in problems)
+        if file.exists() and file.read_text(encoding="utf-8") not in (text, "".join(map(_unsolved, problems))):
             raise InputError(f"out: {self.path} was made with other problems (the benchmark's data has changed); choose another --out")
         if not file.exists():
             write_text(file, text)
@@ -133,6 +134,11 @@ class RunDir:
 
     def _file(self, kind: type[Record]) -> Path:
         return self.path / f"{kind.__name__.lower()}s.jsonl"
+
+
+def _unsolved(problem: Problem) -> str:
+    """A problem's line as folders have it that were made before worked solutions were kept."""
+    return problem.model_copy(update={"solution": ""}).model_dump_json() + "\n"
 
 
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from stepmend.benchmarks import story
-from stepmend.engines.local import Completion, LocalEngine
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.records import InputError, Problem

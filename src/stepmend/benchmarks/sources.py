@@ -24,6 +24,8 @@ TUNED = frozenset(SHARES)
 class Source:
     """One benchmark: where the hub has it, and how its records are named. Names are alternatives, the first that is there counts.
 
+    ``solution`` is the field of the worked solution, which a record may lack.
+
     ``hub`` and ``counts`` are by the benchmark's own split (``train``, ``test``); ``hub`` gives (dataset, configuration, split).
     """
 
@@ -32,6 +34,7 @@ class Source:
     licence: str
     question: tuple[str, ...]
     answer: tuple[str, ...]
+    solution: tuple[str, ...] = ("solution",)
     level: str | None = None
     subject: str | None = None
 
@@ -50,6 +53,7 @@ SOURCES: dict[str, Source] = {
         "MIT",
         ("question",),
         ("answer",),
+        ("answer",),
     ),
     "math": Source(
         {"train": ("nlile/hendrycks-MATH-benchmark", None, "train"), "test": ("HuggingFaceH4/MATH-500", None, "test")},
@@ -57,8 +61,8 @@ SOURCES: dict[str, Source] = {
         "MIT",
         ("problem",),
         ("answer", "solution"),
-        "level",
-        "subject",
+        level="level",
+        subject="subject",
     ),
     "aime": AIME,
     "aime25": replace(AIME, hub={"test": ("math-ai/aime25", None, "test")}),
@@ -103,6 +107,7 @@ class Data:
             )
         question = self.question_field or _there(rows[0], source.question, where)
         answer = self.answer_field or _there(rows[0], source.answer, where)
+        solution = next((name for name in source.solution if name in rows[0]), None)
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
             place = f"{where}, record {number}"
@@ -119,6 +124,7 @@ class Data:
                 subject=str(row[source.subject]) if source.subject and source.subject in row else None,
                 question=text,
                 answer=gold,
+                solution=worked if solution and isinstance(worked := row[solution], str) else "",
             )
 
     def _rows(self, source: Source, own: str) -> tuple[Sequence[dict[str, Any]], str]:

@@ -12,11 +12,9 @@ from stepmend import __version__
 from stepmend.cli import running  # first, as the help lists verbs in the order they are defined in
 
 # isort: split
-from stepmend.cli import measuring
+from stepmend.cli import benching, measuring
 from stepmend.cli.common import app
 from stepmend.records import InputError
-
-app.add_typer(measuring.bench, name="bench")
 
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
@@ -26,7 +24,7 @@ PATH_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
-__all__ = ["app", "main", "running"]
+__all__ = ["app", "benching", "main", "measuring", "running"]
 
 
 def main() -> None:

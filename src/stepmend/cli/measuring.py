@@ -1,15 +1,13 @@
-"""The verbs that measure without a model: grades, other tools' logs, and stepmend's own locators against labels."""
+"""The verbs that measure without a model: grades, and other tools' logs."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from stepmend.cli.common import JUDGE, Kind, app, check_out, console, say
+from stepmend.cli.common import Kind, app, check_out, console, say
 from stepmend.records import InputError
-
-bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
 
 
 @app.command()
@@ -88,35 +86,3 @@ def compare(
     for line in compared.notices(pairs):
         say(screen, line)
     say(screen, f"\nThe page: {out}")
-
-
-@bench.command("locate")
-def bench_locate(
-    data: Annotated[Path, typer.Option(help="The benchmark's file, or a folder of such files (.json, .jsonl, .parquet).")],
-    benchmark: Annotated[Literal["processbench"], typer.Option(help="What is labelled.")] = "processbench",
-    locator: Annotated[Literal["equations", "judge"], typer.Option(help="What is measured.")] = "equations",
-    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
-    judge_budget: Annotated[int | None, typer.Option(min=1, help="Tokens after which no judge is asked any more.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many solutions only, drawn at random.")] = None,
-    answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
-) -> None:
-    """Measure a locator against human labels of the first wrong step: accuracy on wrong and on right solutions, and F1.
-
-    Example: [bold]stepmend bench locate --data processbench/gsm8k.json --locator judge --judge small=Qwen/Qwen3-8B@http://localhost:8000/v1[/]
-    """
-    from stepmend.locate import bench as benches
-
-    if (locator == "judge") != bool(judge):
-        raise InputError("bench: --locator judge and --judge NAME=MODEL@BASE_URL go together")
-    if judge_budget is not None and not judge:
-        raise InputError("bench: --judge-budget goes with --judge")
-    solutions = benches.read(data, limit)
-    screen = console(stderr=as_json)
-    with benches.asking(judge or [], answers, judge_budget, screen) as locate:
-        found, notes = locate(solutions)
-    figures = benches.figures(solutions, found)
-    if as_json:
-        print(json.dumps(figures, indent=2))
-    for line in notes if as_json else [benches.text(figures), *notes]:
-        say(screen, line)

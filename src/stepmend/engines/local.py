@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from stepmend.engines import slots as cache
+from stepmend.engines.base import Completion, Read
 from stepmend.engines.decode import Decoder, Row
 from stepmend.models import chat, forward
 
@@ -19,26 +20,6 @@ LOGITS = 1 << 26
 """Logits held at once while reading (256 MiB in float32): texts of any length and vocabulary fit."""
 TOKENS = 8192
 """Tokens that are read in one pass, padding included, where more than one text is."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote behind one text: the new text, its token ids, and whether it ended by itself or was cut off."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a model would have written at each place of a text: ``tokens``, and the ``margins`` of the tokens asked about.
-
-    A margin is a token's logit minus the best other logit at the same prefix (natural-log units, float32).
-    """
-
-    tokens: tuple[int, ...]
-    margins: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,11 @@ class LocalEngine:
     slots: int = 32
     halved: Callable[[int], None] = lambda count: None
     written: Callable[[int], None] = lambda count: None
+
+    @property
+    def identity(self) -> str:
+        """The model's folder or name, its dtype and the kind of device."""
+        return f"{self.model.config._name_or_path} {self.model.dtype} {self.model.device.type}"
 
     @property
     def batched(self) -> bool:

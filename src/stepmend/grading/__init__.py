@@ -7,7 +7,7 @@ from stepmend.grading import verify
 from stepmend.grading.extract import VERSION, Extracted, bare, boxed, extract
 from stepmend.records import Grade, Problem, Trace
 
-__all__ = ["VERSION", "Extracted", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
+__all__ = ["VERSION", "Extracted", "arrived", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
 
 NUMERIC = frozenset({"story", "gsm8k", "aime", "aime25"})
 """Benchmarks whose answers are numbers."""
@@ -39,6 +39,14 @@ def judge(
     asked = [i for i, answer in enumerate(found) if answer is not None]
     verdicts = dict(zip(asked, verifier.decide([(found[i].answer, gold[i]) for i in asked], kind), strict=True))  # pyright: ignore
     return [OUTCOMES[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
+
+
+def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifier) -> list[bool]:
+    """Which of many (problem, whole solution, whether it is finished) end at the right answer; all of one benchmark."""
+    found = [extract(text, loose=finished) for _, text, finished in asked]
+    kind = kind_of(asked[0][0].benchmark) if asked else "math"
+    judged = judge(found, [problem.answer for problem, _, _ in asked], kind, verifier)
+    return [outcome == "correct" for outcome, _ in judged]
 
 
 def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str, verifier: verify.Verifier) -> list[Grade]:

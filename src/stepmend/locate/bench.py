@@ -1,7 +1,7 @@
 """Locators against ProcessBench (2412.06559): human labels of the first wrong step of solutions, right ones among them."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stepmend import tables
+from stepmend import grading, tables
+from stepmend.benchmarks import sources
 from stepmend.locate import equations, judges
 from stepmend.locate.panel import Panel
 from stepmend.records import InputError, Judgement
@@ -17,33 +18,99 @@ from stepmend.records import InputError, Judgement
 
 @dataclass(frozen=True)
 class Solution:
-    """One labelled solution; ``label`` is the first wrong step (0-based), or None where every step is right."""
+    """One labelled solution.
+
+    Attributes:
+        problem: The question.
+        steps: The labelled steps.
+        label: The first wrong one (0-based), or None where every step is right.
+        also: Other labels that can be defended.
+        answer: The right answer; empty where it is not known.
+        worked: The benchmark's worked solution; empty where it is not known.
+        error_class: The labelled class of the fault.
+        benchmark: What the problem is of, as far as the record says.
+        group: The problem's own name: solutions of one problem are never split between fitting and measuring.
+        cut_off: Whether the model did not end the text by itself.
+    """
 
     problem: str
     steps: tuple[str, ...]
     label: int | None
+    also: tuple[int, ...] = ()
+    answer: str = ""
+    worked: str = ""
+    error_class: str | None = None
+    benchmark: str = "*"
+    group: str = ""
+    cut_off: bool = False
+
+    @property
+    def glue(self) -> str:
+        """What stands between the steps: nothing where they bring their own white space, else an empty line."""
+        return "" if any(step != step.strip() for step in self.steps) else "\n\n"
+
+    @property
+    def text(self) -> str:
+        """The whole solution."""
+        return self.glue.join(self.steps)
+
+    def middle(self, label: int) -> int:
+        """The place in the text of the middle of a labelled step."""
+        return sum(len(step) + len(self.glue) for step in self.steps[:label]) + len(self.steps[label]) // 2
 
 
-def read(path: Path, limit: int | None = None) -> list[Solution]:
+def read(path: Path, limit: int | None = None, problems: Path | None = None) -> list[Solution]:
     """The solutions of a file, or of every file in a folder; ``limit`` of them, drawn with a fixed seed.
+
+    ``problems`` is the benchmark's own file or folder: answers and worked solutions are looked up there by the question's text.
 
     Raises InputError where there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
     """
-    files = sorted(f for f in path.iterdir() if f.suffix in tables.SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"bench: {path} holds no files in {', '.join(sorted(tables.SUFFIXES))}")
-    found = [_solution(row, f"{file}, record {number}") for file in files for number, row in enumerate(tables.read(file), 1)]
+    known = _worked(problems) if problems else {}
+    found = [_solution(row, f"{file}, record {number}", known) for file in _files(path) for number, row in enumerate(tables.read(file), 1)]
     return found if limit is None or limit >= len(found) else random.Random(0).sample(found, limit)
 
 
-def _solution(row: dict[str, Any], where: str) -> Solution:
+def _files(path: Path) -> list[Path]:
+    files = sorted(f for f in path.iterdir() if f.suffix in tables.SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"bench: {path} holds no files in {', '.join(sorted(tables.SUFFIXES))}")
+    return files
+
+
+def _worked(path: Path) -> dict[str, str]:
+    """Worked solutions (or bare answers) by question, of a benchmark's own files."""
+    found = {}
+    for file in _files(path):
+        for row in tables.read(file):
+            question = next((row[name] for name in ("question", "problem") if isinstance(row.get(name), str)), None)
+            worked = next((row[name] for name in ("solution", "answer") if isinstance(row.get(name), str)), None)
+            if question and worked:
+                found[question.strip()] = worked
+    return found
+
+
+def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solution:
     problem, steps, label = (tables.field(row, name, where) for name in ("problem", "steps", "label"))
     texts = list(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else []
     if not texts or not all(isinstance(step, str) for step in texts):
         raise InputError(f"{where}: steps must be a list of texts")
     if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(texts):
         raise InputError(f"{where}: label {label!r}; a step's index (0 to {len(texts) - 1}) or -1 is needed")
-    return Solution(str(problem), tuple(texts), None if label < 0 else label)
+    worked = known.get(str(problem).strip(), "")
+    name = str(row.get("problem_id") or row.get("id") or "")
+    return Solution(
+        str(problem),
+        tuple(texts),
+        None if label < 0 else label,
+        also=tuple(i for i in row.get("also") or () if isinstance(i, int) and 0 <= i < len(texts)),
+        answer=str(row.get("answer") or (grading.gold_of(worked) if worked else "")),
+        worked=str(row.get("solution") or worked),
+        error_class=row.get("class"),
+        benchmark=name.partition("-")[0] if name.partition("-")[0] in sources.NAMES else "*",
+        group=name or str(problem),
+        cut_off=bool(row.get("cut_off")),
+    )
 
 
 def first_false(steps: Sequence[str]) -> int | None:
@@ -57,14 +124,17 @@ Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
 
 
 @contextmanager
-def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any) -> Iterator[Locate]:
-    """What locates: equations, or these judges by their quorum, whose answers are kept in a file. Raises InputError as the judges do."""
+def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True) -> Iterator[Locate]:
+    """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
+
+    ``shown`` says whether judges are told the right answer, where it is known, as in a run. Raises InputError as the judges do.
+    """
     if not specs:
         yield lambda solutions: ([first_false(s.steps) for s in solutions], [])
         return
     named = [judges.parse(spec) for spec in specs]
     answers.parent.mkdir(parents=True, exist_ok=True)
-    known = _kept(answers)
+    known = kept(answers)
     from stepmend.progress import Stages
 
     with answers.open("a", encoding="utf-8") as stream:
@@ -77,14 +147,14 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
 
         def locate(solutions: Sequence[Solution]) -> tuple[list[int | None], list[str]]:
             with Stages(console).stage("ask the judges", len(solutions) * len(named), "answers") as tick:
-                verdicts = panel.ask([judges.Question(s.problem, None, s.steps) for s in solutions], tick)
+                verdicts = panel.ask([judges.Question(s.problem, (s.answer or None) if shown else None, s.steps) for s in solutions], tick)
             decided = [judges.quorum(of) for of in verdicts]
             return [ABSTAINED if d.outcome == "abstained" else d.vote.step for d in decided], _notes(panel, verdicts, solutions)
 
         yield locate
 
 
-def _kept(file: Path) -> list[Judgement]:
+def kept(file: Path) -> list[Judgement]:
     """Answers kept before; a line that a crash cut is closed, and what it held is asked again."""
     found = []
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []

@@ -1,23 +1,35 @@
-"""From failed traces to faults: every locator speaks, the vote decides, and the error class is told."""
+"""From failed traces to faults: run the locators, combine their votes, classify the error."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepmend.engines.local import Completion, LocalEngine
-from stepmend.locate import judges, locators, steps, taxonomy
+from stepmend.engines.base import Completion, Engine
+from stepmend.engines.local import LocalEngine
+from stepmend.locate import judges, kinds, locators, reference, reliability, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
-from stepmend.locate.vote import vote
+from stepmend.locate.reliability import Reliabilities, Table
+from stepmend.locate.rescue import Asked, SampledRescue
+from stepmend.locate.vote import posterior, vote
 from stepmend.models import chat
 from stepmend.recipe import Locate
-from stepmend.records import Fault, Problem, Vote, digest
+from stepmend.records import Fault, InputError, Problem, Vote, digest
 
-VERSION = f"locate-4 {steps.VERSION}"
+VERSION = f"locate-5 {steps.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
 """Changes whenever the same traces may be located or classified otherwise."""
 ALONE = 8
-"""Samples of which one must arrive where full precision rescues itself: greedily it would only fail again."""
+"""Samples of a cut, at least, where full precision rescues itself: greedily it would only fail again."""
+NOBODY = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
+
+
+@dataclass(frozen=True)
+class Completer:
+    """What rescue continues with: full precision, or a better model; and how it is asked a problem."""
+
+    engine: Engine
+    prompt_of: Callable[[Problem], str]
 
 
 @dataclass(frozen=True)
@@ -25,103 +37,186 @@ class Locator:
     """All that locating needs.
 
     Attributes:
+        full: Full precision; None where locators that need no model are asked alone.
         arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
+        completer: What rescue continues with; full precision where it is None.
+        rates: How far each locator is to be believed.
         known: Completions of an earlier call that was stopped, by key.
         keep: Called with (key, completion) as completions come.
     """
 
     settings: Locate
-    full: LocalEngine
+    full: LocalEngine | None
     tokenizer: Any
     arrive: Callable[[Sequence[tuple[Problem, str, bool]]], Sequence[bool]]
     panel: Panel | None = None
     seed: int = 0
+    completer: Completer | None = None
+    rates: Reliabilities = reliability.DEFAULT
     known: Mapping[str, Completion] = field(default_factory=dict)
     keep: Callable[[str, Completion], None] = lambda key, completion: None
 
-    def locate(self, problems: Sequence[Problem], cases: Sequence[Case], quantized: LocalEngine | None, made_by: str) -> list[Fault]:
+    def locate(
+        self,
+        problems: Sequence[Problem],
+        cases: Sequence[Case],
+        quantized: LocalEngine | None,
+        made_by: str,
+        *,
+        worked: bool = False,
+        alone: bool = False,
+    ) -> list[Fault]:
         """The faults of ``cases``, which are solutions of ``problems``, by the recipe's locators.
 
-        Without a ``quantized`` engine the traces are full precision's own failures: it rescues itself by samples, and margins have
-        nothing to say.
+        Args:
+            problems: The problems.
+            cases: The failed traces.
+            quantized: The model that wrote them; without it margins have nothing to say.
+            made_by: The digest of all that decides the faults.
+            worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
+            alone: Whether the traces are full precision's own failures: then it rescues itself by samples.
         """
-        samples = self.settings.samples if quantized else max(self.settings.samples, ALONE)
-        threshold = self.settings.threshold if quantized else 1 / samples
-        rescue = self.rescue(problems, samples, threshold)
-        rescued = rescue(cases) if "rescue" in self.settings.locators else [None] * len(cases)
-        margins: Sequence[Margins | None] = [None] * len(cases)
-        if quantized:
-            margins = locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], self.full, quantized)
-        verdicts = self._judged(problems, cases)
-        spans = [chat.token_spans(self.tokenizer, case.trace.tokens) for case in cases]
-        votes = [
-            [*self._votes(case, found, margin, span), *judged]
-            for case, found, margin, span, judged in zip(cases, rescued, margins, spans, verdicts, strict=True)
-        ]
-        decided = [self._decide(case, found, of) for case, found, of in zip(cases, rescued, votes, strict=True)]
-        rescued = self._from_before(rescue, cases, rescued, [step for step, _ in decided])
+        known = [_Known.of(problem, case, self.rates) for problem, case in zip(problems, cases, strict=True)]
+        votes = self._written(problems, cases, worked=worked)
+        rescued = self._rescued(problems, cases, known, votes, alone=alone)
+        margins = self._margins(cases, quantized)
+        spans = [chat.token_spans(self.tokenizer, case.trace.tokens) if margin else [] for case, margin in zip(cases, margins, strict=True)]
+        judged = self._judged(problems, cases)
+        for i, of in enumerate(votes):
+            if found := rescued[i]:
+                of.append(found.vote)
+            if (margin := margins[i]) and "margins" in self.settings.locators:
+                of.append(locators.by_margins(cases[i], margin, spans[i]))
+            of += judged[i]
+        decided = [self._decide(of, found, own) for of, found, own in zip(votes, rescued, known, strict=True)]
+        rescued = self._from_before(problems, cases, rescued, [step for step, _ in decided])
         return [
-            self._fault(problem, case, found, margin, span, of, step, made_by)
+            self._fault(problem, case, found, margin, span, of, step, made_by, worked=worked)
             for problem, case, found, margin, span, of, step in zip(problems, cases, rescued, margins, spans, votes, decided, strict=True)
         ]
 
-    def rescue(self, problems: Sequence[Problem], samples: int, threshold: float) -> Rescue:
-        """Rescue by full precision, of cases that are solutions of ``problems``."""
+    def again(self, problem: Problem, case: Case, fault: Fault, verdicts: Sequence[Vote]) -> Fault | None:
+        """A fault with the judges' votes made anew; None where that moves its step, so that it must be located again."""
+        votes = [v for v in fault.votes if v.locator in judges.TAKEN - {judges.LOCATOR}] + [*verdicts]
+        own = _Known.of(problem, case, self.rates)
+        step, confidence = vote(votes, own.kinds, own.table, self.settings.threshold)
+        if step != fault.step and fault.outcome != "misread":
+            return None
+        return fault.model_copy(update={"votes": tuple(votes), "confidence": confidence if step is not None else fault.confidence})
 
-        def arrive(asked: Sequence[tuple[int, str, bool]]) -> Sequence[bool]:
-            return self.arrive([(problems[i], text, finished) for i, text, finished in asked])
+    def judged_again(self, problems: Sequence[Problem], cases: Sequence[Case], faults: Sequence[Fault]) -> list[Fault | None]:
+        """``again`` for many faults; the judges are asked together, and what they have answered before is not asked."""
+        return [self.again(*of) for of in zip(problems, cases, faults, self._judged(problems, cases), strict=True)]
 
-        return Rescue(self._complete, arrive, samples, threshold)
+    def _written(self, problems: Sequence[Problem], cases: Sequence[Case], *, worked: bool) -> list[list[Vote]]:
+        """The votes that need no model: by equations, and by right solutions."""
+        asked, votes = self.settings.locators, [list[Vote]() for _ in cases]
+        solved = self._solved(problems, cases) if "solution" in asked else {}
+        for i, (problem, case) in enumerate(zip(problems, cases, strict=True)):
+            if "equations" in asked:
+                votes[i].append(locators.by_equations(case))
+            if worked and "reference" in asked:
+                votes[i].append(reference.locate(problem.solution, problem.answer, case.steps))
+            if i in solved:
+                votes[i].append(reference.locate(solved[i], problem.answer, case.steps, reference.OWN))
+        return votes
 
-    def _complete(self, texts: Sequence[str], samples: int) -> list[list[Completion]]:
-        repeated = [text for text in texts for _ in range(samples)]
-        temperature = self.settings.temperature if samples > 1 else 0.0
-        keys, times = [], Counter[str]()
-        for text in repeated:
+    def _solved(self, problems: Sequence[Problem], cases: Sequence[Case]) -> dict[int, str]:
+        """Full precision's own solutions that are right."""
+        full = {i: case.full for i, case in enumerate(cases) if case.full and case.full.text != case.trace.text}
+        right = self._right(problems)([(i, trace.text, trace.finish == "stop") for i, trace in full.items()])
+        return {i: trace.text for (i, trace), good in zip(full.items(), right, strict=True) if good}
+
+    def _rescued(
+        self, problems: Sequence[Problem], cases: Sequence[Case], known: Sequence["_Known"], votes: Sequence[list[Vote]], *, alone: bool
+    ) -> list[Rescued | None]:
+        if "rescue" not in self.settings.locators:
+            return [None] * len(cases)
+        samples = self.settings.samples or ALONE
+        if samples == 1 and not alone:
+            return [*self.rescue(problems)(cases)]
+        if self.completer:
+            cases = [replace(case, prompt=self.completer.prompt_of(problem)) for problem, case in zip(problems, cases, strict=True)]
+        priors = [posterior([], own.kinds, own.table) for own in known]
+        guides = [posterior(of, own.kinds, own.table) for of, own in zip(votes, known, strict=True)]
+        return [*self.sampled(problems, max(samples, ALONE) if alone else samples)(cases, priors, guides)]
+
+    def rescue(self, problems: Sequence[Problem]) -> Rescue:
+        """Greedy rescue by full precision, of cases that are solutions of ``problems``."""
+        full = self._full()
+        return Rescue(
+            lambda texts: [of[0] for of in self._complete(full, [Asked(text, 0, 1) for text in texts], 0.0)], self._right(problems)
+        )
+
+    def sampled(self, problems: Sequence[Problem], samples: int) -> SampledRescue:
+        """Sampled rescue by the completer, of cases that are solutions of ``problems``."""
+        engine = self.completer.engine if self.completer else self._full()
+        return SampledRescue(lambda asked: self._complete(engine, asked, self.settings.temperature), self._right(problems), samples)
+
+    def _full(self) -> LocalEngine:
+        if self.full is None:
+            raise InputError("locate: rescue and margins need the full-precision model")
+        return self.full
+
+    def _right(self, problems: Sequence[Problem]) -> Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]:
+        return lambda asked: self.arrive([(problems[i], text, finished) for i, text, finished in asked])
+
+    def _complete(self, engine: Engine, asked: Sequence[Asked], temperature: float) -> list[list[Completion]]:
+        """New completions of each text asked about; those of an earlier call are not made again.
+
+        The engine is shown every text as often as it is sampled in all, so that a text's n-th sample is the same whenever it is drawn.
+        """
+        wanted = [(place, number) for place, one in enumerate(asked) for number in range(one.end)]
+        texts = [asked[place].text for place, _ in wanted]
+        times, keys = Counter[str](), []
+        for text in texts:
             times[text] += 1
-            keys.append(digest("continuation", text, times[text], temperature, self.seed, self.full.max_new_tokens))
+            keys.append(digest("continuation", text, times[text], temperature, self.seed, engine.identity, engine.max_new_tokens))
         found = {i: self.known[key] for i, key in enumerate(keys) if key in self.known}
-        for i, completion in self.full.stream(repeated, temperature=temperature, seed=self.seed, done=set(found)):
+        before = {i for i, (place, number) in enumerate(wanted) if number < asked[place].start}
+        for i, completion in engine.stream(texts, temperature=temperature, seed=self.seed, done=found.keys() | before):
             found[i] = completion
             self.keep(keys[i], completion)
-        return [[found[i * samples + n] for n in range(samples)] for i in range(len(texts))]
+        made: list[list[Completion]] = [[] for _ in asked]
+        for i, (place, number) in enumerate(wanted):
+            if number >= asked[place].start:
+                made[place].append(found[i])
+        return made
 
-    def _votes(self, case: Case, rescued: Rescued | None, margins: Margins | None, spans: Sequence[tuple[int, int]]) -> list[Vote]:
-        asked = self.settings.locators
-        found = [locators.by_equations(case)] if "equations" in asked else []
-        found += [rescued.vote] if rescued else []
-        return found + ([locators.by_margins(case, margins, spans)] if margins and "margins" in asked else [])
+    def _margins(self, cases: Sequence[Case], quantized: LocalEngine | None) -> Sequence[Margins | None]:
+        if quantized is None:
+            return [None] * len(cases)
+        return locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], self._full(), quantized)
 
     def _judged(self, problems: Sequence[Problem], cases: Sequence[Case]) -> list[list[Vote]]:
         """Each judge's own vote, and that of their quorum."""
         if not self.panel:
             return [[] for _ in cases]
-        questions = [
-            judges.Question(p.question, p.answer, tuple(c.trace.text[a:b] for a, b in c.spans))
-            for p, c in zip(problems, cases, strict=True)
-        ]
+        shown = self.settings.judges_see_answer
+        questions = [judges.Question(p.question, p.answer if shown else None, tuple(c.steps)) for p, c in zip(problems, cases, strict=True)]
         return [[*(verdict.as_vote() for verdict in of), judges.quorum(of).vote] for of in self.panel.ask(questions)]
 
-    def _decide(self, case: Case, rescued: Rescued | None, votes: Sequence[Vote]) -> tuple[int | None, float | None]:
-        """The voted step. From the very end or not even from the start: then rescue has said that there is none to name."""
-        if rescued and rescued.outcome in ("misread", "unrescuable"):
+    def _decide(self, votes: Sequence[Vote], rescued: Rescued | None, own: "_Known") -> tuple[int | None, float | None]:
+        """The voted step. Greedily solved from the very end: then rescue has said that there is none to name."""
+        if rescued and rescued.outcome == "misread" and not rescued.vote.likelihood:
             return None, None
-        return vote(votes, len(case.spans))
+        return vote(votes, own.kinds, own.table, self.settings.threshold)
 
     def _from_before(
-        self, rescue: Rescue, cases: Sequence[Case], rescued: Sequence[Rescued | None], voted: Sequence[int | None]
+        self, problems: Sequence[Problem], cases: Sequence[Case], rescued: Sequence[Rescued | None], voted: Sequence[int | None]
     ) -> list[Rescued | None]:
-        """Where the vote names another step than rescue, full precision continues from before that one: bullets need its own step."""
-        found = list(rescued)
-        asked = {}
+        """Bullets need full precision's own step before the voted one: where rescue has none, full precision continues from there."""
+        found, asked = list(rescued), {}
+        if self.full is None:
+            return found
         for i, step in enumerate(voted):
             before = rescued[i]
-            if step is not None and not (before and before.vote.step == step):
+            if step is not None and (self.completer or not (before and before.vote.step == step and before.completion)):
                 asked[i] = cases[i].trace.text[: cases[i].spans[step][0]]
-        completions = self._complete([cases[i].prompt + prefix for i, prefix in asked.items()], rescue.samples)
-        for i, good in zip(asked, rescue.arrived(asked, completions), strict=True):
-            nobody = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
-            found[i] = replace(rescued[i] or nobody, completion=good[0] if good else None)
+        completions = self._complete(self.full, [Asked(cases[i].prompt + prefix, 0, 1) for i, prefix in asked.items()], 0.0)
+        texts = [(i, prefix + of[0].text, of[0].finish == "stop") for (i, prefix), of in zip(asked.items(), completions, strict=True)]
+        for i, (completion,), right in zip(asked, completions, self._right(problems)(texts), strict=True):
+            found[i] = replace(rescued[i] or NOBODY, completion=completion.text if right else None)
         return found
 
     def _fault(
@@ -134,6 +229,8 @@ class Locator:
         votes: Sequence[Vote],
         decided: tuple[int | None, float | None],
         made_by: str,
+        *,
+        worked: bool,
     ) -> Fault:
         (step, confidence), trace = decided, case.trace
         place = case.spans[step] if step is not None else None
@@ -143,7 +240,7 @@ class Locator:
             chosen, continuation = rescued.completion[:cut], rescued.completion[cut:]
         frontier = _frontier(place, spans, margins, len(trace.text)) if place and margins else None
         outcome = "located" if step is not None else rescued.outcome if rescued and rescued.outcome != "located" else "abstained"
-        ruled = taxonomy.classify(problem.question, trace, place, chosen, continuation)
+        ruled = taxonomy.classify(problem, trace, place, chosen, continuation, worked=worked)
         return Fault(
             problem=trace.problem,
             arm=trace.arm,
@@ -161,7 +258,20 @@ class Locator:
             token_ends=tuple(end for _, end in spans) if margins else (),
             chosen=chosen,
             continuation=continuation,
+            spent=(rescued.completions, rescued.tokens) if rescued else (0, 0),
         )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a case before any locator speaks: its steps' kinds, and the rates that hold for such texts."""
+
+    kinds: list[kinds.Kind]
+    table: Table
+
+    @classmethod
+    def of(cls, problem: Problem, case: Case, rates: Reliabilities) -> "_Known":
+        return cls(kinds.kinds(case.steps), rates.table(problem.benchmark, kinds.written(case.trace.text)))
 
 
 def _frontier(place: tuple[int, int], spans: Sequence[tuple[int, int]], margins: Margins, end: int) -> int | None:

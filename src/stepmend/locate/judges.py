@@ -8,19 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stepmend.records import ErrorClass, InputError, Vote
 
-if TYPE_CHECKING:
-    pass
-
 LOCATOR = "judges"
 VALID = ("fault", "none")
 """The outcomes that are votes."""
-TAKEN = frozenset({"equations", "rescue", "margins", LOCATOR})
+OPEN = ("failed: ", "not asked: ")
+"""How the evidence of votes begins that stand for no answer."""
+TAKEN = frozenset({"equations", "rescue", "margins", "reference", "solution", LOCATOR})
 """The other locators' names, which no judge can have."""
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9_-]+)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
 LABEL = r"[A-Za-z0-9_-]{1,63}"
@@ -94,6 +93,11 @@ class Verdict:
     step: int | None = None
     error_class: ErrorClass | None = None
 
+    @staticmethod
+    def is_open(vote: Vote) -> bool:
+        """Whether a vote stands for a question without an answer, which a later run asks again."""
+        return vote.step is None and vote.evidence.startswith(OPEN)
+
     def as_vote(self) -> Vote:
         """The judge as a locator: it abstains where it names no step, and the evidence says why."""
         evidence = self.reason if self.outcome == "fault" else f"{self.outcome.replace('_', ' ')}: {self.reason}"
@@ -108,22 +112,22 @@ class Decision:
     vote: Vote
 
 
-def parse(spec: str) -> Judge:
-    """A judge from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: there may be a key in it."""
+def parse(spec: str, what: str = "judge") -> Judge:
+    """A judge, or ``what`` else, from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: a key may be in it."""
     match = SPEC.fullmatch(spec)
     if not match:
         begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
         raise InputError(
-            f"judge: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
+            f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
             "(NAME: letters, digits, - and _; no blanks anywhere)"
         )
     name, model, url = match["name"], match["model"], match["url"]
     if name.lower() in TAKEN:
-        raise InputError(f"judge: the name {name} is a locator's own; choose another than {', '.join(sorted(TAKEN))}")
+        raise InputError(f"{what}: the name {name} is a locator's own; choose another than {', '.join(sorted(TAKEN))}")
     if "@" in url.split("/")[2] or re.search("[?#]", url):
-        raise InputError(f"judge {name}: the address has credentials, '?' or '#' in it; keys come from the environment only")
+        raise InputError(f"{what} {name}: the address has credentials, '?' or '#' in it; keys come from the environment only")
     if not URL.fullmatch(url):
-        raise InputError(f"judge {name}: the address is not http(s)://HOST[:PORT][/PATH]")
+        raise InputError(f"{what} {name}: the address is not http(s)://HOST[:PORT][/PATH]")
     return Judge(name, model, url.rstrip("/"))
 
 

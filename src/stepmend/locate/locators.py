@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepmend.engines.local import Completion, LocalEngine
+from stepmend.engines.base import Completion
+from stepmend.engines.local import LocalEngine
 from stepmend.locate import equations, steps
 from stepmend.models import chat
 from stepmend.records import Trace, Vote
@@ -12,15 +13,27 @@ from stepmend.records import Trace, Vote
 
 @dataclass(frozen=True)
 class Case:
-    """One failed trace, ready to be located: its prompt as rendered, its steps, and full precision's own solution of the problem."""
+    """One failed trace, ready to be located.
+
+    Attributes:
+        prompt: The question as rendered for the model that continues the trace.
+        trace: The trace.
+        spans: Its steps.
+        full: Full precision's own solution of the problem, where there is one.
+    """
 
     prompt: str
     trace: Trace
     spans: tuple[tuple[int, int], ...]
-    full: Trace
+    full: Trace | None
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps' texts, which join to the trace's."""
+        return [self.trace.text[start:end] for start, end in self.spans]
 
 
-def make_case(prompt: str, trace: Trace, full: Trace) -> Case:
+def make_case(prompt: str, trace: Trace, full: Trace | None = None) -> Case:
     return Case(prompt, trace, tuple(steps.split(trace.text)), full)
 
 
@@ -34,27 +47,8 @@ def by_equations(case: Case) -> Vote:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What came of full precision's continuations of one cut trace: how many arrived, of how many, and one that did."""
-
-    arrived: int
-    samples: int
-    completion: str | None
-
-    def succeeds(self, threshold: float) -> bool:
-        return self.arrived >= threshold * self.samples and self.arrived > 0
-
-    def confidence(self, threshold: float) -> float:
-        """Posterior probability that the rate of arrival is on the side of the threshold that it was taken for, from a flat prior."""
-        from scipy.stats import beta
-
-        below = float(beta(self.arrived + 1, self.samples - self.arrived + 1).cdf(threshold))
-        return 1 - below if self.succeeds(threshold) else below
-
-
-@dataclass(frozen=True)
 class Rescued:
-    """Rescue's vote and outcome; full precision's completion from just before the fault, which arrives; what finding it cost."""
+    """Rescue's vote and outcome; a completion from just before the fault, which arrives; what finding it cost."""
 
     vote: Vote
     outcome: Literal["located", "misread", "unrescuable", "abstained"]
@@ -69,83 +63,64 @@ class _Search:
 
     low: int
     high: int
-    probes: dict[int, Probe] = field(default_factory=dict)
+    arrived: dict[int, str | None] = field(default_factory=dict)
     completions: int = 0
     tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Rescue:
-    """Full precision continues each trace, cut after step k: the first k from which it no longer arrives marks the fault.
+    """Full precision continues each trace greedily, cut after step k: the first k from which it no longer arrives marks the fault.
 
-    Found by bisection over the steps, as in OmegaPRM (2406.06592); every round probes all cases in one go. A trace of n steps takes
-    one probe behind its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
-    ``arrive([(case, text, finished), ...])`` says which whole texts end at the right answer. With ``samples`` above one, full precision
-    arrives where at least ``threshold`` of its sampled continuations do, the start is probed too, and votes state a confidence.
+    Found by bisection over the steps, as in OmegaPRM (2406.06592), which is sound where the model solves nearly all problems; else
+    ``rescue.SampledRescue`` values cuts by samples. Every round probes all cases in one go. A trace of n steps takes one probe behind
+    its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
+    ``arrive([(case, text, finished), ...])`` says which whole texts end at the right answer.
     """
 
-    complete: Callable[[Sequence[str], int], Sequence[Sequence[Completion]]]
+    complete: Callable[[Sequence[str]], Sequence[Completion]]
     arrive: Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]
-    samples: int = 1
-    threshold: float = 0.5
 
     def __call__(self, cases: Sequence[Case]) -> list[Rescued]:
+        """What rescue says of each case, whose ``full`` solution is the probe from the very start."""
         searches = [_Search(0, len(case.spans)) for case in cases]
-        whole = [i for i, case in enumerate(cases) if case.spans]
-        if self.samples > 1:
-            self._probe(cases, searches, dict.fromkeys(whole, 0))
-        else:  # greedy: full precision's own solution is its continuation from the start
-            solved = self.arrive([(i, cases[i].full.text, cases[i].full.finish == "stop") for i in whole])
-            for i, arrived in zip(whole, solved, strict=True):
-                searches[i].probes[0] = Probe(int(arrived), 1, cases[i].full.text if arrived else None)
-        live = [i for i in whole if self._succeeds(searches[i], 0)]
+        whole = {i: case.full for i, case in enumerate(cases) if case.spans and case.full}
+        solved = self.arrive([(i, full.text, full.finish == "stop") for i, full in whole.items()])
+        for (i, full), arrived in zip(whole.items(), solved, strict=True):
+            searches[i].arrived[0] = full.text if arrived else None
+        live = [i for i in whole if searches[i].arrived[0] is not None]
         self._probe(cases, searches, {i: searches[i].high for i in live})
-        live = [i for i in live if not self._succeeds(searches[i], searches[i].high)]
+        live = [i for i in live if searches[i].arrived[searches[i].high] is None]
         while live := [i for i in live if searches[i].high - searches[i].low > 1]:
             middles = {i: (searches[i].low + searches[i].high) // 2 for i in live}
             self._probe(cases, searches, middles)
             for i, middle in middles.items():
-                if self._succeeds(searches[i], middle):
+                if searches[i].arrived[middle] is not None:
                     searches[i].low = middle
                 else:
                     searches[i].high = middle
         return [self._result(case, search) for case, search in zip(cases, searches, strict=True)]
 
-    def _succeeds(self, search: _Search, step: int) -> bool:
-        return search.probes[step].succeeds(self.threshold)
-
     def _probe(self, cases: Sequence[Case], searches: Sequence[_Search], places: Mapping[int, int]) -> None:
         """Let full precision continue the given cases from the given steps on."""
         prefixes = {i: cases[i].trace.text[: ([*cases[i].spans, (len(cases[i].trace.text),) * 2])[k][0]] for i, k in places.items()}
-        found = self.complete([cases[i].prompt + prefix for i, prefix in prefixes.items()], self.samples)
-        for i, completions, good in zip(prefixes, found, self.arrived(prefixes, found), strict=True):
-            searches[i].probes[places[i]] = Probe(len(good), len(completions), good[0] if good else None)
-            searches[i].completions += len(completions)
-            searches[i].tokens += sum(len(c.tokens) for c in completions)
-
-    def arrived(self, prefixes: Mapping[int, str], found: Sequence[Sequence[Completion]]) -> list[list[str]]:
-        """Of each case's completions of its prefix, the texts that arrive; all are judged together."""
-        asked = [(i, prefix + c.text, c.finish == "stop") for (i, prefix), of in zip(prefixes.items(), found, strict=True) for c in of]
-        right = iter(self.arrive(asked))
-        return [[c.text for c in of if next(right)] for of in found]
+        found = self.complete([cases[i].prompt + prefix for i, prefix in prefixes.items()])
+        good = self.arrive([(i, prefixes[i] + c.text, c.finish == "stop") for i, c in zip(places, found, strict=True)])
+        for i, completion, right in zip(places, found, good, strict=True):
+            searches[i].arrived[places[i]] = completion.text if right else None
+            searches[i].completions += 1
+            searches[i].tokens += len(completion.tokens)
 
     def _result(self, case: Case, search: _Search) -> Rescued:
-        spent = search.completions, search.tokens
+        spent, end = (search.completions, search.tokens), len(case.spans)
         if not case.spans:
             return Rescued(Vote(locator="rescue", step=None, evidence="the trace is empty"), "abstained", None, *spent)
-        if not self._succeeds(search, 0):
-            return Rescued(Vote(locator="rescue", step=None, evidence="lost from the very start"), "unrescuable", None, *spent)
-        if (end := search.probes.get(len(case.spans))) and end.succeeds(self.threshold):
-            return Rescued(Vote(locator="rescue", step=None, evidence="arrives from its very end"), "misread", end.completion, *spent)
-        before, behind = search.probes[search.low], search.probes[search.high]
-        counts = f" ({before.arrived} and {behind.arrived} of {self.samples})" if self.samples > 1 else ""
-        vote = Vote(
-            locator="rescue",
-            step=search.low,
-            evidence=f"rescued before step {search.low + 1} of {len(case.spans)}, lost behind it{counts}",
-            confidence=before.confidence(self.threshold) * behind.confidence(self.threshold) if self.samples > 1 else None,
-        )
-        return Rescued(vote, "located", before.completion, *spent)
+        if search.arrived.get(0) is None:
+            return Rescued(Vote(locator="rescue", step=None, evidence="not solved even from the start"), "unrescuable", None, *spent)
+        if (completion := search.arrived.get(end)) is not None:
+            return Rescued(Vote(locator="rescue", step=None, evidence="solved even from the end"), "misread", completion, *spent)
+        evidence = f"solved from before step {search.low + 1} of {end}, not from after it"
+        return Rescued(Vote(locator="rescue", step=search.low, evidence=evidence), "located", search.arrived[search.low], *spent)
 
 
 @dataclass(frozen=True)
@@ -162,7 +137,7 @@ class Margins:
 
 
 def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: LocalEngine, quantized: LocalEngine) -> list[Margins]:
-    """Margins of every trace after its prompt."""
+    """Margins of every trace after its prompt, in full precision and in the quantized model."""
     heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts]
     rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces, strict=True)]
     begins = [len(head) for head in heads]

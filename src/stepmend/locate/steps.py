@@ -1,23 +1,50 @@
 """Steps of a trace: spans that join back to the text, character for character; and what an equation step says."""
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 from stepmend.grading.extract import boxed
 
-VERSION = "steps-3"
+VERSION = "steps-4"
 """Changes whenever the same text may be split otherwise."""
+Span = tuple[int, int]
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
-PARAGRAPH = re.compile(r"\n(?:[^\S\n]*\n)+(?=[^\S\n]*\S)")
-LINE = re.compile(r"\n(?:[^\S\n]*\n)*(?=[^\S\n]*\S)")
+ITEM = re.compile(r"^[ \t#*>]*\(?\d{1,3}[.)]\**[ \t]+(?=\S)", re.MULTILINE)
+"""An item of a numbered list."""
+NEWLINES = re.compile(r"\n\s*")
+SOLID = re.compile(r"\S")
 SENTENCE = re.compile(r"(?<=[^\s.!?])[.!?]+[\"'”’)*]*(?=\s+[\"'“‘(\\*$A-Z0-9])")
+CLAUSE = re.compile(r"[,;](?=\s)|\s(?=(?:and|so|then)\s)", re.IGNORECASE)
+"""The finest boundaries, used only where a sentence holds several calculations."""
 ABBREVIATIONS = frozenset("mr mrs ms dr st vs eq fig no approx etc e.g i.e min max hr hrs ft in oz lb lbs".split())  # noqa: SIM905
-FORMULA = re.compile(
-    r"\\\[.{0,2000}?\\\]|\\\(.{0,2000}?\\\)|\$\$.{0,2000}?\$\$|\\begin\{(?P<of>\w+\*?)\}.{0,4000}?\\end\{(?P=of)\}", re.DOTALL
+DELIMITER = re.compile(r"\\\\|\\[\[\]()]|(?<!\$)\$\$(?!\$)|\\(?:begin|end)\{\w{1,30}\*?\}")
+CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$"}
+LONGEST_FORMULA = 4000
+LONGEST_WORD = 40
+INTRODUCTION = 3
+"""Words before the first mark that are no step of their own unless they are a sentence."""
+SIGN = re.compile(r"(?P<relation>[=≈]+|\\approx\b)|[\d)}%](?:\s*(?:[+*×÷·]|\\(?:times|cdot|div)\b)|\s+[-−–/])\s*\\?[$(]?[\d(\\.]")
+"""An equality sign, or an operator between two operands."""
+BREAK = re.compile(r"[,;:.!?]\s|\n|\b(?:and|so|then|thus|which|because|while|therefore|hence|giving|gives|leaving|but)\b", re.IGNORECASE)
+"""What ends a calculation in prose: an equality sign after it belongs to another one."""
+CONTINUED = re.compile(r"\s*(?:[+×÷=≈≤≥]|\\(?:approx|times|cdot|div|leq?|geq?)\b)")
+CONCLUSION = re.compile(r"[\s*#]*(?:therefore|thus|hence|so|in conclusion|finally|(?:the )?(?:final )?answer)\b|\s*####", re.IGNORECASE)
+HEADING = re.compile(r"\s*(?:#+ [^\n]*|(?:\d{1,3}[.)] )?\*\*[^\n]*[^\n.!?]\*\*:?|\d{1,3}[.)] [^\n]*:)\s*")
+HEADING_BEGIN = re.compile(r"\s*(?:#|\*\*|\d{1,3}[.)] )")
+LEVELS = ("items", "paragraphs", "lines", "sentences", "clauses")
+"""Boundaries of a step of several calculations, from the coarsest on."""
+TURN = re.compile(
+    r"[\s*#]*(?:wait|hmm|alternatively|but wait|no,|let me|let's|okay|ok,|now|next|so,|therefore|first|second|third|another|case|"
+    r"step|maybe|actually|hold on|</think>)\b|\s*(?:#|\*\*|</think>)",
+    re.IGNORECASE,
 )
-"""Displayed and inline formulas. A single dollar sign is money more often than mathematics, so it marks none."""
-DISPLAYED = re.compile(r"\s*(?:\\\[|\$\$|\\begin\{)")
+"""How a section of a long thought begins."""
+SECTIONS = 24
+"""Sections that a text is cut into, about: it has at most twice as many, and a text of fewer steps has one section a step."""
 EQUATION = re.compile(r"(?<![\d.*/+\-])(?<![*/+\-] )(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
 ASKED = re.compile(r"Step (\d+): \S")
 """How each line but the answer's begins in the step format."""
@@ -33,24 +60,37 @@ class Equation:
     result: float
 
 
-def split(text: str) -> list[tuple[int, int]]:
-    """Half-open spans of the steps; they cover the text without gaps.
+def split(text: str) -> list[Span]:
+    """Half-open spans of the steps; they cover the text without gaps. Linear in the text's length.
 
-    Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, and the lines from the one with the
-    ``\\boxed{`` answer on are a step of their own. Else steps are paragraphs, else lines, else sentences, whichever there is more
-    than one of. Blanks before a step's first word are the step's own: they belong to that word's token. No step begins inside a formula,
-    and a displayed formula belongs to the words before it.
+    Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, what stands before the first mark is split as
+    a text of its own, and the conclusion is a step. Else steps are paragraphs and the items of numbered lists, else lines, else sentences,
+    whichever there is more than one of. A step that holds several calculations or displayed formulas is cut further, into the next
+    finer of these, and what leads to a calculation goes with it. Blanks before a step's first word are the step's own: they belong to that
+    word's token. No step begins inside a formula, and a displayed formula belongs to the words before it.
     """
-    if not text:
-        return []
-    formulas = [match.span() for match in FORMULA.finditer(text)]
-    marks = _marks(text)
-    kept: list[int] = []
-    for starts in (_ends(PARAGRAPH, text), _ends(LINE, text), _sentences(text)) if marks is None else (marks,):
-        kept = sorted({place for place in starts if text[:place].strip() and not _inside(place, text, formulas)})
-        if kept:
-            break
-    return list(zip([0, *kept], [*kept, len(text)], strict=True))
+    return _Splitter(text).spans() if text else []
+
+
+def sections(text: str) -> list[Span]:
+    """Half-open spans of a few dozen sections, each of whole steps of ``split``: what a locator searches first in a long thought.
+
+    They are about equally many steps long, and begin where the thought turns (``Wait``, ``Alternatively``, a heading) where they can.
+    A text of up to SECTIONS steps has one step a section.
+    """
+    steps = split(text)
+    size = -(-len(steps) // SECTIONS)
+    starts, index = [], 0
+    while index < len(steps):
+        starts.append(steps[index][0])
+        index = min(range(index + max(size // 2, 1), index + size + size // 2 + 1), key=lambda i: _unfit(text, steps, i, index + size))
+    return list(pairwise([*starts, len(text)]))
+
+
+def _unfit(text: str, steps: Sequence[Span], index: int, wanted: int) -> tuple[bool, int]:
+    """How badly a section would begin at a step: not at a turn of the thought, or far from where it is due."""
+    turns = index >= len(steps) or TURN.match(text, *steps[index]) is not None
+    return not turns, abs(index - wanted)
 
 
 def first(prefix: str, rest: str) -> int:
@@ -58,33 +98,180 @@ def first(prefix: str, rest: str) -> int:
     return next(end for _, end in split(prefix + rest) if end > len(prefix)) - len(prefix)
 
 
-def _inside(place: int, text: str, formulas: Iterable[tuple[int, int]]) -> bool:
-    """Whether a place lies in a formula, or before a displayed one."""
-    shown = DISPLAYED.match(text, place)
-    return any(begin < place < end or (shown and place <= begin < shown.end()) for begin, end in formulas)
+def formulas(text: str) -> list[Span]:
+    """Spans of displayed and inline formulas, outermost ones only. A single dollar sign marks none: it is money more often."""
+    found: list[Span] = []
+    opened: dict[str, list[int]] = {}
+    for match in DELIMITER.finditer(text):
+        sign = match[0]
+        starts = opened.get(sign)
+        start = starts.pop() if starts else None
+        if start is not None and match.end() - start <= LONGEST_FORMULA:
+            if not (found and found[-1][0] < start < found[-1][1]):
+                while found and found[-1][0] > start:
+                    found.pop()
+                found.append((start, match.end()))
+        elif closing := CLOSING.get(sign) or (sign.replace("begin", "end", 1) if sign.startswith("\\begin") else None):
+            opened.setdefault(closing, []).append(match.start())
+    return found
+
+
+class _Splitter:
+    """One text: its formulas, its calculations, and where each level of boundaries allows a step to begin; all sorted."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.stripped = text.rstrip()
+        self.begin = len(self.stripped) - len(self.stripped.lstrip())
+        self.formulas = formulas(text)
+        self.displayed = [span for span in self.formulas if not text.startswith("\\(", span[0])]
+        self.calculations = [start for start, _ in _calculations(text, self.formulas)]
+
+    @cached_property
+    def items(self) -> list[int]:
+        return self._allowed(_items(self.text))
+
+    @cached_property
+    def newlines(self) -> list[tuple[int, int]]:
+        """Where lines begin after empty ones are left out, each with how many line ends stand before it."""
+        return [(m.start() + m[0].rfind("\n") + 1, m[0].count("\n")) for m in NEWLINES.finditer(self.stripped)]
+
+    @cached_property
+    def paragraphs(self) -> list[int]:
+        return self._allowed(place for place, count in self.newlines if count > 1)
+
+    @cached_property
+    def lines(self) -> list[int]:
+        return self._allowed(place for place, _ in self.newlines)
+
+    @cached_property
+    def sentences(self) -> list[int]:
+        return self._allowed(_sentences(self.text))
+
+    @cached_property
+    def clauses(self) -> list[int]:
+        ends = [match.start() if match[0].isspace() else match.end() for match in CLAUSE.finditer(self.text)]
+        return self._allowed([*ends, *(end for _, end in self.displayed)])
+
+    @cached_property
+    def parts(self) -> list[int]:
+        return sorted({*self.items, *self.paragraphs})
+
+    def spans(self) -> list[Span]:
+        starts = [0, *self._base()]
+        fine = [place for span in pairwise([*starts, len(self.text)]) for place in self._refined(span, LEVELS)]
+        return list(pairwise([*fine, len(self.text)]))
+
+    def _allowed(self, places: Iterable[int]) -> list[int]:
+        """The places at which a step may begin: not in a formula, nor before what belongs to the words before it."""
+        return sorted({place for place in places if self.begin < place and self._may_begin(place)})
+
+    def _may_begin(self, place: int) -> bool:
+        if not self.text[place : place + 1] or _around(self.formulas, place) or CONTINUED.match(self.text, place):
+            return False
+        index = bisect_left(self.displayed, (place, 0))
+        if index == len(self.displayed) or SOLID.search(self.text, place, self.displayed[index][0]):
+            return True
+        return index > 0 and not SOLID.search(self.text, self.displayed[index - 1][1], place)  # a display right behind another one
+
+    def _base(self) -> list[int]:
+        """Where the steps after the first begin, before those of several calculations are cut."""
+        marks = _marks(self.text)
+        if marks is None:
+            places = self.parts or self.lines
+            return self._led(places) if places else self.sentences
+        words = self.text[: marks[0]].split(maxsplit=INTRODUCTION)
+        introduced = len(words) > INTRODUCTION or (bool(words) and words[-1].endswith("."))
+        before = self._led(self.parts[: bisect_left(self.parts, marks[0])]) if introduced else []
+        places = self._allowed([*(marks if introduced else marks[1:]), self._conclusion(marks[-1])])
+        return [*before, *places]
+
+    def _led(self, places: Sequence[int]) -> list[int]:
+        """The places without those of parts that a heading, or a line that ends in a colon, leads to."""
+        parts = pairwise([0, *places, len(self.text)])
+        return [place for place, (start, end) in zip(places, parts, strict=False) if not self._leads(start, end)]
+
+    def _leads(self, start: int, end: int) -> bool:
+        part = self.text[start:end]
+        if HEADING.fullmatch(part):
+            return not HEADING_BEGIN.match(self.text, end)
+        line = self.text[end : self.text.find("\n", end)] if part.rstrip().endswith(":") else ""
+        return "=" in line and not re.search(r"[A-Za-z]", line)
+
+    def _conclusion(self, last: int) -> int:
+        """Where the conclusion after the last mark begins: the lines with the boxed answer, else a paragraph that draws one; 0 for none."""
+        answer = self.text.rfind("\\boxed")
+        if answer > last:
+            start = _around(self.formulas, answer)
+            place = self.text.rfind("\n", 0, start[0] if start else answer) + 1
+            index = bisect_right(self.lines, place)  # a displayed answer has no place of its own
+            place = self.lines[index - 1] if index and start else place
+            return place if place > last else 0
+        return next((p for p in reversed(self.paragraphs) if p > last and CONCLUSION.match(self.text, p)), 0)
+
+    def _refined(self, span: Span, levels: Sequence[str]) -> Iterator[int]:
+        """Where the steps of a span begin: itself, where it holds one calculation or none, else cut before what leads to the next."""
+        start, end = span
+        if not levels or self._count(start, end) < 2:
+            yield start
+            return
+        places = getattr(self, levels[0])
+        inner = places[bisect_right(places, start) : bisect_left(places, end)]
+        starts, after = [start], 0
+        for begin, stop in pairwise([start, *inner, end]):
+            if self._count(begin, stop):
+                if after:
+                    starts.append(after)
+                after = stop
+        for part in pairwise([*starts, end]):
+            yield from self._refined(part, levels[1:])
+
+    def _count(self, start: int, end: int) -> int:
+        return bisect_left(self.calculations, end) - bisect_left(self.calculations, start)
+
+
+def _around(spans: Sequence[Span], place: int) -> Span | None:
+    """The span that a place lies inside of."""
+    index = bisect_left(spans, (place, 0)) - 1
+    return spans[index] if index >= 0 and spans[index][0] < place < spans[index][1] else None
+
+
+def _calculations(text: str, of: Sequence[Span]) -> list[Span]:
+    """Spans from a calculation's first sign to its last, or of the formula that it is; each displayed formula counts as one."""
+    signs = [(_around(of, m.start() + 1) or m.span(), m["relation"] is not None) for m in SIGN.finditer(text)]
+    shown = [(span, True) for span in of if not text.startswith("\\(", span[0])]
+    found: list[tuple[Span, bool]] = []
+    for (start, end), related in sorted([*signs, *shown]):
+        if found and start < found[-1][0][1]:
+            found[-1] = (found[-1][0], found[-1][1] or related)
+        elif found and not BREAK.search(text, found[-1][0][1], start) and not (related and found[-1][1] and "\\" in text[start:end]):
+            found[-1] = ((found[-1][0][0], end), found[-1][1] or related)
+        else:
+            found.append(((start, end), related))
+    return [span for span, _ in found]
 
 
 def _marks(text: str) -> list[int] | None:
-    """Where marked steps begin behind the first one; None where a text is not written in them: it neither begins with one nor has two."""
+    """Where marked steps begin; None where a text is not written in them: it neither begins with one nor has two."""
     starts = [match.start() for match in MARK.finditer(text)]
-    if not starts or (len(starts) == 1 and text[: starts[0]].strip()):
-        return None
-    answer = text.rfind("\\boxed")
-    line = text.rfind("\n", 0, answer) + 1 if answer >= 0 else -1
-    return [*starts[1:], line] if line > starts[-1] else starts[1:]
+    return None if not starts or (len(starts) == 1 and text[: starts[0]].strip()) else starts
 
 
-def _ends(boundary: re.Pattern[str], text: str) -> list[int]:
-    return [match.end() for match in boundary.finditer(text)]
+def _items(text: str) -> list[int]:
+    """Where the items of numbered lists begin: lines whose numbers follow one another."""
+    found = [(match.start(), int(re.sub(r"\D", "", match[0]))) for match in ITEM.finditer(text)]
+    follows = [(a, b) for (a, m), (b, n) in pairwise(found) if n == m + 1]
+    return [place for pair in follows for place in pair]
 
 
 def _sentences(text: str) -> list[int]:
     """Where sentences begin: not behind an abbreviation, an initial, or the number of a list's item."""
     starts = [0]
     for match in SENTENCE.finditer(text):
-        sentence = text[starts[-1] : match.start()].split()
-        last = sentence[-1].strip("(\"'“‘").lower()
-        if not (last in ABBREVIATIONS or (len(last) == 1 and last.isalpha() and last != "i") or (len(sentence) == 1 and last.isdigit())):
+        place = match.start()
+        words = text[max(starts[-1], place - LONGEST_WORD) : place].split()
+        last = words[-1].strip("(\"'“‘").lower() if words else ""
+        if not (last in ABBREVIATIONS or (len(last) == 1 and last.isalpha() and last != "i") or (len(words) == 1 and last.isdigit())):
             starts.append(match.end())
     return starts[1:]
 

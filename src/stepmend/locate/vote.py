@@ -1,57 +1,83 @@
-"""How locators vote: each as far as it was measured to be right."""
+"""How locators vote: Bayes' rule over "the first faulty step is k", each locator as far as it was measured to be right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
+
+from stepmend.locate.kinds import Kind
+from stepmend.locate.reliability import UNMEASURED, Reliability, Table
 from stepmend.records import Vote
 
 ENOUGH = 0.5
-"""Below this probability the vote abstains."""
+"""Below this probability the vote abstains, where the recipe says nothing else."""
+JUDGES = "judges"
+LOCATORS = frozenset({"equations", "rescue", "margins", "reference", "solution", JUDGES})
+"""Those that are no single judge."""
+RIGHT = frozenset({"reference", "solution"})
+"""One method beside two right solutions: together they have one voice."""
+FLOOR = 1e-9
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Of the traces that a locator speaks on: how often it names the first faulty step, an earlier one, or a later one."""
+def posterior(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table) -> np.ndarray:
+    """Probability of each step to be the first faulty one, and in the last place that none is; it sums to one.
 
-    exact: float
-    early: float
-    late: float
-
-
-# benchmarks/locate.py measures these on 338 regressions (docs/results/locate.md), half a case added to each count: none is ever certain.
-RELIABILITY: dict[str, Reliability] = {
-    "equations": Reliability(0.937, 0.003, 0.06),
-    "rescue": Reliability(0.982, 0.004, 0.014),
-    # Measured 0.99 where there is one way to write a solution; in free text the first other word is no fault yet.
-    "margins": Reliability(0.90, 0.09, 0.01),
-    # A judge that nobody has measured; 'stepmend bench locate' measures one.
-    "judges": Reliability(0.6, 0.2, 0.2),
-}
-
-
-def vote(votes: Sequence[Vote], steps: int) -> tuple[int | None, float | None]:
-    """The first faulty step of ``steps``, and its probability; (None, probability of the best) where that is too small to say.
-
-    Bayes' rule with every step as likely before, and the locators taken as independent (as in Dawid and Skene, 1979): a locator that
-    names step v speaks for v as often as it is exact, and for each later (earlier) step as often as it is early (late). A locator that
-    abstains, or is not in the table, says nothing. Rescue and margins ask the same model and err together: where both speak, rescue does.
+    The prior goes by the steps' kinds, and the locators are taken as independent given the first faulty step (as in Dawid and Skene,
+    1979), up to the table's power. A locator that names step v speaks for v as often as it is exact, and for each later (earlier) step
+    as often as it is early (late), spread evenly over the steps there are. A false equation proves a fault at or before its step: such
+    a locator's ``early`` is next to nothing. A vote that carries a likelihood for every step (rescue's) speaks by that. A locator that
+    abstains says nothing, and so does the quorum of judges where single ones have been measured. The locators beside right solutions are
+    one method: where both speak, each has half a voice.
     """
-    named = {v.locator: v.step for v in votes if v.step is not None and v.locator in RELIABILITY}
-    if "rescue" in named:
-        named.pop("margins", None)
-    if not named or not steps:
+    steps = len(kinds)
+    weights = np.array([table.prior.get(kind, 1.0) for kind in kinds] or [1.0], dtype=float)
+    prior = np.append(weights / max(weights.sum(), FLOOR) * (1 - table.none), table.none)[-steps - 1 :]
+    counted, total = _counted(votes, table), np.zeros(steps + 1)
+    beside = sum(v.locator in RIGHT for v in counted)
+    for one in counted:
+        rates = table.locators.get(one.locator, UNMEASURED)
+        likelihood = np.array(one.likelihood) if one.likelihood else _likelihood(one, steps, rates)
+        total += np.log(np.maximum(likelihood, FLOOR)) / (beside if one.locator in RIGHT else 1)
+    logs = np.log(np.maximum(prior, FLOOR)) + table.power * total
+    found = np.exp(logs - logs.max())
+    return found / found.sum()
+
+
+def vote(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table, threshold: float = ENOUGH) -> tuple[int | None, float | None]:
+    """The first faulty step and its probability; (None, probability of the best) where that is below ``threshold``, or no step is.
+
+    (None, None) where no locator speaks.
+    """
+    if not kinds or not _counted(votes, table):
         return None, None
-    weights = [1.0] * steps
-    for locator, step in named.items():
-        for true in range(steps):
-            weights[true] *= _likelihood(step, true, steps, RELIABILITY[locator])
-    best = max(range(steps), key=lambda true: weights[true])
-    confidence = weights[best] / sum(weights)
-    return (best if confidence >= ENOUGH else None), round(confidence, 4)
+    found = posterior(votes, kinds, table)
+    best = int(found[:-1].argmax())
+    confidence = float(found[best])
+    return (best if confidence >= threshold and confidence > found[-1] else None), round(confidence, 4)
 
 
-def _likelihood(step: int, true: int, steps: int, reliability: Reliability) -> float:
-    """Probability that a locator names ``step`` where ``true`` is the first faulty one; errors are spread over the steps there are."""
-    if step == true:
-        return reliability.exact
-    return reliability.early / true if step < true else reliability.late / (steps - 1 - true)
+def _counted(votes: Sequence[Vote], table: Table) -> list[Vote]:
+    """The votes that say something, each voice once.
+
+    A judge that has been measured speaks for itself, and the others by their quorum. Greedy rescue and margins ask one model once and
+    err together: where both speak, rescue does.
+    """
+    said = [v for v in votes if v.step is not None or v.likelihood]
+    single = [v for v in said if v.locator in table.locators and v.locator != JUDGES]
+    judged = any(_is_judge(v.locator) for v in single)
+    named = single + [v for v in said if v.locator == JUDGES and not judged]
+    greedy = any(v.locator == "rescue" and not v.likelihood for v in named)
+    return [v for v in named if not (greedy and v.locator == "margins")]
+
+
+def _is_judge(locator: str) -> bool:
+    return locator not in LOCATORS
+
+
+def _likelihood(vote: Vote, steps: int, reliability: Reliability) -> np.ndarray:
+    """Probability that a locator names the vote's step where each step is the first faulty one, and where none is."""
+    named = vote.step
+    assert named is not None
+    after, before = steps - 1 - np.arange(steps), np.arange(steps)
+    found = np.where(before < named, reliability.late / np.maximum(after, 1), reliability.early / np.maximum(before, 1))
+    found[named] = reliability.exact
+    return np.append(found, (reliability.early + reliability.late) / steps)

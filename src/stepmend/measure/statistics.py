@@ -56,8 +56,13 @@ def accuracy(outcomes: Outcomes) -> Interval:
     """Share of right outcomes, with Wilson's score interval."""
     if not len(outcomes):
         return Interval(None, None, None, "no problems")
-    found = binomtest(int(outcomes.sum()), len(outcomes)).proportion_ci(LEVEL, method="wilson")
-    return Interval(float(outcomes.mean()), float(found.low), float(found.high))
+    return proportion(int(outcomes.sum()), len(outcomes))
+
+
+def proportion(count: int, total: int) -> Interval:
+    """``count`` of ``total``, at least one, with Wilson's score interval."""
+    found = binomtest(count, total).proportion_ci(LEVEL, method="wilson")
+    return Interval(count / total, float(found.low), float(found.high))
 
 
 def difference(first: Shares, second: Shares, *, seed: int = 0) -> Interval:

@@ -1,0 +1,120 @@
+"""The verb that measures stepmend's own locators against labels."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from stepmend.cli.common import JUDGE, app, check_out, console, say
+from stepmend.records import InputError
+
+bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
+app.add_typer(bench, name="bench")
+
+Name = Literal["vote", "equations", "rescue", "margins", "reference", "solution", "judge", "judges"]
+LOCATOR = (
+    "What is measured: the whole vote, or one locator. equations and judge go by the labelled steps, as ProcessBench does; the others, and "
+    "equations with --own-steps, by our own steps."
+)
+MODELS: dict[str, tuple[str, ...]] = {"rescue": ("model",), "solution": ("model",), "margins": ("model", "quantized")}
+"""What a locator needs; the vote asks those for which it is there."""
+
+
+@bench.command("locate")
+def bench_locate(
+    data: Annotated[Path, typer.Option(help="The labelled file, or a folder of such files (.json, .jsonl, .parquet).")],
+    benchmark: Annotated[Literal["processbench"], typer.Option(help="The form of the labels.")] = "processbench",
+    locator: Annotated[Name, typer.Option(help=LOCATOR)] = "equations",
+    own_steps: Annotated[bool, typer.Option("--own-steps", help="equations: by our own steps.")] = False,
+    problems: Annotated[Path | None, typer.Option(help="The benchmark's own file or folder, for answers and worked solutions.")] = None,
+    model: Annotated[str | None, typer.Option(help="The full-precision checkpoint, for rescue, margins and solution.")] = None,
+    quantized: Annotated[str | None, typer.Option(help="The checkpoint that wrote the solutions, for margins.")] = None,
+    completer: Annotated[str | None, typer.Option(help="A better model for rescue: a checkpoint, or NAME=MODEL@BASE_URL.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations a cut; default as in a run.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens after which a continuation is cut off.")] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Continuations at once.")] = 32,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability below which the vote names no step.")] = 0.5,
+    reliabilities: Annotated[Path | None, typer.Option(help="How far each locator is to be believed: a file from --save.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the reliabilities that these labels give; for locate.reliabilities.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
+    judge_budget: Annotated[int | None, typer.Option(min=1, help="Tokens after which no judge is asked any more.")] = None,
+    hide_answer: Annotated[bool, typer.Option("--hide-answer", help="Judges are not told the right answer; in a run they are.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate a random subset of so many solutions.")] = None,
+    answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
+    out: Annotated[Path, typer.Option(help="Where work is kept; the same command continues it.")] = Path("runs/bench-locate"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Measure a locator, or the whole vote, against human labels of the first wrong step.
+
+    Examples: [bold]stepmend bench locate --data processbench/gsm8k.json[/];
+    [bold]stepmend bench locate --data failures.json --problems gsm8k/ --locator vote --model ./full --quantized ./w4 --save rates.json[/]
+    """
+    from stepmend.locate import bench as benches
+
+    by_labelled_steps = locator in ("judge", "judges") or (locator == "equations" and not own_steps)
+    if (locator in ("judge", "judges") and not judge) or (judge and locator not in ("judge", "judges", "vote")):
+        raise InputError("bench: --locator judge (or vote) and --judge NAME=MODEL@BASE_URL go together")
+    if judge_budget is not None and not judge:
+        raise InputError("bench: --judge-budget goes with --judge")
+    if save:
+        check_out(save, [data])
+    if save and locator != "vote":
+        raise InputError("bench: --save goes with --locator vote, which asks every locator")
+    solutions = benches.read(data, limit, problems)
+    screen = console(stderr=as_json)
+    if by_labelled_steps:
+        with benches.asking(judge or [], answers, judge_budget, screen, shown=not hide_answer) as locate:
+            found, notes = locate(solutions)
+        figures: dict[str, Any] = benches.figures(solutions, found)
+        figures |= {"judges_see_answer": not hide_answer} if judge else {}
+        _print(figures, [benches.text(figures), *notes], screen, as_json=as_json)
+        return
+    locators = _asked(locator, {"model": model, "quantized": quantized})
+    settings = {"locators": locators, "samples": samples, "threshold": threshold, "completer": completer}
+    settings |= {"judges": judge or (), "judge_budget": judge_budget, "judges_see_answer": not hide_answer}
+    _own(solutions, locator, settings, screen, out, save, reliabilities, model, quantized, max_new_tokens, slots, as_json=as_json)
+
+
+def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
+    """The locators to ask. Raises InputError where one alone lacks its model."""
+    names = ("equations", "rescue", "margins", "reference", "solution")
+    if locator == "vote":
+        return tuple(name for name in names if all(given[need] for need in MODELS.get(name, ())))
+    if missing := [need for need in MODELS.get(locator, ()) if not given[need]]:
+        raise InputError(f"bench: --locator {locator} needs {' and '.join('--' + need for need in missing)}")
+    return (locator,)
+
+
+def _own(
+    solutions: list[Any], locator: Name, settings: dict[str, Any], screen: Any, out: Path, save: Path | None, reliabilities: Path | None,
+    model: str | None, quantized: str | None, max_new_tokens: int | None, slots: int, *, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure by our own steps."""
+    from stepmend.locate import labelled, labelling, reliability
+    from stepmend.progress import Stages
+    from stepmend.recipe import Recipe
+
+    rates = reliability.read(reliabilities) if reliabilities else reliability.DEFAULT
+    made = Recipe.make({"locate": settings}).locate
+    setup = labelling.Setup(made, model, quantized, rates, max_new_tokens, slots)
+    ready, found = labelling.run(solutions, setup, out, Stages(console(stderr=True)))
+    if locator != "vote":
+        found = [labelled.alone(fault, locator) for fault in found]
+    figures = labelled.figures(ready, found) | {"locators": list(made.locators), "judges_see_answer": made.judges_see_answer}
+    lines = labelled.text(figures)
+    if locator == "vote":
+        without = labelled.figures(ready, labelled.without(ready, found, "reference", made.threshold, rates))
+        figures["without_reference"] = without
+        lines += ["without the benchmark's worked solutions: " + labelled.text(without)[0]]
+    if save:
+        counts = labelled.save(ready, found, save, shown=made.judges_see_answer, completer=made.completer)
+        lines += [f"reliabilities of {', '.join(f'{name} ({n})' for name, n in counts.items())}: {save}"]
+    _print(figures, lines, screen, as_json=as_json)
+
+
+def _print(figures: dict[str, Any], lines: list[str], screen: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    for line in lines[as_json:]:
+        say(screen, line)

@@ -1,0 +1,63 @@
+"""What generates: the protocol that locating asks, whichever library or server answers. Imports neither torch nor transformers.
+
+Implementations: ``local.LocalEngine`` (transformers, in this process) and ``openai.ServerEngine`` (any OpenAI-compatible server).
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote behind one text: the new text, its token ids, and whether it ended by itself or was cut off."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model would have written at each place of a text: ``tokens``, and the ``margins`` of the tokens asked about.
+
+    A margin is a token's logit minus the best other logit at the same prefix (natural-log units, float32).
+    """
+
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """Completes rendered texts. An engine decides its own batches; results do not depend on how the work is cut."""
+
+    @property
+    def identity(self) -> str:
+        """What names the model and where it runs: it goes into digests."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens after which a completion is cut off."""
+        ...
+
+    def stream(
+        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """Complete rendered texts; hands out (index, completion) as they end.
+
+        Args:
+            texts: All texts of this piece of work; equal ones are sampled apart.
+            temperature: 0 for the likeliest token at each place.
+            seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
+            done: Indices of texts that need no completion any more.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Reads texts that are written already, teacher-forced: what margins need, and what most servers do not offer."""
+
+    def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
+        """Of row ``i`` of token ids, the places from ``begins[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
+        ...

@@ -1,0 +1,88 @@
+"""Completions from any server that speaks OpenAI's completions protocol: vLLM, llama.cpp, transformers serve, SGLang, TGI.
+
+The server gets a rendered text and continues it (``/v1/completions``); the chat protocol would begin a new turn, and could not continue
+a solution. So the model's own chat template is applied here, by its tokenizer, which MODEL names: a folder, or its name on the hub.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from stepmend.engines.base import Completion
+from stepmend.models import chat
+from stepmend.records import InputError, digest
+
+SEEDS = 1 << 31
+"""Servers take seeds below this."""
+
+
+@dataclass(frozen=True)
+class ServerEngine:
+    """One model behind a server.
+
+    Attributes:
+        name: What its key is named by in the environment (``STEPMEND_JUDGE_KEY_NAME``, else ``OPENAI_API_KEY``).
+        model: The model's name at the server.
+        url: The server's address, up to ``/v1``.
+        tokenizer: The model's own.
+        max_new_tokens: Tokens after which a completion is cut off.
+        concurrency: Requests at once; the server batches them.
+        timeout: Seconds to wait for one completion.
+    """
+
+    name: str
+    model: str
+    url: str
+    tokenizer: Any
+    max_new_tokens: int
+    concurrency: int = 32
+    timeout: float = 600.0
+
+    @property
+    def identity(self) -> str:
+        return digest("openai", self.model, self.url)
+
+    def stream(
+        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
+        import openai
+
+        times: Counter[str] = Counter()
+        asked: list[tuple[int, str, int]] = []
+        for i, text in enumerate(texts):
+            times[text] += 1
+            if i not in done:
+                asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
+        with openai.OpenAI(api_key=self._key(), base_url=self.url, timeout=self.timeout, max_retries=4) as client:
+            pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
+            try:
+                futures = {pool.submit(self._complete, client, text, temperature, own): i for i, text, own in asked}
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except openai.OpenAIError as error:
+                status = getattr(error, "status_code", None)
+                raise InputError(
+                    f"completer {self.name}: {f'HTTP {status}' if status else type(error).__name__} from its server; "
+                    "it must serve /v1/completions (vLLM, llama.cpp and 'transformers serve' do)"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _key(self) -> str:
+        variable = "STEPMEND_JUDGE_KEY_" + self.name.upper().replace("-", "_")
+        return os.environ.get(variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+
+    def _complete(self, client: Any, text: str, temperature: float, seed: int) -> Completion:
+        reply = client.completions.create(
+            model=self.model, prompt=text, max_tokens=self.max_new_tokens, temperature=temperature, seed=seed, top_p=1.0
+        )
+        choice = (getattr(reply, "choices", None) or [None])[0]
+        written = getattr(choice, "text", None)
+        if not isinstance(written, str):
+            raise InputError(f"completer {self.name}: what came back is no completion")
+        finish = "length" if getattr(choice, "finish_reason", None) == "length" else "stop"
+        return Completion(written, tuple(chat.encode(self.tokenizer, written)), finish)

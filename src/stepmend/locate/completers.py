@@ -1,0 +1,47 @@
+"""What rescue continues traces with, as the recipe names it: a checkpoint, or a model behind an OpenAI-compatible server."""
+
+from typing import Any
+
+from stepmend.engines.local import LocalEngine
+from stepmend.engines.openai import ServerEngine
+from stepmend.locate import judges
+from stepmend.locate.faults import Completer
+from stepmend.models import chat, load
+from stepmend.records import InputError
+
+
+def is_server(spec: str) -> bool:
+    """Whether a completer is ``NAME=MODEL@BASE_URL``, and no checkpoint."""
+    return "@" in spec
+
+
+def make(spec: str, max_new_tokens: int, slots: int, dtype: str = "auto") -> Completer:
+    """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
+
+    Args:
+        spec: A folder, a hub name, ``builtin:NAME``, or ``NAME=MODEL@BASE_URL``, where MODEL also names the tokenizer.
+        max_new_tokens: Tokens after which a continuation is cut off.
+        slots: Continuations at once.
+        dtype: What a checkpoint is computed in.
+
+    Raises InputError for what is none of these, and where the model or its tokenizer is not there.
+    """
+    if is_server(spec):
+        judge = judges.parse(spec, what="completer")
+        tokenizer, prompt = _tokenizer(judge.model, judge.name), chat.prompt_for(judge.model, builtin=False)
+        engine = ServerEngine(judge.name, judge.model, judge.url, tokenizer, max_new_tokens)
+    else:
+        try:
+            folder = load.locate(spec)
+        except InputError as error:
+            raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
+        tokenizer, prompt = load.load_tokenizer(folder), chat.prompt_for(folder, spec.startswith(load.BUILTIN))
+        engine = LocalEngine(load.load_model(folder, dtype), tokenizer, max_new_tokens, slots)
+    return Completer(engine, lambda problem: chat.render(tokenizer, prompt, problem.question))
+
+
+def _tokenizer(model: str, name: str) -> Any:
+    try:
+        return load.load_tokenizer(model)
+    except InputError as error:
+        raise InputError(f"completer {name}: {error}; MODEL must be a folder or hub name that holds the served model's tokenizer") from None

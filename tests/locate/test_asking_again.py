@@ -1,0 +1,42 @@
+"""A run asks again what a judge gave no answer to, and nothing else."""
+
+import json
+
+from stepmend import Recipe
+from stepmend.locate import judges
+from stepmend.loop import Loop
+from tests.scripted_server import ScriptedServer, completion, refusal
+
+
+def test_a_later_run_asks_what_failed_before(broken, tmp_path):
+    """The judge refuses in the first call, answers in the second, and is not asked in the third."""
+    problems = [p for _, p, _ in broken[:3]]
+    traces = {p.id: c.trace.model_copy(update={"problem": p.id, "arm": "full"}) for _, p, c in broken[:3]}
+    full = {p.id: c.full.model_copy(update={"problem": p.id, "arm": "full"}) for _, p, c in broken[:3]}
+    awake = False
+
+    def script(request):
+        said = {"first_faulty_step": 1, "error_class": "computational", "reason": "so"}
+        return completion(json.dumps(said)) if awake else refusal(400)
+
+    with ScriptedServer(script) as server:
+        values = {"locate": {"judges": [f"one=m@{server.url}"], "locators": ["equations"]}, "measure": {"problems": 4}}
+        recipe = Recipe.make({**values, "curate": {"problems": 9}, "quantize": {"calibration": 8}})
+
+        def located():
+            with Loop(recipe, tmp_path / "run") as loop:
+                return loop._locate_all("full", problems, full, traces, "own failures")
+
+        first = located()
+        asked = len(server.requests)
+        awake = True
+        second = located()
+        again = len(server.requests) - asked
+        third = located()
+        assert len(server.requests) == asked + again
+    assert all(any(map(judges.Verdict.is_open, fault.votes)) for fault in first)
+    assert [[v.step for v in fault.votes if v.locator == "one"] for fault in second] == [[0]] * 3
+    assert again == 3
+    assert third == second
+    assert [fault.step for fault in second] == [fault.step for fault in first]
+    assert [fault.chosen for fault in second] == [fault.chosen for fault in first]
