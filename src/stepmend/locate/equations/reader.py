@@ -1,18 +1,15 @@
-"""Written arithmetic that can be checked: ``left = right`` where both sides are numbers, units and operators. Silent when unsure.
+"""Written arithmetic read token by token: numbers with units, brackets, operators, and formulas' roots and functions."""
 
-A claim is false only where every sensible reading of it is: the usual precedence or plain left to right, rounded as written, a percent
-as itself or as a share, one side in cents and the other in dollars. Variables, times of day, ordinals and mixed numbers are left alone.
-"""
-
-import itertools
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import factorial
 from typing import Any
 
-from stepmend.locate.plain import normalize
+from stepmend.locate.equations import latex
+from stepmend.locate.equations.units import SHORT, UNITS
 
 APPLY: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 WORDS_FOR = {"times": "*", "plus": "+", "minus": "-", "x": "*"}
@@ -27,24 +24,28 @@ STOPS = frozenset("and so because since is are was then if but which that thus".
 """Words that are no unit: an operand ends before them."""
 FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
 """Words before a number or bracket that change what it means."""
-MEASURES = frozenset(
-    "pound ounce hour minute second week month year inch foot feet yard mile cup pint quart gallon gram cent dollar".split()  # noqa: SIM905
-)
-"""Units that convert into one another: an equation with two of them is not judged."""
-CONVERSIONS = tuple(Fraction(n) for n in (100, 60, 12, 24, 7, 1000, 3600, 16, 3, 36, 52, 365, 30, 10))
-"""Between units of one kind: cents, minutes, inches, hours, days, grams, ounces, feet, weeks."""
+VOWEL = re.compile(r"[aeiouyäöü]")
 TOKEN = re.compile(
-    r"(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])|(?P<other>\S)"
+    r"(?:¤\s*)?(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|‹(?P<math>[^‹›]*)›|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])"
+    r"|(?P<other>[^\s¤])"
 )
+NEAREST = 60
+"""Tokens of a side that are looked at."""
+LONGEST_NUMBER = 15
+LARGEST_POWER = 4000
+"""Bits of a power at most."""
+LARGEST_FACTORIAL = 20
 
 
 @dataclass(frozen=True)
 class Token:
-    """A number, word, sign or other character of a normalized text; ``glued`` to what stands before it."""
+    """A number, word, sign, formula or other character of a text of plain signs; ``glued`` to what stands before it, at a place."""
 
     kind: str
     text: str
     glued: bool
+    place: int
+    money: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,68 +60,46 @@ class Side:
     sums: bool
     units: frozenset[str]
     first: Fraction
+    money: bool
+    inexact: bool
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One equation as written, and whether it holds."""
+class Segment:
+    """What stands between two equality signs of a line; ``rounded`` where the sign before it says "about", which stands at a place."""
 
-    text: str
-    holds: bool
+    tokens: list[Token]
+    rounded: bool
+    place: int
 
 
-def claims(text: str) -> list[Claim]:
-    """The equations of a text that can be checked, in order.
-
-    ``total = 3 + 4``, later ``total = 8`` is one, too: the same words before the sign name the same number until they are set anew.
-    """
-    found = []
-    named: dict[str, tuple[Side, Sequence[Token]]] = {}
-    for line in normalize(text).splitlines():
-        segments = _segments(line)
-        for (before, _), (after, rounded) in itertools.pairwise(segments):
-            left, right, shown = _suffix(before), _prefix(after), before
-            if left is None and (name := _name(before)):
-                if right and not right.operators and name in named:
-                    left, shown = named.pop(name)
-                elif right and right.operators:
-                    named[name] = right, after
-            if left is not None and right is not None and left.operators + right.operators:
-                sign = "≈" if rounded else "="
-                found.append(Claim(f"{_text(shown[-12:])} {sign} {_text(after[:12])}", _agree(left, right, rounded)))
+def segments(line: str) -> list[Segment]:
+    """What stands between the equality signs of a line, the first and the last part included."""
+    found = [Segment([], False, 0)]
+    end, before = -1, ""
+    for match in TOKEN.finditer(line):
+        kind = match.lastgroup or "other"
+        text, glued = match[kind], match.start() == end
+        if text in ("=", "≈") and kind == "sign":
+            found.append(Segment([], text == "≈", match.start()))
+        else:
+            kind, text = _kind(kind, text, after_number=glued and before == "number")
+            found[-1].tokens.append(Token(kind, text, glued, match.start(), match[0][0] == "¤"))
+        end, before = match.end(), kind
     return found
 
 
-def _name(tokens: Sequence[Token]) -> str:
-    """The words that an equation begins with, back to the last punctuation; empty where there is anything else among them."""
-    words = []
-    for token in reversed(tokens):
-        if token.kind == "other" and token.text not in "'’_":
-            break
-        if token.kind not in ("word", "other"):
-            return ""
-        words.append(token.text.lower())
-    return " ".join(reversed(words)) if len(words) > 1 else ""
+def _kind(kind: str, text: str, *, after_number: bool) -> tuple[str, str]:
+    """What a token is: ``times`` an operator, letters glued to a number a variable where they are no unit."""
+    word = text.lower()
+    if kind == "word" and word in WORDS_FOR and word != "x":
+        return "sign", WORDS_FOR[word]
+    if kind == "word" and after_number and word not in UNITS and word not in SILENT:
+        return "math", text
+    return kind, text
 
 
-def _segments(line: str) -> list[tuple[list[Token], bool]]:
-    """What stands between the equality signs of a line, each with whether the sign before it says "about"."""
-    segments: list[tuple[list[Token], bool]] = [([], False)]
-    end = -1
-    for match in TOKEN.finditer(line):
-        kind = match.lastgroup or "other"
-        text = match[0]
-        if text in "=≈":
-            segments.append(([], text == "≈"))
-        else:
-            if kind == "word" and text.lower() in WORDS_FOR and text.lower() != "x":
-                kind, text = "sign", WORDS_FOR[text.lower()]
-            segments[-1][0].append(Token(kind, text, match.start() == end))
-        end = match.end()
-    return segments
-
-
-def _text(tokens: Sequence[Token]) -> str:
+def shown(tokens: Sequence[Token]) -> str:
     return " ".join(token.text for token in tokens)
 
 
@@ -131,12 +110,13 @@ class _UnsureError(Exception):
 class _Reader:
     """Recursive descent over tokens: numbers with units, brackets, and operators."""
 
-    def __init__(self, tokens: Sequence[Token], begin: int) -> None:
-        self.tokens, self.place = tokens, begin
+    def __init__(self, tokens: Sequence[Token], begin: int, *, left: bool) -> None:
+        self.tokens, self.place, self.left = tokens, begin, left
         self.flat: list[Fraction | str] = []  # operands and operators, brackets closed, for the reading from left to right
         self.percents: set[int] = set()  # which of those are percentages
         self.operators = self.decimals = 0
         self.whole, self.percent, self.sums, self.depth = True, False, True, 0
+        self.money = self.inexact = False
         self.units: set[str] = set()
 
     def peek(self) -> Token | None:
@@ -144,20 +124,30 @@ class _Reader:
 
     def sum(self) -> Fraction:
         value = self.product()
-        while (token := self.peek()) and token.text in "+-" and self._operand_follows():
+        while (token := self.peek()) and token.text in ("+", "-") and self._operand_follows():
             self._operator(token.text)
             other = self.product()
             value = value + other if token.text == "+" else value - other
         return value
 
     def product(self) -> Fraction:
-        value = self.power()
-        while (token := self.peek()) and (token.text in "*/" or self._share(token)) and self._operand_follows():
+        value = self.factor()
+        while (token := self.peek()) and (token.text in ("*", "/") or self._share(token)) and self._operand_follows():
             self._operator("/" if token.text == "/" else "*")
-            other = self.power()
+            other = self.factor(divides=token.text == "/")
             if token.text == "/" and other == 0:
                 raise _UnsureError
             value = value / other if token.text == "/" else value * other
+        return value
+
+    def factor(self, *, divides: bool = False) -> Fraction:
+        """A power, or several side by side: ``2(3 + 4)``, ``4√2``; in a denominator nobody knows which of them it holds."""
+        value = self.power()
+        while (token := self.peek()) and (token.kind == "math" or (token.text == "(" and token.glued)):
+            if divides:
+                raise _UnsureError
+            self._operator("*")
+            value *= self.power()
         return value
 
     def _share(self, token: Token) -> bool:
@@ -170,7 +160,7 @@ class _Reader:
         if token and token.text == "^":
             self.place += 1
             exponent = self.operand()
-            if exponent.denominator != 1 or not 0 <= exponent <= 12:
+            if exponent.denominator != 1 or not 0 <= exponent <= 100 or _bits(value) * exponent > LARGEST_POWER:
                 raise _UnsureError
             if self.depth == 0:
                 del self.flat[-1]
@@ -193,9 +183,14 @@ class _Reader:
             value = self._bracket()
         elif token.kind == "number":
             self.place += 1
+            self.money |= token.money
             value = self._number(token.text)
+        elif token.kind == "math":
+            self.place += 1
+            value = self._formula(token.text)
         else:
             raise _UnsureError
+        value = self._factorial(value)
         value = -value if negative else value
         if (token := self.peek()) and token.text == "%":
             self.place += 1
@@ -205,6 +200,32 @@ class _Reader:
         if self.depth == 0:
             self.flat.append(value)
         return value
+
+    def _formula(self, text: str) -> Fraction:
+        """A root, a function or a constant; a variable is none."""
+        value = latex.value(text)
+        if value is None:
+            raise _UnsureError
+        self.inexact |= value.denominator > latex.LARGEST_DENOMINATOR
+        self.whole &= value.denominator == 1
+        return value
+
+    def _factorial(self, value: Fraction) -> Fraction:
+        """``5!``, where it is not the end of an exclamation."""
+        token = self.peek()
+        if token is None or token.text != "!":
+            return value
+        after = self.tokens[self.place + 1].text if self.place + 1 < len(self.tokens) else ""
+        if (
+            not token.glued
+            or value.denominator != 1
+            or not 0 <= value <= LARGEST_FACTORIAL
+            or after not in (*"+-*/)^¦", "" if self.left else "+")
+        ):
+            raise _UnsureError
+        self.place += 1
+        self.operators += 1
+        return Fraction(factorial(int(value)))
 
     def _bracket(self) -> Fraction:
         self.place += 1
@@ -219,6 +240,8 @@ class _Reader:
 
     def _number(self, text: str) -> Fraction:
         plain = text.replace(",", "")
+        if len(plain) > LONGEST_NUMBER:
+            raise _UnsureError
         if len(plain) > 1 and plain[0] == "0" and plain[1] != ".":
             raise _UnsureError  # a time or a code
         self.decimals = max(self.decimals, len(plain.partition(".")[2]))
@@ -226,27 +249,40 @@ class _Reader:
         return Fraction(plain)
 
     def _units(self) -> None:
-        """Up to four words behind an operand; a letter alone is a variable, and some words change the number."""
+        """Up to four words behind an operand, each with its power; a letter alone is a variable, and some words change the number."""
         begin = self.place
         while (token := self.peek()) and token.kind == "word" and self.place - begin < 4:
             word = token.text.lower()
             if (word == "of" and self._share(token)) or word in STOPS:
                 break
-            if len(word) == 1 or word in SILENT:
+            if (
+                len(word) == 1
+                or word in SILENT
+                or (len(word) == 2 and word not in UNITS | SHORT)
+                or not VOWEL.search(word + "y" * (word in UNITS))
+            ):
                 raise _UnsureError
             self.units.add(word.rstrip("s"))
             self.place += 1
+            self._unit_power(word)
         ahead = [token.text for token in self.tokens[self.place : self.place + 3]]
         if ahead[:1] == ["and"] and ahead[2:] == ["/"]:
             raise _UnsureError  # 1 and 1/4
-        if (token := self.peek()) and (token.text == "(" or (token.kind == "number" and self.place == begin)):
-            raise _UnsureError  # implied multiplication, or a mixed number
+        if (token := self.peek()) and ((token.text == "(" and not token.glued) or (token.kind == "number" and self.place == begin)):
+            raise _UnsureError  # a remark, or a mixed number
+
+    def _unit_power(self, word: str) -> None:
+        ahead = [token.text for token in self.tokens[self.place : self.place + 2]]
+        if ahead[:1] == ["^"]:
+            if word not in UNITS or ahead[1:] not in (["2"], ["3"]):
+                raise _UnsureError
+            self.place += 2
 
     def _operand_follows(self) -> bool:
         following = self.tokens[self.place + 1 : self.place + 3]
-        if following and (following[0].kind == "number" or following[0].text == "("):
-            return True
-        return len(following) == 2 and following[0].text == "-" and following[1].kind == "number" and following[1].glued
+        return any(token.kind in ("number", "math") or token.text == "(" for token in following[:1]) or (
+            len(following) == 2 and following[0].text == "-" and following[1].kind in ("number", "math") and following[1].glued
+        )
 
     def _operator(self, sign: str) -> None:
         self.place += 1
@@ -260,7 +296,8 @@ class _Reader:
         value = self.sum()
         values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat), *_by_percent(self.flat, self.percents))
         first = next((f for f in self.flat if isinstance(f, Fraction)), value)
-        return Side(values, self.operators, self.decimals, self.whole, self.percent, self.sums, frozenset(self.units), first)
+        units = frozenset(self.units)
+        return Side(values, self.operators, self.decimals, self.whole, self.percent, self.sums, units, first, self.money, self.inexact)
 
 
 def _left_to_right(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
@@ -289,8 +326,12 @@ def _by_percent(flat: Sequence[Fraction | str], percents: set[int]) -> Iterator[
         yield APPLY[str(flat[1])](flat[0], flat[0] * flat[2])  # pyright: ignore[reportOperatorIssue]
 
 
-def _read(tokens: Sequence[Token], begin: int) -> tuple[Side, int] | None:
-    reader = _Reader(tokens, begin)
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int] | None:
+    reader = _Reader(tokens, begin, left=left)
     try:
         side = reader.side()
     except (_UnsureError, RecursionError, OverflowError):
@@ -298,15 +339,20 @@ def _read(tokens: Sequence[Token], begin: int) -> tuple[Side, int] | None:
     return side, reader.place
 
 
-def _suffix(tokens: Sequence[Token]) -> Side | None:
-    """The expression that a segment ends with; None where it is preceded by what may belong to it."""
-    for begin, token in enumerate(tokens):
-        if token.kind != "number" and token.text != "(":
+def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
+    """The expression that a segment ends with, and where it begins; None where it is preceded by what may belong to it."""
+    if tokens and tokens[-1].text == "¦":
+        tokens = tokens[:-1]
+    resumed = first = max(len(tokens) - NEAREST, 0)
+    for begin in range(first, len(tokens)):
+        token = tokens[begin]
+        if begin < resumed or (token.kind not in ("number", "math") and token.text != "("):
             continue
-        found = _read(tokens, begin)
+        found = _read(tokens, begin, left=True)
         if found is None or found[1] < len(tokens):
+            resumed = begin if found is None else found[1]
             continue
-        return None if _belongs(tokens[:begin], token, found[0].operators) else found[0]
+        return None if _belongs(tokens[:begin], token, found[0].operators) else (found[0], token.place)
     return None
 
 
@@ -315,69 +361,51 @@ def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
     if not before:
         return False
     last = before[-1]
-    if last.kind == "number" or last.text in ")}^%_√∛" or (last.text == ":" and last.glued and first.glued):
+    if last.kind in ("number", "math") or last.text in ")}^%_√∛!'" or (last.text == ":" and last.glued and first.glued):
         return True
     if last.kind == "word" and (first.glued or last.text.lower() in SILENT | FUNCTIONS | {"of", "by", "and"} or len(last.text) == 1):
         return True
-    if operators == 0 and last.text not in ":(":
+    if operators == 0 and last.text not in ":(¦":
         return True
-    if last.text in ".," and first.glued:
+    if last.text in ".," and (first.glued or _pieces(before, first)):
         return True  # a number written in pieces
     # An operator earlier in the phrase has an operand that we do not know: "25 pupils + his 1 teacher".
     for token in reversed(before):
-        if token.kind == "other":
-            return False
-        if token.text in "+-*/^(":
+        if token.kind == "other" and token.text not in "'’":
+            return token.text in "/…" or (token.text == "." and token.glued and first.glued)
+        if token.kind == "math" or (token.kind == "sign" and token.text not in ")"):
             return True
     return False
 
 
-def _prefix(tokens: Sequence[Token]) -> Side | None:
+def _pieces(before: Sequence[Token], after: Token) -> bool:
+    """``14, 400``: one number or two."""
+    return len(before) > 1 and before[-1].text == "," and before[-2].kind == after.kind == "number" and len(after.text) == 3
+
+
+def prefix(tokens: Sequence[Token]) -> Side | None:
     """The expression that a segment begins with; None where what follows may belong to it."""
-    found = _read(tokens, 0)
+    if tokens and tokens[0].text == "¦":
+        tokens = tokens[1:]
+    tokens = tokens[:NEAREST]
+    found = _read(tokens, 0, left=False)
     if found is None:
         return None
     side, end = found
-    after = tokens[end] if end < len(tokens) else None
-    if after and after.text == "." and tokens[end + 1 : end + 2] and tokens[end + 1].text == ".":
-        return None  # 8.333…
-    if after and (after.text in "+-*/^(%!_" or (after.text == ":" and after.glued) or after.kind == "number"):
+    if end == NEAREST or _goes_on(tokens, end):
         return None
-    return side
+    shares = [place for place in range(end) if tokens[place].text == "of"]
+    alone = _read(tokens[: shares[0]], 0, left=False) if shares else None
+    return replace(side, values=(*side.values, *alone[0].values)) if alone else side
 
 
-def _agree(left: Side, right: Side, rounded: bool) -> bool:
-    """Whether some reading of the two sides makes them equal."""
-    if right.operators and right.first in left.values:
-        return True  # 5 + 3 = 8 * 2 = 16: wrongly written, rightly meant
-    if len((left.units | right.units) & MEASURES) > 1:
+def _goes_on(tokens: Sequence[Token], end: int) -> bool:
+    """Whether what stands behind an expression may be part of it."""
+    if end == len(tokens):
+        return False
+    after, rest = tokens[end], tokens[end + 1 :]
+    if after.kind in ("number", "math") or after.text in ("…", "|") or after.text in "+-*/^(%!_'" or (after.text == ":" and after.glued):
         return True
-    return any(_near(a, b, left, right, rounded) for a in left.values for b in right.values)
-
-
-def _exact_sum(side: Side, result: Side) -> bool:
-    """Whether one side only adds and subtracts, and the other is written with as many decimals: then there is nothing to round."""
-    return side.sums and not result.operators and 0 < side.decimals <= result.decimals
-
-
-def _near(a: Fraction, b: Fraction, left: Side, right: Side, rounded: bool) -> bool:
-    pairs = [(a, b), (a, -b)] if a < 0 or b < 0 else [(a, b)]
-    if left.percent or right.percent:
-        pairs += [(a * 100, b), (a, b * 100)]
-    if "cent" in left.units | right.units:
-        pairs += [(a * 100, b), (a, b * 100)]
-    if left.units and right.units and left.units.isdisjoint(right.units):
-        pairs += [pair for factor in CONVERSIONS for pair in ((a * factor, b), (a, b * factor))]
-    exact = not rounded and ((left.whole and right.whole) or _exact_sum(left, right) or _exact_sum(right, left))
-    for x, y in pairs:
-        if x == y:
-            return True
-        gap = abs(x - y)
-        written = Fraction(1, 10 ** min(left.decimals if not right.operators and not left.operators else right.decimals, 12))
-        if gap <= written / 2 and not (exact and x.denominator == y.denominator == 1):
-            return True
-        if x.denominator != 1 and gap < 1 and y.denominator == 1:
-            return True  # cut to a whole number
-        if (not exact) and gap <= max(abs(x), abs(y)) * (Fraction(2, 100) if rounded else Fraction(1, 100)):
-            return True
-    return False
+    if after.text == "." and rest and rest[0].text in (".", "…"):
+        return True  # 8.333…
+    return after.text in (",", ".") and bool(rest) and rest[0].kind == "number" and (rest[0].glued or _pieces(tokens[: end + 1], rest[0]))
