@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepmend.engines.local import Completion, LocalEngine
-from stepmend.locate import judges, locators, steps, taxonomy
+from stepmend.locate import equations, judges, locators, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
 from stepmend.locate.vote import vote
@@ -15,7 +15,7 @@ from stepmend.progress import Tick, silent
 from stepmend.recipe import Locate
 from stepmend.records import Fault, Problem, Vote, digest
 
-VERSION = f"locate-4 {steps.VERSION}"
+VERSION = f"locate-4 {steps.VERSION} {equations.VERSION}"
 """Changes whenever the same traces may be located or classified otherwise."""
 ALONE = 8
 """Samples of which one must arrive where full precision rescues itself: greedily it would only fail again."""

@@ -2,6 +2,7 @@
 
 import re
 
+EQUALITY = re.compile(r"=|≈|\\approx")
 SENTENCE_END = re.compile(r"[.!?;](?=\s)|\n[^\S\n]*\n")
 NEAR = 300
 """Characters that a sentence is looked for in, each way."""

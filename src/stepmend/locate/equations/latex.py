@@ -4,8 +4,9 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
-from stepmend.locate.equations.units import UNITS
+from stepmend.locate.equations.units import LETTERS, UNITS
 
 LEX = re.compile(
     r"\\begin\{(?P<begin>\w{1,30}\*?)\}|\\end\{(?P<end>\w{1,30}\*?)\}|\\[A-Za-z]+|\\.|\d+(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
@@ -34,6 +35,7 @@ DROPPED = frozenset(r"\phantom \hphantom \vphantom \color \hspace \vspace \label
 FUNCTIONS = frozenset(r"\sin \cos \tan \cot \sec \csc \log \ln".split())  # noqa: SIM905
 DEEP = 12
 DIGITS = 40
+LARGEST = 10**15
 LARGEST_DENOMINATOR = 10**6
 """Of a value that is taken to be a fraction; others are irrational."""
 LONG = 60
@@ -80,6 +82,9 @@ class _Formula:
             if token == "\\over":
                 rest = self.group(closing, depth + 1) if depth < DEEP else _unknown(closing)
                 return _fraction("".join(out), rest)
+            if token in ("\\choose", "\\atop", "\\brack"):
+                rest = self.group(closing, depth + 1) if depth < DEEP else "x"
+                return _unknown(f"\\binom{{{_bare(''.join(out))}}}{{{_bare(rest)}}}" if token == "\\choose" else token)
             self._put(token, out, depth)
         return "".join(out)
 
@@ -155,7 +160,8 @@ class _Formula:
             fraction = _fraction(self.argument(depth), self.argument(depth))
             out.append(_unknown(fraction) if mixed else fraction)
         elif token in TEXT:
-            content = self.raw()
+            content = re.sub(r"/\s*(?:per\s+)?[A-Za-z]+", "", self.raw())
+            content = LETTERS.get(content.strip(), content)
             out.append(f" {content} " if not re.search(r"[\d\\=]", content) else _unknown("text"))
         elif token in INNER:
             out.append(_bracketed(self.argument(depth)))
@@ -280,11 +286,14 @@ def value(latex: str) -> Fraction | None:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     exact = re.sub(r"(\d*)\.(\d+)", lambda m: f"(({m[1]}{m[2]})/(1{'0' * len(m[2])}))", latex)  # its decimals are of 53 bits
+    settings = ConversionConfig(interpret_as_mixed_fractions=False)
     try:
-        read = latex2sympy(exact.replace("*", "\\cdot "), config=ConversionConfig(interpret_as_mixed_fractions=False))
+        read: Any = latex2sympy(re.sub(r"(?<=[\d)])\s*\(", "*(", exact).replace("*", "\\cdot "), conversion_config=settings)
         number = read.evalf(DIGITS)
-        exactly = Fraction(str(number)) if number.is_Float or number.is_Integer else None
+        if not (number.is_Float or number.is_Integer) or abs(number) >= LARGEST:
+            return None
+        exactly = Fraction(str(number))
     except Exception:  # the parser raises bare Exception at what it cannot read
         return None
-    simple = exactly and exactly.limit_denominator(LARGEST_DENOMINATOR)
-    return simple if simple and abs(simple - exactly) < Fraction(1, 10**25) else exactly
+    simple = exactly.limit_denominator(LARGEST_DENOMINATOR)
+    return simple if abs(simple - exactly) < Fraction(1, 10**25) else exactly

@@ -24,6 +24,7 @@ STOPS = frozenset("and so because since is are was then if but which that thus".
 """Words that are no unit: an operand ends before them."""
 FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
 """Words before a number or bracket that change what it means."""
+PUNCTUATION = ',;:.?!¦"“”—-•'
 VOWEL = re.compile(r"[aeiouyäöü]")
 TOKEN = re.compile(
     r"(?:¤\s*)?(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|‹(?P<math>[^‹›]*)›|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])"
@@ -31,7 +32,7 @@ TOKEN = re.compile(
 )
 NEAREST = 60
 """Tokens of a side that are looked at."""
-LONGEST_NUMBER = 15
+LONGEST_NUMBER = 24
 LARGEST_POWER = 4000
 """Bits of a power at most."""
 LARGEST_FACTORIAL = 20
@@ -59,7 +60,7 @@ class Side:
     percent: bool
     sums: bool
     units: frozenset[str]
-    first: Fraction
+    numbers: tuple[Fraction, ...]
     money: bool
     inexact: bool
 
@@ -118,6 +119,7 @@ class _Reader:
         self.whole, self.percent, self.sums, self.depth = True, False, True, 0
         self.money = self.inexact = False
         self.units: set[str] = set()
+        self.numbers: list[Fraction] = []
 
     def peek(self) -> Token | None:
         return self.tokens[self.place] if self.place < len(self.tokens) else None
@@ -146,6 +148,7 @@ class _Reader:
         while (token := self.peek()) and (token.kind == "math" or (token.text == "(" and token.glued)):
             if divides:
                 raise _UnsureError
+            self.place -= 1  # there is no sign to step over
             self._operator("*")
             value *= self.power()
         return value
@@ -160,6 +163,8 @@ class _Reader:
         if token and token.text == "^":
             self.place += 1
             exponent = self.operand()
+            if self.tokens[self.place - 1].text == "!":
+                raise _UnsureError
             if exponent.denominator != 1 or not 0 <= exponent <= 100 or _bits(value) * exponent > LARGEST_POWER:
                 raise _UnsureError
             if self.depth == 0:
@@ -207,7 +212,9 @@ class _Reader:
         if value is None:
             raise _UnsureError
         self.inexact |= value.denominator > latex.LARGEST_DENOMINATOR
-        self.whole &= value.denominator == 1
+        self.whole &= value.denominator == 1 or self.inexact
+        self.operators += text != "\\pi"
+        self.sums = False
         return value
 
     def _factorial(self, value: Fraction) -> Fraction:
@@ -246,7 +253,8 @@ class _Reader:
             raise _UnsureError  # a time or a code
         self.decimals = max(self.decimals, len(plain.partition(".")[2]))
         self.whole &= "." not in plain
-        return Fraction(plain)
+        self.numbers.append(Fraction(plain))
+        return self.numbers[-1]
 
     def _units(self) -> None:
         """Up to four words behind an operand, each with its power; a letter alone is a variable, and some words change the number."""
@@ -262,8 +270,9 @@ class _Reader:
                 or not VOWEL.search(word + "y" * (word in UNITS))
             ):
                 raise _UnsureError
-            self.units.add(word.rstrip("s"))
             self.place += 1
+            after = self.peek()
+            self.units.add("inch" if word == "in" and not (after and after.kind in ("word", "number")) else word.rstrip("s"))
             self._unit_power(word)
         ahead = [token.text for token in self.tokens[self.place : self.place + 3]]
         if ahead[:1] == ["and"] and ahead[2:] == ["/"]:
@@ -295,9 +304,10 @@ class _Reader:
         """What ``sum`` has read from the beginning on."""
         value = self.sum()
         values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat), *_by_percent(self.flat, self.percents))
-        first = next((f for f in self.flat if isinstance(f, Fraction)), value)
         units = frozenset(self.units)
-        return Side(values, self.operators, self.decimals, self.whole, self.percent, self.sums, units, first, self.money, self.inexact)
+        return Side(
+            values, self.operators, self.decimals, self.whole, self.percent, self.sums, units, tuple(self.numbers), self.money, self.inexact
+        )
 
 
 def _left_to_right(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
@@ -367,13 +377,15 @@ def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
         return True
     if operators == 0 and last.text not in ":(¦":
         return True
-    if last.text in ".," and (first.glued or _pieces(before, first)):
+    if first.text == "(" and last.kind == "word" and before[-2:-1] and before[-2].kind == "number":
+        return True  # a unit, times what is in the bracket
+    if last.text in ".," and (first.glued or _pieces(before, first) or (last.text == "." and before[-2:-1] and before[-2].kind == "sign")):
         return True  # a number written in pieces
     # An operator earlier in the phrase has an operand that we do not know: "25 pupils + his 1 teacher".
     for token in reversed(before):
         if token.kind == "other" and token.text not in "'’":
-            return token.text in "/…" or (token.text == "." and token.glued and first.glued)
-        if token.kind == "math" or (token.kind == "sign" and token.text not in ")"):
+            return token.text not in PUNCTUATION
+        if token.kind == "math" or (token.kind == "sign" and token.text in "+-*/^("):
             return True
     return False
 
@@ -406,6 +418,8 @@ def _goes_on(tokens: Sequence[Token], end: int) -> bool:
     after, rest = tokens[end], tokens[end + 1 :]
     if after.kind in ("number", "math") or after.text in ("…", "|") or after.text in "+-*/^(%!_'" or (after.text == ":" and after.glued):
         return True
+    if after.text == "is":
+        return True  # 12 + 3 + 4 = 12 + 3 is 15, …
     if after.text == "." and rest and rest[0].text in (".", "…"):
         return True  # 8.333…
     return after.text in (",", ".") and bool(rest) and rest[0].kind == "number" and (rest[0].glued or _pieces(tokens[: end + 1], rest[0]))

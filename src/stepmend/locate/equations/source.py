@@ -7,10 +7,17 @@ from stepmend.locate.equations.latex import plain
 from stepmend.locate.steps import formulas
 
 NOTE = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
+WRITTEN = re.compile(r"<<([^<>=]*)=([^<>=]*)>>[ $]*(-?[\d,]*\.?\d[^\n<=]{0,40})")
+NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+OPERATOR = re.compile(r"[+*/×=]|\s[-−–]\s|\d[-−–]\d|\d\s*x\s*\d")
+TELLING = re.compile(r".*(?:[,.;:]|\b(?:so|then|because|thus|therefore|if))\s", re.DOTALL)
+"""What a line says before its equation's own phrase."""
 DOLLAR = re.compile(r"(?<![\\$])\$(?!\$)")
 OPENING = ("\\(", "\\[", "$$")
 LONGEST_INLINE = 400
 COMMAND = re.compile(r"\\(?:text|textrm|textbf|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+REMARK = re.compile(r"\(\s*[A-Za-z][A-Za-z\s'-]*\)")
+"""Words in brackets; a formula's letters stand between other marks."""
 REWRITES: tuple[tuple[str, str], ...] = (
     (r"<<[^<>]*>>", ""),
     (r"[×·∗⋅]", " * "),
@@ -25,11 +32,11 @@ REWRITES: tuple[tuple[str, str], ...] = (
     (r"¢", " cents "),
     (r"\bdivided by\b", "/"),
     (r"\bmultiplied by\b", "*"),
-    (r"(?<=\d)\s*[xX]\s*(?=¤?\d)", " * "),
+    (r"(?<=\d)[^\S\n]*[xX][^\S\n]*(?=¤?\d)", " * "),
     (r"(?<=[\w)])\([^()\d]*\)|\([^()\d]*[*+/=^][^()\d]*\)|\(\s*[A-Za-z]\s*\)", " ‹()› "),
     (r"\([^()\d]*\)", " "),
     (r"/\s*(?:per\s+)?[^\W\d_]{2,}", " "),
-    (r"[!<>≠≤≥:]\s*=|==|=>", " ¿ "),
+    (r"[!<>≠≤≥]\s*=|:=|==|=>", " ¿ "),
 )
 
 
@@ -44,15 +51,33 @@ def lines(text: str) -> str:
     return "".join([*pieces, _prose(text[end:])])
 
 
-def notes(text: str) -> list[tuple[str, str]]:
-    """GSM8K's calculator notes: what was typed, and what came out."""
-    return [(match[1], match[2]) for match in NOTE.finditer(text)]
+def told_notes(text: str) -> list[tuple[str, str]]:
+    """GSM8K's calculator notes that a writer's slip is told from: those whose operands the line's words have named before."""
+    found = []
+    for match in NOTE.finditer(text):
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        operator = OPERATOR.search(line)
+        told = TELLING.match(line[: operator.start()]) if operator else None
+        numbers = {_trimmed(number) for number in NUMBER.findall(told[0])} if told else set()
+        operands = {_trimmed(number) for number in NUMBER.findall(match[1])}
+        if operands <= numbers:
+            found.append((match[1], match[2]))
+    return found
+
+
+def notes(text: str) -> list[tuple[str, str, str]]:
+    """Calculator notes: what was typed, what came out, and the number written after it with what follows."""
+    return [(match[1], match[2], match[3]) for match in WRITTEN.finditer(text)]
+
+
+def _trimmed(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def _formula(text: str, *, star: bool) -> str:
     size = 2 if text.startswith(OPENING) else 0 if text.startswith("\\begin") else 1
     inner = plain(text[size : len(text) - size], star=star)
-    return f" ¦ {' '.join(inner.split())} ¦ "
+    return f" ¦ {' '.join(REMARK.sub(' ', inner).split())} ¦ "
 
 
 def _prose(text: str) -> str:

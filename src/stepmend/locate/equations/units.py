@@ -18,3 +18,8 @@ MEASURES = frozenset(
     """.split()  # noqa: SIM905
 )
 """Units that convert into one another: an equation with two of them is not judged."""
+LETTERS = {
+    "m": "meter", "s": "second", "g": "gram", "h": "hour", "l": "liter", "L": "liter", "N": "newton", "J": "joule", "W": "watt",
+    "V": "volt",
+}  # fmt: skip
+"""Units of one letter, where a formula sets them as text."""
