@@ -28,7 +28,7 @@ def kind_of(benchmark: str) -> verify.Kind:
 
 def gold_of(text: str) -> str:
     """The answer in a gold text: that of a worked solution (``\\boxed{}``, ``####``), or else the text itself."""
-    found = extract(text, loose=False)
+    found = extract(text, loose=False, whole=True)
     return found.answer if found else text.strip()
 
 

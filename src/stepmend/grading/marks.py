@@ -1,0 +1,131 @@
+"""Answers behind a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
+
+import re
+from dataclasses import dataclass
+
+from stepmend.grading import loose
+
+_KEY = r"(?:final|correct|right|best|my|our)?[ _-]?(?:answers?|option|choice)"
+_IS = (
+    r"(?:[*_\"'”`)}\]]{0,4}[ \t]?(?::|：|=|→|->|=>)|[*_\"'”`]{0,4} (?:-|–|—) |[*_]{0,4} (?:(?:to|for|of|in) [^.:\n=?!]{1,80}? )?"
+    r"(?:is|are|was|would be|will be|should be|must be|comes? (?:out )?to(?: be)?|equals)\b(?: (?:therefore|thus|then|simply|just|indeed|equal to|given by"
+    r"|found to be|option|choice|letter|the number)\b)*[:：]?)"
+)
+STRONG = r"\#{4}(?!\#)|<answer>|\[ANSWER\]"
+MARKS = re.compile(
+    rf"(?:(?P<strong>{STRONG})|^[ \t>*_]{{0,8}}(?:A|Ans)[*_]{{0,4}}[ \t]?[:：]|^[ \t]*+[#*_]{{1,6}} ?(?:the )?(?:final )?answer[ \t*_:]*+$"
+    rf"|\b{_KEY}{_IS}|\bAns[:.]|\b(?:final|end) result{_IS}|答案(?:是|为|：|:)|答え(?:は|：|:)|(?i:(?:la )?(?:respuesta|réponse|risposta)(?: final\w?)?"
+    r"(?: (?:es|est|è)\b| ?[:：]))|(?i:antwort(?: (?:ist|lautet)\b| ?:))|(?i:ответ ?[:：—]))"
+    r"[ \t]*+[*_]*+[ \t]*+\n?+\s{0,8}(?P<rest>[^\s:][^\n]{0,300})",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""The answer is the rest of the line, or the next line."""
+CHOSEN = re.compile(
+    r"(?:(?<=\s)|(?<=[(*$])|^)(?:\\text\{)?\(?(?-i:(?P<letter>[A-J]))\)?\}?[)*$.]{0,4} is (?:therefore |thus |indeed )?(?:the |our )?(?:final |most )?(?:correct|right|best|answer)\b"
+    r"|\b(?:choose|select|pick|go with) (?:option |choice |answer )?\(?(?-i:(?P<chosen>[A-J]))(?=[).,\s]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""An option named before the mark: "(C) is correct"."""
+OPTION = re.compile(r"(?:\*\*|\\text\{|\\textbf\{|\$|\\\()*\(?[A-J](?:[).:\]]|\}|\*|$|\s*$)")
+SENTENCE = re.compile(
+    r"(?<=[^\s.])[.!?。！？]\s+(?=[A-Z\"'(])|[。；]|(?<=\S),? (?:which|because|since|so|as|where|meaning|and not|not|but|instead of|rather than)\b| — | – |; "
+)
+"""Where a marked answer ends, though its line goes on."""
+FORMULA = re.compile(r"\$\$[^$\n]{1,300}\$\$|\$[^$\n]{1,300}\$|\\\[[^\n]{1,300}?\\\]|\\\([^\n]{1,300}?\\\)")
+LISTED = re.compile(r"\s{0,3}(?:,|;|and\b|or\b|, and\b|, or\b)\s{0,3}")
+CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
+STOP = frozenset(
+    "the an to of that this it its not as in on at given found obtained therefore thus so correct incorrect right wrong simply just about now below "
+    "above here following follows clear shown and or for with we i you is are was be because since by from based unknown supposed expected".split()
+)  # fmt: skip
+"""A word that begins a sentence and is no answer."""
+_BLANK = r"(?:your|the|my|a|an|insert|final|numeric|numerical|correct|single|just|only|exact|put|write|enter|actual)"
+PLACEHOLDER = re.compile(
+    rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final|numeric|placeholder)"
+    r"(?: (?:goes )?here| only)?|[.…?_\-\s#]*|(?:dots|ldots|cdots|square|quad|qquad|phantom|blank|placeholder|text|,|\s)*|xxx*",
+    re.IGNORECASE,
+)
+_DRESS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit)\b|[\\${}()\[\]<>*`\"']")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A marked answer; ``strong`` where the mark is one that a format asks for."""
+
+    answer: str
+    strong: bool
+
+
+def placeholder(answer: str) -> bool:
+    """Whether something that stands for an answer is none: ``number``, ``...``, ``?``, ``your answer``, nothing."""
+    if len(answer) > 80:
+        return False
+    said = " ".join(_DRESS.sub(" ", answer).replace("_", " ").split())
+    return bool(PLACEHOLDER.fullmatch(said)) and not re.fullmatch(r"\(?-\)?", answer.strip())
+
+
+def last(text: str, start: int, *, whole: bool) -> Mark | None:
+    """The last marked answer from ``start`` on; of a text that is not whole only one that nothing follows, and that no cut goes through."""
+    found = [(m.start(), m) for m in MARKS.finditer(text, start)] + [(m.start(), m) for m in CHOSEN.finditer(text, start)]
+    for _, match in sorted(found, key=lambda one: one[0], reverse=True):
+        letter = match.groupdict().get("letter") or match.groupdict().get("chosen")
+        answer = letter or _answer(match)
+        if not answer:
+            continue
+        if not whole and not (text[match.end() :].strip() == "" and text.endswith("\n")):
+            return None
+        # Four number signs head a section as well: only a line of its own is as good as a box.
+        return Mark(answer, bool(match.groupdict().get("strong")) and _trimmed(match["rest"].partition("</")[0]) == answer)
+    return None
+
+
+def _answer(mark: re.Match[str]) -> str | None:
+    """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
+    content = mark["rest"].strip()
+    if closer := CLOSERS.get(content):
+        content = mark.string[mark.end("rest") : mark.end("rest") + 300].partition(closer)[0].strip()
+    while inner := MARKS.search(content):
+        content = inner["rest"]
+    content = re.split(r"</|\[/|\s?<[|｜]", content, maxsplit=1)[0].strip()
+    if content.startswith(("$", "\\(", "\\[")) and (formula := _formulas(content)):
+        return formula
+    sentence = _trimmed(SENTENCE.split(content)[0])
+    if not OPTION.match(sentence) and loose.PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", sentence)):
+        said = _trimmed(re.split(r"(?<=[^\s.])[.!?]\s+(?=[A-Z])", content, maxsplit=1)[0])
+        return loose.last(said) if re.search(r"\d|\\[a-z(\[]", said) else None
+    return sentence if _is_answer(sentence) else None
+
+
+def _formulas(content: str) -> str | None:
+    """The formula at the start of a text, with those that are listed behind it; None where none is."""
+    found: list[str] = []
+    place = 0
+    while match := FORMULA.match(content, place):
+        found.append(match[0])
+        joint = LISTED.match(content, match.end())
+        if not joint:
+            break
+        place = joint.end()
+    if len(found) == 1:
+        return re.sub(r"[.,;]\s*(?=(?:\$+|\\\)|\\\])\Z)", "", found[0])
+    return ", ".join(one.strip("$").removeprefix("\\(").removesuffix("\\)") for one in found) or None
+
+
+def _trimmed(answer: str) -> str:
+    """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` behind a mark is 42."""
+    trimmed = re.sub(r"(?<![\s.,;:!?*\"'`。！？])[\s.,;:!?*\"'`。！？]+\Z", "", answer.strip()).lstrip("*\"'`_ ")
+    while trimmed and trimmed[-1] in ")]}" and trimmed.count(trimmed[-1]) > trimmed.count({")": "(", "]": "[", "}": "{"}[trimmed[-1]]):
+        trimmed = trimmed[:-1].rstrip("\"' ")
+    return trimmed
+
+
+def _is_answer(said: str) -> bool:
+    """Whether something behind a mark can be an answer: mathematics, or a word or two that begin no sentence."""
+    if not said or placeholder(said):
+        return False
+    words = said.split()
+    if words[0].lower() in STOP:
+        return False
+    if re.search(r"[\d\\$√π∞=+*/^<>≤≥]", said):
+        return True
+    return len(words) == 1 or (len(words) <= 3 and all(word[0].isupper() for word in words if word[0].isalpha()))
