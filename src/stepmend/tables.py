@@ -57,6 +57,14 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
+def text_or_none(row: dict[str, Any], name: str, where: str) -> str | None:
+    """A field as text; None where it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
+    value = field(row, name, where)
+    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return text(row, name, where)
+
+
 def _csv(file: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
     with file.open(encoding="utf-8-sig", newline="") as stream:

@@ -180,7 +180,8 @@ EQUAL = {
     "letters": [
         (written, "C")
         for written in ("C", "C)", "(C)", "**C**", "C.", "C) 42", "C. 12 cm", "(C) 42", "C: 42", "Option C", "option (C)", "\\text{C}",
-                        "\\text{(C)}", "\\textbf{(C) }42", "\\mathrm{(C)}\\ 12", "(c)", "c)", "[C]", "$C$", "The correct option is C", "C – 42")
+                        "\\text{(C)}", "\\textbf{(C) }42", "\\mathrm{(C)}\\ 12", "(c)", "c)", "[C]", "$C$",
+                        "The correct option is C", "C – 42")
     ] + [("C", "(C)"), ("C", "C) 42"), ("42", "(C) 42"), ("(A) 12", "A"), ("(A) 12", "12"), ("A and C", "A, C"), ("C, A", "A, C")],
     "words": [
         ("Rome", "rome"),
@@ -204,7 +205,8 @@ EQUAL = {
 }  # fmt: skip
 DIFFERENT = {
     "scientific notation": [
-        ("4.5\\times 10^{33}", "4.5e32"), ("4.5\\times 10^{33}", "4.6e33"), ("2.4\\times 10^{-19}", "1.6\\times 10^{-19}"), ("6.626e-34", "6.627e-34"),
+        ("4.5\\times 10^{33}", "4.5e32"), ("4.5\\times 10^{33}", "4.6e33"),
+        ("2.4\\times 10^{-19}", "1.6\\times 10^{-19}"), ("6.626e-34", "6.627e-34"),
         ("10^{33}", "10^{32}"), ("2e", "2"),
     ],
     "tiny": [
@@ -214,11 +216,14 @@ DIFFERENT = {
         ("\\begin{pmatrix}10^{-9}\\\\1\\end{pmatrix}", "\\begin{pmatrix}2\\cdot 10^{-9}\\\\1\\end{pmatrix}"),
     ],
     "bases and ellipses": [
-        ("2516_8", "2516_7"), ("1101_2", "1011_2"), ("1A_{16}", "1A_{12}"), ("1,2,\\ldots,n", "1,3,5,\\ldots,2n-1"), ("1,2,\\ldots,n", "1,2,\\ldots,2n"),
+        ("2516_8", "2516_7"), ("1101_2", "1011_2"), ("1A_{16}", "1A_{12}"), ("1,2,\\ldots,n", "1,3,5,\\ldots,2n-1"),
+        ("1,2,\\ldots,n", "1,2,\\ldots,2n"),
         ("1+2+\\cdots+n", "1+3+\\cdots+n"), ("1,2,n", "1,2,\\ldots,n"),
     ],
     "letters": [("B", "C"), ("B) 42", "C"), ("(A) 42", "C"), ("A, B", "A, C"), ("A", "A, C"), ("C+1", "C"), ("42", "C"), ("Cat", "C")],
-    "words": [("Rome", "More"), ("tea", "eat"), ("no", "on"), ("yes", "no"), ("\\text{east}", "\\text{seat}"), ("even", "12"), ("odd", "\\text{even}")],
+    "words": [("Rome", "More"), ("tea", "eat"), ("no", "on"), ("yes", "no"),
+        ("\\text{east}", "\\text{seat}"),
+        ("even", "12"), ("odd", "\\text{even}")],
     "units": [("5 x", "5"), ("5 xy", "5"), ("5 abc", "5"), ("72 pens", "73")],
     "signs": [("\\sqrt{x^2}", "x"), ("|x|", "x"), ("-x", "x"), ("9 500", "509"), ("10(26)", "36")],
 }  # fmt: skip
@@ -234,7 +239,11 @@ def verifier():
 def test_what_equals_what(verifier, pairs, verdict):
     asked = [pair for kind in pairs.values() for pair in kind]
     found = verifier.decide(asked)
-    assert [(pair, said) for pair, said in zip(asked, found, strict=True) if said != verdict and not (verdict == "different" and said == "parser")] == []
+    assert [
+        (pair, said)
+        for pair, said in zip(asked, found, strict=True)
+        if said != verdict and not (verdict == "different" and said == "parser")
+    ] == []
 
 
 def test_numbers_with_units_are_numbers(verifier):

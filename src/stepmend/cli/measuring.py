@@ -9,6 +9,11 @@ import typer
 from stepmend.cli.common import JUDGE, Kind, app, check_out, console, say
 from stepmend.records import InputError
 
+FINISH = (
+    "The field that says how a text finished (stop, length …); one that the limit cut off has no loose and no early answer. Without it, "
+    "finish_reason or stop_reason is read where it is there."
+)
+
 bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
 
 
@@ -17,6 +22,7 @@ def grade(
     file: Annotated[Path, typer.Argument(help="Solutions, one a record: .jsonl, .json (a list), .csv or .parquet.")],
     answer_field: Annotated[str, typer.Option(help="The field of the solution or answer; a.b is field b inside a.")],
     gold_field: Annotated[str, typer.Option(help="The field of the right answer, or of a worked solution that ends in it.")],
+    finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
     kind: Annotated[Kind, typer.Option(help="What answers are: any mathematics, or numbers with or without units.")] = "math",
     strict: Annotated[bool, typer.Option("--marked-only", help="An answer that is not boxed or marked as such is none.")] = False,
     out: Annotated[Path | None, typer.Option(help="Keep each record's grade, extracted answer and reason in this JSONL file.")] = None,
@@ -29,15 +35,18 @@ def grade(
     if out:
         check_out(out, [file])
     from stepmend.grading import files
+    from stepmend.measure.broken import broken
 
-    graded = files.grade_file(file, answer_field, gold_field, kind=kind, loose=not strict)
+    graded = files.grade_file(file, answer_field, gold_field, finish_field=finish_field, kind=kind, loose=not strict)
     if out:
         files.write(graded, out)
-    counts = files.counts(graded)
+    counts = {**files.counts(graded), "broken": broken(record["text"] for record in graded)}
     if as_json:
         print(json.dumps(counts, indent=2))
         return
     screen = console()
+    if counts["broken"]:
+        say(screen, f"This run is broken: {counts['broken']}. Its accuracy says little.")
     for name in ("correct", "wrong", "unscored"):
         share = f"{100 * counts[name] / counts['n']:5.1f} %"
         say(screen, f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}")

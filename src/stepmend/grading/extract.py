@@ -15,13 +15,17 @@ VERSION = "answer-4"
 Form = Literal["boxed", "marked", "loose"]
 """How the answer was given: in ``\\boxed{}`` as asked; after a mark such as ``####``; or just at the end of the text."""
 
-BOXES = re.compile(r"(?:\\+|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL)
+BOXES = re.compile(
+    r"(?:\\{1,4}|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL
+)
 JOINED = re.compile(
-    r"[\s$\\})\].]*(?:\\[()\]]|\\text\{ ?|\\q?quad)*[\s$]*(?:,|;|、|，|\band\b|\bor\b|&|和|或)[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
+    r"[\s$\\})\].]*(?:\\[()\]]|\\text\{ ?|\\q?quad)*[\s$]*(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
+    r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
 """What stands between two boxes that are one answer: a comma, "and", "or" …"""
 DERIVED = re.compile(
-    r"\b(?:so|thus|therefore|hence|giv\w+|becom\w+|then|not|instead|rather|but|final\w*|total|sum|product|which|check|simplif\w+|equal\w*|means|is the)\b|=>|\\implies|\\Rightarrow"
+    r"\b(?:so|thus|therefore|hence|giv\w+|becom\w+|then|not|instead|rather|but|final\w*|total|sum|product|which|check|simplif\w+|equal\w*|means"
+    r"|is the)\b|=>|\\implies|\\Rightarrow"
 )
 """… and no word of a derivation."""
 BULLET = re.compile(r"[\s$\\)}\]]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[^\n]{0,40}\Z")
@@ -76,14 +80,22 @@ def _extract(text: str, whole: bool, loose: bool) -> Extracted | None:
 
 def _one_question(text: str, whole: bool) -> tuple[str, bool]:
     """The text up to where the model asks itself another question, and whether that part is whole: it is where such a question follows."""
-    for heading in HEADING.finditer(text):
-        before = text[: heading.start()]
-        if not before.strip():
-            continue
-        answered = any(box.end is not None and not marks.placeholder(_content(before, box)) for box in _boxes(before))
-        if answered or marks.last(before, 0, whole=True) or (heading["asked"] and ends.concluded(before)):
-            return before, True
+    headings = list(HEADING.finditer(text, len(text) - len(text.lstrip()) + 1))
+    if not headings:
+        return text, whole
+    answers = [box.end for box in _boxes(text) if box.end is not None and not marks.placeholder(_content(text, box))]
+    answered = min([*answers, marks.first_end(text)])
+    for heading in headings:
+        if answered <= heading.start() or (
+            heading["asked"] and ends.concluded(text[max(0, heading.start() - ends.TAIL) : heading.start()])
+        ):
+            return text[: heading.start()], True
     return text, whole
+
+
+def answer_of(text: str, *, loose: bool = True, whole: bool = True) -> Extracted | None:
+    """The answer of a field that may hold a solution or nothing but an answer."""
+    return (bare(text) if loose and whole else None) or extract(text, loose=loose, whole=whole)
 
 
 def bare(text: str) -> Extracted | None:

@@ -28,9 +28,7 @@ def last(text: str) -> str | None:
     end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
     if OPENED.search(end.rstrip()):
         return None
-    formulas = [
-        (m.end(), formula.strip()) for m in MATHS.finditer(end) if not PROSE.search(formula := next(filter(None, m.groups()), ""))
-    ]
+    formulas = [(m.end(), formula.strip()) for m in MATHS.finditer(end) if not PROSE.search(formula := next(filter(None, m.groups()), ""))]
     numbers = [(m.end(), m[0].replace("−", "-")) for m in NUMBER.finditer(end)]
     # What ends inside a formula is part of it; a dollar sign closes it.
     later = [(place, number) for place, number in numbers if not formulas or place > formulas[-1][0]]
@@ -40,4 +38,6 @@ def last(text: str) -> str | None:
 def concluded(text: str) -> bool:
     """Whether a text reads like a solution that has come to its end: a number, in a last line that asks nothing and announces nothing."""
     line = text.rstrip()[-TAIL:].rpartition("\n")[2]
-    return bool(re.search(r"\d", line)) and not re.search(r"[:?？：]\W{0,5}\Z|\b(?:find|solve|given|problem|question)\b", line, re.IGNORECASE)
+    return bool(re.search(r"\d", line)) and not re.search(
+        r"[:?？：]\W{0,5}\Z|\b(?:find|solve|given|problem|question)\b", line, re.IGNORECASE
+    )

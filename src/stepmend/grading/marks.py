@@ -1,5 +1,6 @@
 """Answers behind a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -7,42 +8,49 @@ from stepmend.grading import loose
 
 _KEY = r"(?:final|correct|right|best|my|our)?[ _-]?(?:answers?|option|choice)"
 _IS = (
-    r"(?:[*_\"'”`)}\]]{0,4}[ \t]?(?::|：|=|→|->|=>)|[*_\"'”`]{0,4} (?:-|–|—) |[*_]{0,4} (?:(?:to|for|of|in) [^.:\n=?!]{1,80}? )?"
-    r"(?:is|are|was|would be|will be|should be|must be|comes? (?:out )?to(?: be)?|equals)\b(?: (?:therefore|thus|then|simply|just|indeed|equal to|given by"
-    r"|found to be|option|choice|letter|the number)\b)*[:：]?)"
+    r"(?:[*_\"'”`)}\]]{0,4}[ \t]?(?::|：|=|→|->|=>)|[*_\"'”`]{0,4} (?:-|–|—) "
+    r"|[*_]{0,4} (?:(?:to|for|of|in) [^.:\n=?!]{1,80}? )?"
+    r"(?:is|are|was|would be|will be|should be|must be|comes? (?:out )?to(?: be)?|equals)\b"
+    r"(?: (?:therefore|thus|then|simply|just|indeed|equal to|given by|found to be|option|choice|letter|the number)\b)*[:：]?)"
 )
 STRONG = r"\#{4}(?!\#)|<answer>|\[ANSWER\]"
 MARKS = re.compile(
     rf"(?:(?P<strong>{STRONG})|^[ \t>*_]{{0,8}}(?:A|Ans)[*_]{{0,4}}[ \t]?[:：]|^[ \t]*+[#*_]{{1,6}} ?(?:the )?(?:final )?answer[ \t*_:]*+$"
-    rf"|\b{_KEY}{_IS}|\bAns[:.]|\b(?:final|end) result{_IS}|答案(?:是|为|：|:)|答え(?:は|：|:)|(?i:(?:la )?(?:respuesta|réponse|risposta)(?: final\w?)?"
-    r"(?: (?:es|est|è)\b| ?[:：]))|(?i:antwort(?: (?:ist|lautet)\b| ?:))|(?i:ответ ?[:：—]))"
+    rf"|\b{_KEY}{_IS}|\bAns[:.]|\b(?:final|end) result{_IS}|答案(?:是|为|：|:)|答え(?:は|：|:)"
+    r"|(?:la )?(?:respuesta|réponse|risposta)(?: final\w?)?(?: (?:es|est|è)\b| ?[:：])|antwort(?: (?:ist|lautet)\b| ?:)|ответ ?[:：—])"
     r"[ \t]*+[*_]*+[ \t]*+\n?+\s{0,8}(?P<rest>[^\s:][^\n]{0,300})",
     re.IGNORECASE | re.MULTILINE,
 )
 """The answer is the rest of the line, or the next line."""
 CHOSEN = re.compile(
-    r"(?:(?<=\s)|(?<=[(*$])|^)(?:\\text\{)?\(?(?-i:(?P<letter>[A-J]))\)?\}?[)*$.]{0,4} is (?:therefore |thus |indeed )?(?:the |our )?(?:final |most )?(?:correct|right|best|answer)\b"
+    r"(?:(?<=\s)|(?<=[(*$])|^)(?:\\text\{)?\(?(?-i:(?P<letter>[A-J]))\)?\}?[)*$.]{0,4} is (?:therefore |thus |indeed )?(?:the |our )?"
+    r"(?:final |most )?(?:correct|right|best|answer)\b"
     r"|\b(?:choose|select|pick|go with) (?:option |choice |answer )?\(?(?-i:(?P<chosen>[A-J]))(?=[).,\s]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 """An option named before the mark: "(C) is correct"."""
 OPTION = re.compile(r"(?:\*\*|\\text\{|\\textbf\{|\$|\\\()*\(?[A-J](?:[).:\]]|\}|\*|$|\s*$)")
 SENTENCE = re.compile(
-    r"(?<=[^\s.])[.!?。！？]\s+(?=[A-Z\"'(])|[。；]|(?<=\S),? (?:which|because|since|so|as|where|meaning|and not|not|but|instead of|rather than)\b| — | – |; "
+    r"(?<=[^\s.])[.!?。！？]\s+(?=[A-Z\"'(])|[。；]| — | – |; "
+    r"|(?<=\S),? (?:which|because|since|so|as|where|meaning|and not|not|but|instead of|rather than)\b"
 )
 """Where a marked answer ends, though its line goes on."""
 FORMULA = re.compile(r"\$\$[^$\n]{1,300}\$\$|\$[^$\n]{1,300}\$|\\\[[^\n]{1,300}?\\\]|\\\([^\n]{1,300}?\\\)")
 LISTED = re.compile(r"\s{0,3}(?:,|;|and\b|or\b|, and\b|, or\b)\s{0,3}")
 CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
 STOP = frozenset(
-    "the an to of that this it its not as in on at given found obtained therefore thus so correct incorrect right wrong simply just about now below "
-    "above here following follows clear shown and or for with we i you is are was be because since by from based unknown supposed expected".split()
-)  # fmt: skip
+    re.split(
+        r"\|",
+        "the|an|to|of|that|this|it|its|not|as|in|on|at|given|found|obtained|therefore|thus|so|correct|incorrect|right|wrong|simply|just|about|now|below"
+        "|above|here|following|follows|clear|shown|and|or|for|with|we|i|you|is|are|was|be|because|since|by|from|based|unknown|supposed|expected",
+    )
+)
 """A word that begins a sentence and is no answer."""
 _BLANK = r"(?:your|the|my|a|an|insert|final|numeric|numerical|correct|single|just|only|exact|put|write|enter|actual)"
 PLACEHOLDER = re.compile(
-    rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final|numeric|placeholder)"
-    r"(?: (?:goes )?here| only)?|[.…?_\-\s#]*|(?:dots|ldots|cdots|square|quad|qquad|phantom|blank|placeholder|text|,|\s)*|xxx*",
+    rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final"
+    r"|numeric|placeholder)(?: (?:goes )?here| only)?"
+    r"|[.…?_\-\s#]*|(?:dots|ldots|cdots|square|quad|qquad|phantom|blank|placeholder|text|,|\s)*|xxx*",
     re.IGNORECASE,
 )
 _DRESS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit)\b|[\\${}()\[\]<>*`\"']")
@@ -66,21 +74,31 @@ def placeholder(answer: str) -> bool:
 
 def last(text: str, start: int, *, whole: bool) -> Mark | None:
     """The last marked answer from ``start`` on; of a text that is not whole only one that nothing follows, and that no cut goes through."""
-    found = [(m.start(), m) for m in MARKS.finditer(text, start)] + [(m.start(), m) for m in CHOSEN.finditer(text, start)]
-    for _, match in sorted(found, key=lambda one: one[0], reverse=True):
-        letter = match.groupdict().get("letter") or match.groupdict().get("chosen")
-        answer = letter or _answer(match)
+    for match in sorted(_marked(text, start), key=re.Match.start, reverse=True):
+        answer = _answer(match)
         if not answer:
             continue
-        if not whole and not (text[match.end() :].strip() == "" and text.endswith("\n")):
+        if not whole and not (text.endswith("\n") and not text[match.end() :].strip()):
             return None
         # Four number signs head a section as well: only a line of its own is as good as a box.
-        return Mark(answer, bool(match.groupdict().get("strong")) and _trimmed(match["rest"].partition("</")[0]) == answer)
+        strong = match.re is MARKS and bool(match["strong"]) and _trimmed(match["rest"].partition("</")[0]) == answer
+        return Mark(answer, strong)
     return None
+
+
+def first_end(text: str) -> float:
+    """Where the first marked answer ends; infinite where there is none."""
+    return next((match.end() for match in sorted(_marked(text, 0), key=re.Match.start) if _answer(match)), math.inf)
+
+
+def _marked(text: str, start: int) -> list[re.Match[str]]:
+    return [*MARKS.finditer(text, start), *CHOSEN.finditer(text, start)]
 
 
 def _answer(mark: re.Match[str]) -> str | None:
     """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
+    if mark.re is CHOSEN:
+        return mark["letter"] or mark["chosen"]
     content = mark["rest"].strip()
     if closer := CLOSERS.get(content):
         content = mark.string[mark.end("rest") : mark.end("rest") + 300].partition(closer)[0].strip()

@@ -8,26 +8,27 @@ SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 SIGNS = {
-    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
-    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "°": r"^\circ ",
-    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
-    "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "⅙": r"\frac{1}{6}", "…": r"\ldots ",
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": r"\cdot ", "÷": "/", "π": r"\pi ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
+    "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ",
+    "ω": r"\omega ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "⅙": r"\frac{1}{6}", "…": r"\ldots ",
 }  # fmt: skip
 FULL_WIDTH = {ord("０") + digit: str(digit) for digit in range(10)} | {ord("，"): ",", ord("．"): ".", ord("（"): "(", ord("）"): ")"}
-TYPED = {
-    "infinity": r"\infty ", "infty": r"\infty ", "pi": r"\pi ", "theta": r"\theta ", "alpha": r"\alpha ", "beta": r"\beta ", "lambda": r"\lambda ",
-}  # fmt: skip
+TYPED = {name: f"\\{name} " for name in ("infty", "pi", "theta", "alpha", "beta", "lambda")} | {"infinity": r"\infty "}
 _POWER = r"\s*(?:\^|\*\*)\s*(?:\{\s*([+-]?\s?\d{1,6})\s*\}|\(\s*([+-]?\d{1,6})\s*\)|([+-]?\d{1,6}))"
 _GAP = r"(?: |~|\\[,;:! ]|\{,\}|,\\!|\{\s\}|\\thinspace ?)"
 SPACED = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:{_GAP}\d{{3}})+)(?!\d)")
-SCIENTIFIC = re.compile(r"(?<![\w.])((?:\d+(?:\.\d*)?|\.\d+))\s?(?:[eE]|\\(?:mathrm|text|rm)\s?\{\s?[eE]\s?\})\s?\{?([+-]?\d{1,6})\}?(?![\w.])")
-TEN = re.compile(
-    rf"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))?\s*(?:(?:\\times|\\cdot|\*|x|X)\s*|(?=10\s*\^)(?<!\d))10{_POWER}\s*"
+SCIENTIFIC = re.compile(
+    r"(?<![\w.])((?:\d+(?:\.\d*)?|\.\d+))\s?(?:[eE]|\\(?:mathrm|text|rm)\s?\{\s?[eE]\s?\})\s?\{?([+-]?\d{1,6})\}?(?![\w.])"
 )
-DIGITS = re.compile(r"\(?\s?(-?[0-9A-Fa-f]{1,400}(?:\.[0-9A-Fa-f]{1,50})?)\s?\)?\s?(?:_\s?\{?\s?\(?(?:\\text\s?\{)?\s?(?:base\s?)?(\d{1,2}|[a-z]{3,8})\s?\}?\)?\s?\}?|\s?(?:in )?base[- ](\d{1,2}|[a-z]{3,8}))")
-BASES = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16,
-}  # fmt: skip
+TEN = re.compile(rf"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))?\s*(?:(?:\\times|\\cdot|\*|x|X)\s*|(?=10\s*\^)(?<!\d))10{_POWER}\s*")
+_NAMED = r"(\d{1,2}|[a-z]{3,8})"
+DIGITS = re.compile(
+    r"\(?\s?(-?[0-9A-Fa-f]{1,400}(?:\.[0-9A-Fa-f]{1,50})?)\s?\)?\s?"
+    rf"(?:_\s?\{{?\s?\(?(?:\\text\s?\{{)?\s?(?:base\s?)?{_NAMED}\s?\}}?\)?\s?\}}?|(?:in )?base[- ]{_NAMED})"
+)
+BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
 
 
 def signs(text: str) -> str:
@@ -62,7 +63,7 @@ def scientific(text: str) -> tuple[str, int] | None:
 
 
 def in_base(text: str) -> tuple[str, int] | None:
-    """(digits, base) of a number whose base is written: ``2516_8``, ``(2516)_{\\text{eight}}``, ``2516 base 8``; None for everything else."""
+    """(digits, base) of a number whose base is written: ``2516_8``, ``(2516)_{\\text{eight}}``, ``2516 base 8``; None for all else."""
     match = DIGITS.fullmatch(signs(text).strip().strip("$").strip())
     if not match:
         return None

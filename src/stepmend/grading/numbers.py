@@ -15,10 +15,13 @@ UNIT = (
 UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
 """What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
 KNOWN = frozenset(
-    "mm cm dm km nm um kg mg lb lbs ft oz hr hrs min ms mph kph mi yd ml rad deg hz khz mhz ghz ev kev mev gev tev pc kpc mpc au erg ergs kj kw mw gw "
-    "kpa mpa pa atm mol ly yr myr gyr cc sq cu usd eur".split()
-)  # fmt: skip
-LETTERS = frozenset("m g s l j k n w v c h f t a".split())  # noqa: SIM905
+    re.split(
+        r"\|",
+        "mm|cm|dm|km|nm|um|kg|mg|lb|lbs|ft|oz|hr|hrs|min|ms|mph|kph|mi|yd|ml|rad|deg|hz|khz|mhz|ghz|ev|kev|mev|gev|tev|pc|kpc|mpc|au|erg|ergs"
+        "|kj|kw|mw|gw|kpa|mpa|pa|atm|mol|ly|yr|myr|gyr|cc|sq|cu|usd|eur",
+    )
+)
+LETTERS = frozenset("mgsljknwvchfta")
 """Units of one letter, which are factors unless they stand beside another unit."""
 _WORD = re.compile(r"([^\W\d_]+)((?: ?\^ ?\{? ?-?\d\}?)?)")
 DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|(?<!\w)\*\*|\*\*(?!\w)|\\left|\\right|\\(?=%)|~|`|\\[()\[\]]")
@@ -27,10 +30,12 @@ LONE = re.compile(r"[^\d+*/^<>=≤≥≠~]*?(?<![\w.])([+-]?(?:\d{1,3}(?:,\d{3})
 HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
 LONGEST = 2_000
 """Characters of the longest answer that is worth parsing; a longer one is no answer."""
-_NUMBER = re.compile(
-    r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+",
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+")
+_EXPONENT = r"[+-]?\d{1,6}"
+_POWER = re.compile(
+    rf"(?:[eE]{_EXPONENT}(?!\w)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*"
+    rf"(?:\{{\s*{_EXPONENT}\s*\}}|\(\s*{_EXPONENT}\s*\)|{_EXPONENT}))"
 )
-_POWER = re.compile(r"(?:[eE][+-]?\d{1,6}(?!\w)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*[+-]?\d{1,6}\s*\}|\(\s*[+-]?\d{1,6}\s*\)|[+-]?\d{1,6}))")
 
 
 def plain_number(text: str) -> Decimal | None:

@@ -1,5 +1,6 @@
 """Math-Verify's verdict on a pair of answers, checked by number. Runs in worker processes, which may be killed at any time."""
 
+import importlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -56,8 +57,7 @@ def compare(first: Any, second: Any, *, percent: bool = False) -> bool | None:
 
     Sets, tuples and matrices are compared member by member; of equations with the same left side, the right ones.
     """
-    import sympy
-
+    sympy: Any = importlib.import_module("sympy")
     first, second = _value(first, second), _value(second, first)
     if isinstance(first, sympy.MatrixBase) and isinstance(second, sympy.MatrixBase):
         return _all(list(first), list(second)) if first.shape == second.shape else None
@@ -98,8 +98,7 @@ def _matched(first: list[Any], second: list[Any]) -> bool | None:
 
 def _value(one: Any, other: Any) -> Any:
     """Of an equation the right side, where the other is no equation or has the same left side."""
-    import sympy
-
+    sympy: Any = importlib.import_module("sympy")
     if not isinstance(one, sympy.Eq):
         return one
     if not isinstance(other, sympy.Eq) or (other.lhs == one.lhs and isinstance(one.lhs, sympy.Symbol)):
@@ -109,14 +108,13 @@ def _value(one: Any, other: Any) -> Any:
 
 def _same(first: Any, second: Any) -> bool | None:
     """Whether two expressions have the same value, at every point where they have real ones."""
-    import sympy
-
+    sympy: Any = importlib.import_module("sympy")
     exact = not (first.has(sympy.Float) or second.has(sympy.Float))
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     if any(one.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for one in (first, second)):
         return None
     if not symbols:
-        return _near(*(_number(one, {}) for one in (first, second)), exact)
+        return _near(_number(first, {}), _number(second, {}), exact)
     met = 0
     for shift in range(len(POINTS)):
         place = {s: sympy.Rational(POINTS[(shift + 3 * index) % len(POINTS)]) + index for index, s in enumerate(symbols)}
@@ -126,15 +124,14 @@ def _same(first: Any, second: Any) -> bool | None:
             continue
         if not all(real):
             return None
-        if not _near(*values, exact):
+        if not _near(values[0], values[1], exact):
             return False
         met += 1
     return True if met >= LEAST else None
 
 
 def _number(expression: Any, place: dict[Any, Any]) -> Any:
-    import sympy
-
+    sympy: Any = importlib.import_module("sympy")
     value = sympy.N(expression.subs(place) if place else expression, DIGITS)
     return value if value.is_number and value.is_finite else None
 
@@ -143,6 +140,6 @@ def _near(first: Any, second: Any, exact: bool) -> bool | None:
     if first is None or second is None:
         return None
     size = max(abs(first), abs(second))
-    if size == 0 or min(abs(first), abs(second)) == 0 and size < EXACT:
+    if size == 0 or (min(abs(first), abs(second)) == 0 and size < EXACT):
         return True
     return bool(abs(first - second) <= (EXACT if exact else ROUNDED) * size)

@@ -60,7 +60,9 @@ def _contents(answer: str, gold: str) -> tuple[str, str]:
 
 def _by_number(answer: str, gold: str) -> Verdict | None:
     """The verdict on answers that are numbers, units apart."""
-    first, second = (numbers.plain_number(one) if numbers.plain_number(one) is not None else numbers.number_with_unit(one) for one in (answer, gold))
+    first, second = (
+        numbers.plain_number(one) if numbers.plain_number(one) is not None else numbers.number_with_unit(one) for one in (answer, gold)
+    )
     if first is None and second is not None:
         return _no_number(answer, second)
     return None if first is None or second is None else "equal" if first == second else "different"

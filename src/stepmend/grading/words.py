@@ -1,7 +1,7 @@
 """Answers in words: an option's letter, however it is written, and prose, which is no product of its letters."""
 
 import re
-from typing import Literal
+from itertools import pairwise
 
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|bf|rm|operatorname)\s?\{([^{}]{0,400})\}")
 _DRESS = re.compile(r"\\[()\[\],;!: ]|\\q?quad|[$*`~{}]|\\(?:left|right)(?![a-z])|\A\\(?:bf|rm)\b")
@@ -13,18 +13,20 @@ _OPTION = re.compile(
 )
 _SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;/&] ?(?:and )?| and )\(?[A-J]\)?){1,9}")
 NAMES = frozenset(
-    "pi infinity infty inf sqrt sin cos tan cot sec csc log ln exp arcsin arccos arctan theta alpha beta gamma delta lambda mu sigma phi omega max min "
-    "mod gcd lcm deg det".split()
-)  # fmt: skip
+    re.split(
+        r"\|",
+        "pi|infinity|infty|inf|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|theta|alpha|beta|gamma|delta|lambda|mu|sigma|phi"
+        "|omega|max|min|mod|gcd|lcm|deg|det",
+    )
+)
 """Words that are mathematics."""
 SHORT = frozenset("no on is it at as so us we me he my or of to up if in an am by go do be ox ok".split())  # noqa: SIM905
 _COUNTED = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
-NUMERALS = {word: str(value) for value, word in enumerate(_COUNTED)} | {
-    word: str(value)
-    for value, word in zip(range(30, 101, 10), ["thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred"], strict=True)
-}
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen"),
+    *("fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred")
+NUMERALS = {word: str(value) for value, word in enumerate(_COUNTED)} | {word: str(30 + 10 * index) for index, word in enumerate(_TENS)}
 
 
 def undressed(text: str) -> str:
@@ -105,5 +107,5 @@ def _is_word(word: str) -> bool:
         return False
     if len(word) <= 2:
         return word in SHORT
-    follows = all(ord(after) - ord(before) == 1 for before, after in zip(word, word[1:], strict=False))
+    follows = all(ord(after) - ord(before) == 1 for before, after in pairwise(word))
     return not follows
