@@ -19,7 +19,7 @@ BOXES = re.compile(
     r"(?:\\{1,4}|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL
 )
 JOINED = re.compile(
-    r"[\s$\\})\].]*(?:\\[()\]]|\\text\{ ?|\\q?quad)*[\s$]*(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
+    r"(?:[\s$})\].]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
     r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
 """What stands between two boxes that are one answer: a comma, "and", "or" …"""
@@ -29,6 +29,8 @@ DERIVED = re.compile(
 )
 """… and no word of a derivation."""
 BULLET = re.compile(r"[\s$\\)}\]]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[^\n]{0,40}\Z")
+LABEL = re.compile(r"[^\W\d_]{2}\W{0,3}[:：]|</?\w")
+"""A label or a tag beside an answer."""
 CLEAR = re.compile(r"-?\$?\d[\d,]{0,30}(?:\.\d{1,30})?%?")
 
 
@@ -104,7 +106,7 @@ def bare(text: str) -> Extracted | None:
     line = said.text.strip()
     if not line or len(line) > 200 or not said.whole or "\n" in line or "=" in line or "\\boxed" in line or marks.placeholder(line):
         return None
-    if ends.PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line)) or marks.last(line, 0, whole=True):
+    if ends.PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line)) or marks.MARKS.search(line) or LABEL.search(line):
         return None
     return Extracted(line.strip("$") or line, "loose")
 

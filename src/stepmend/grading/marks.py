@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 from stepmend.grading import loose
 
-_KEY = r"(?:final|correct|right|best|my|our)?[ _-]?(?:answers?|option|choice)"
+_KEY = r"(?:final|correct|right|best|my|our)?[ _-]?(?:answers?|option|choice)(?: ?\([^()\n]{1,40}\))?"
 _IS = (
     r"(?:[*_\"'”`)}\]]{0,4}[ \t]?(?::|：|=|→|->|=>)|[*_\"'”`]{0,4} (?:-|–|—) "
     r"|[*_]{0,4} (?:(?:to|for|of|in) [^.:\n=?!]{1,80}? )?"
     r"(?:is|are|was|would be|will be|should be|must be|comes? (?:out )?to(?: be)?|equals)\b"
-    r"(?: (?:therefore|thus|then|simply|just|indeed|equal to|given by|found to be|option|choice|letter|the number)\b)*[:：]?)"
+    r"(?: (?:therefore|thus|then|simply|just|indeed|equal to|given by|found to be|option|choice|letter|the number|about"
+    r"|approximately|roughly|around|exactly)\b)*[:：]?)"
 )
-STRONG = r"\#{4}(?!\#)|<answer>|\[ANSWER\]"
+STRONG = r"\#{4}(?!\#)|<(?:final[_ ]?)?(?:answer|final|solution|result)>|\[ANSWER\]"
 MARKS = re.compile(
     rf"(?:(?P<strong>{STRONG})|^[ \t>*_]{{0,8}}(?:A|Ans)[*_]{{0,4}}[ \t]?[:：]|^[ \t]*+[#*_]{{1,6}} ?(?:the )?(?:final )?answer[ \t*_:]*+$"
     rf"|\b{_KEY}{_IS}|\bAns[:.]|\b(?:final|end) result{_IS}|答案(?:是|为|：|:)|答え(?:は|：|:)"
     r"|(?:la )?(?:respuesta|réponse|risposta)(?: final\w?)?(?: (?:es|est|è)\b| ?[:：])|antwort(?: (?:ist|lautet)\b| ?:)|ответ ?[:：—])"
-    r"[ \t]*+[*_]*+[ \t]*+\n?+\s{0,8}(?P<rest>[^\s:][^\n]{0,300})",
+    r"[ \t]*+[*_}]*+[ \t]*+\n?+\s{0,8}(?:(?:about|approximately|roughly|exactly) )?(?P<rest>[^\s:][^\n]{0,300})",
     re.IGNORECASE | re.MULTILINE,
 )
 """The answer is the rest of the line, or the next line."""
@@ -32,12 +33,16 @@ CHOSEN = re.compile(
 OPTION = re.compile(r"(?:\*\*|\\text\{|\\textbf\{|\$|\\\()*\(?[A-J](?:[).:\]]|\}|\*|$|\s*$)")
 SENTENCE = re.compile(
     r"(?<=[^\s.])[.!?。！？]\s+(?=[A-Z\"'(])|[。；]| — | – |; "
-    r"|(?<=\S),? (?:which|because|since|so|as|where|meaning|and not|not|but|instead of|rather than)\b"
+    r"|(?<=\S), (?:I|we|and I|and we)\b|(?<=\S),? (?:which|because|since|so|as|where|meaning|and not|not|but|instead of|rather than)\b"
 )
 """Where a marked answer ends, though its line goes on."""
 FORMULA = re.compile(r"\$\$[^$\n]{1,300}\$\$|\$[^$\n]{1,300}\$|\\\[[^\n]{1,300}?\\\]|\\\([^\n]{1,300}?\\\)")
 LISTED = re.compile(r"\s{0,3}(?:,|;|and\b|or\b|, and\b|, or\b)\s{0,3}")
 CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
+TAIL = re.compile(r"(?<![\s.,;:!?*\"'`。！？✓✔✅–—-])[\s.,;:!?*\"'`。！？✓✔✅–—-]+\Z")
+"""What closes a sentence and is no part of its answer."""
+ASIDE = re.compile(r"(?<=[\w$}%)]) \((?!mod\b|base\b)[^()\d]{0,3}[^\W\d_]{3,40}[^()]{0,200}\)[\s.,;:!?]{0,5}\Z")
+"""Words in brackets behind an answer: ``12 (since 3 * 4 = 12)``."""
 STOP = frozenset(
     re.split(
         r"\|",
@@ -49,7 +54,7 @@ STOP = frozenset(
 _BLANK = r"(?:your|the|my|a|an|insert|final|numeric|numerical|correct|single|just|only|exact|put|write|enter|actual)"
 PLACEHOLDER = re.compile(
     rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final"
-    r"|numeric|placeholder)(?: (?:goes )?here| only)?"
+    r"|numeric|placeholder|n/a|tbd|todo)(?: (?:goes )?here| only)?"
     r"|[.…?_\-\s#]*|(?:dots|ldots|cdots|square|quad|qquad|phantom|blank|placeholder|text|,|\s)*|xxx*",
     re.IGNORECASE,
 )
@@ -131,9 +136,9 @@ def _formulas(content: str) -> str | None:
 
 def _trimmed(answer: str) -> str:
     """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` behind a mark is 42."""
-    trimmed = re.sub(r"(?<![\s.,;:!?*\"'`。！？])[\s.,;:!?*\"'`。！？]+\Z", "", answer.strip()).lstrip("*\"'`_ ")
+    trimmed = TAIL.sub("", ASIDE.sub("", answer.strip())).lstrip("*\"'`_ ")
     while trimmed and trimmed[-1] in ")]}" and trimmed.count(trimmed[-1]) > trimmed.count({")": "(", "]": "[", "}": "{"}[trimmed[-1]]):
-        trimmed = trimmed[:-1].rstrip("\"' ")
+        trimmed = TAIL.sub("", trimmed[:-1])
     return trimmed
 
 

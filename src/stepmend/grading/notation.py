@@ -5,10 +5,11 @@ import re
 INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 """Marks of direction and width, which say nothing."""
 SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+ABOUT = re.compile(r"\A\s*\$?\s*(?:\\approx|\\simeq|\\sim|≈|≃)(?![a-z])\s*")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 SIGNS = {
-    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": r"\cdot ", "÷": "/", "π": r"\pi ",
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": r"\cdot ", "÷": "/", "⁄": "/", "π": r"\pi ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
     "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ",
     "ω": r"\omega ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
@@ -26,26 +27,26 @@ TEN = re.compile(rf"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))?\s*(?:(?:\\times|\\cdot|\*
 _NAMED = r"(\d{1,2}|[a-z]{3,8})"
 DIGITS = re.compile(
     r"\(?\s?(-?[0-9A-Fa-f]{1,400}(?:\.[0-9A-Fa-f]{1,50})?)\s?\)?\s?"
-    rf"(?:_\s?\{{?\s?\(?(?:\\text\s?\{{)?\s?(?:base\s?)?{_NAMED}\s?\}}?\)?\s?\}}?|(?:in )?base[- ]{_NAMED})"
+    rf"(?:_\s?\{{?\s?\(?(?:\\text\s?\{{)?\s?(?:base\s?\}}?\s?)?{_NAMED}\s?\}}?\)?\s?\}}?|(?:in )?base[- ]{_NAMED})"
 )
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
 
 
 def signs(text: str) -> str:
     """A text with plain signs: no invisible marks or odd blanks, digits raised by ``^`` and lowered by ``_``, Greek letters as commands."""
-    text = SPACES.sub(" ", INVISIBLE.sub("", text)).translate(FULL_WIDTH)
+    text = ABOUT.sub("", SPACES.sub(" ", INVISIBLE.sub("", text)).translate(FULL_WIDTH))
     if text.isascii():
         return text
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: "^{" + m[0].translate(RAISED) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(LOWERED) + "}", text)
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
-    text = re.sub(r"([√∛])\s?(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-z]))", _root, text)
+    text = re.sub(r"([√∛])\s?(?:\(([^()]{1,200})\)|\{([^{}]{1,200})\}|(\d+(?:\.\d+)?|[a-z]))", _root, text)
     return text
 
 
 def _root(match: re.Match[str]) -> str:
-    return ("\\sqrt{" if match[1] == "√" else "\\sqrt[3]{") + (match[2] or match[3]) + "}"
+    return ("\\sqrt{" if match[1] == "√" else "\\sqrt[3]{") + (match[2] or match[3] or match[4]) + "}"
 
 
 def joined(text: str) -> str:
@@ -94,6 +95,8 @@ def latex(text: str) -> str:
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s?\(([^()]{1,200})\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s?(\d+|[a-z]\b)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])(infinity|infty|theta|alpha|beta|lambda|pi)(?![a-zA-Z])", lambda m: TYPED[m[1]], text)
+    text = re.sub(r"(?<![\\a-zA-Z])exp\s?\(([^()]{1,100})\)", r"e^{\1}", text)
+    text = re.sub(r"(?<![\\a-zA-Z])(ln|log|sin|cos|tan)(?=[ (\d])", r"\\\1", text)
     text = re.sub(r"\^\s?\(([^()]{1,100})\)", r"^{\1}", text)
     # Math-Verify reads a number and a bracket behind it as a mixed number.
     text = re.sub(r"(?<![\w^_{}\\])(\d+)\s?(?=\(\s?\d+(?:\.\d+)?\s?\))", r"\1\\cdot ", text)

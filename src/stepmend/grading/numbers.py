@@ -24,6 +24,7 @@ KNOWN = frozenset(
 LETTERS = frozenset("mgsljknwvchfta")
 """Units of one letter, which are factors unless they stand beside another unit."""
 _WORD = re.compile(r"([^\W\d_]+)((?: ?\^ ?\{? ?-?\d\}?)?)")
+COMPOUND = frozenset(("m/s", "m/s^2", "m/s^{2}", "N/m", "V/m", "J/K", "J/s", "L/s", "N/C", "g/L"))
 DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|(?<!\w)\*\*|\*\*(?!\w)|\\left|\\right|\\(?=%)|~|`|\\[()\[\]]")
 LONE = re.compile(r"[^\d+*/^<>=≤≥≠~]*?(?<![\w.])([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)[^\d+*/^<>=≤≥≠~]*")
 """One number in words, and no sum."""
@@ -98,6 +99,8 @@ def number_with_words(text: str) -> tuple[Decimal, str] | None:
     value, rest = found
     if not rest.strip():
         return value, ""
+    if rest.strip() in COMPOUND:
+        return value, rest.strip().lower()
     parts = _WORD.findall(rest)
     if not parts or not rest.startswith(" ") or re.sub(r"[\s/()·.]|\\cdot", "", _WORD.sub("", rest)):
         return None

@@ -132,8 +132,18 @@ def _same(first: Any, second: Any) -> bool | None:
 
 def _number(expression: Any, place: dict[Any, Any]) -> Any:
     sympy: Any = importlib.import_module("sympy")
+    if any(_is_imaginary(power, place) for power in expression.atoms(sympy.Pow)):
+        return None
     value = sympy.N(expression.subs(place) if place else expression, DIGITS)
     return value if value.is_number and value.is_finite else None
+
+
+def _is_imaginary(power: Any, place: dict[Any, Any]) -> bool:
+    """Whether a power is an even root of a negative number, at a place of its variables."""
+    if not place or not power.exp.is_Rational or power.exp.q % 2:
+        return False
+    base = power.base.subs(place).evalf(20)
+    return bool(base.is_real and base < 0)
 
 
 def _near(first: Any, second: Any, exact: bool) -> bool | None:

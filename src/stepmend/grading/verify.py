@@ -78,6 +78,8 @@ def _by_value(answer: str, gold: str) -> Verdict | None:
     if first[0] == second[0]:
         return "equal"
     whole = all(value == value.to_integral_value() for value, _ in (first, second))
+    # Numbers of as many places are meant as they are written; else the shorter one may be the longer one, rounded.
+    whole = whole or first[0].as_tuple().exponent == second[0].as_tuple().exponent
     apart = abs(first[0] - second[0]) > CLOSE * max(abs(first[0]), abs(second[0]))
     return "different" if whole or apart else None
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 _TAGS = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|scratchpad|reflection|analysis|rationale|cot|inner_monologue)"
 THOUGHTS = re.compile(
-    rf"(?P<open><{_TAGS}[ \t]{{0,3}}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|inner_prefix\|>|<\|channel>thought"
+    rf"(?P<open><\|?{_TAGS}[ \t]{{0,3}}\|?>|\[THINK\]|◁think▷"
+    r"|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|inner_prefix\|>|<\|channel>thought"
     r"|<\|channel\|>\s{0,3}(?!final)\w{1,20}[^<\n]{0,80}(?:<\|constrain\|>\w{1,20})?<\|message\|>)"
-    rf"|(?P<close></{_TAGS}[ \t]{{0,3}}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|inner_suffix\|>|<channel\|>)"
+    rf"|(?P<close><(?:/|\|/){_TAGS}[ \t]{{0,3}}\|?>|\[/THINK\]|◁/think▷"
+    r"|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|inner_suffix\|>|<channel\|>)"
     r"|(?P<final><\|channel\|>\s{0,3}final[^<\n]{0,80}(?:<\|constrain\|>\w{1,20})?<\|message\|>)",
     re.IGNORECASE,
 )
@@ -23,7 +25,8 @@ LEADING = re.compile(rf"\A(?:\s{{0,20}}(?:{_SPECIAL})(?:\s{{0,3}}(?:assistant|mo
 TRANSCRIPT = re.compile(rf"\A(?:\s{{0,20}}(?:{_SPECIAL}))+\s{{0,3}}(?:system|user)\b", re.IGNORECASE)
 """A text that begins with the prompt's own turns …"""
 ASSISTANT = re.compile(
-    r"(?:<\|im_start\|>|<\|start_header_id\|>|<\|start\|>)assistant\b(?:<\|end_header_id\|>)?|<[|｜]assistant[|｜]>|<start_of_turn>model\b|\[/INST\]",
+    r"(?:<\|im_start\|>|<\|start_header_id\|>|<\|start\|>)assistant\b(?:<\|end_header_id\|>)?"
+    r"|<[|｜]assistant[|｜]>|<start_of_turn>model\b|\[/INST\]",
     re.IGNORECASE,
 )
 """… and where the model's own turn begins in it."""
@@ -34,7 +37,10 @@ HEADING = re.compile(
     r"(?:(?P<asked>question|problem|q|human|user|instruction|问题|题目)|exercise|example|input|task|query)"
     r"(?:(?:[ \t]*+(?:#|no\.)?[ \t]?\d{1,4})?+[ \t*_\]>]*+[:：]|[ \t]*+#?\d{1,4}[*_]*+[.)]|(?:[ \t]*+#?\d{1,4})?+[ \t]*+[*_\]>]++[ \t]*+$)"
     r"|^#{1,6} (?:(?:new|next|another) )?(?:question|problem|instruction|exercise|example)(?: \d{1,4})?[ \t]*+$"
-    r"|^Given the following problem\b",
+    r"|^Given the following problem\b"
+    r"|^(?:here(?:'s| is)|now(?:,| for)?|let'?s (?:try|do|solve)|try|next is) "
+    r"(?:another|one more|a new|a similar|the next|a different) (?:\w+ )?"
+    r"(?:problem|question|example|exercise)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 """Where another question begins: a base model that has answered goes on with the next one of its few-shot prompt."""

@@ -43,7 +43,11 @@ def option(text: str) -> tuple[str, str] | None:
         return None
     bracketed = match["round"] or match["square"]
     letter, rest = bracketed or match["open"], match["rest"].strip()
-    if rest and not (match["delimiter"] or (bracketed and match["rest"][0] in " :.") or re.match(r"- ", rest)):
+    if rest and not (
+        match["delimiter"]
+        or (bracketed and match["rest"][0] in " :.")
+        or re.match(r"- |, ?[\d$\\(-]|,? (?:because|since|as)\b|(?:because|since)\b", rest)
+    ):
         return None
     clear = bracketed or match["delimiter"] or match.start("open") > 0
     # A single small letter is a variable; behind J there are no options.
