@@ -58,13 +58,25 @@ def grade(
 
 @app.command()
 def compare(
-    logs: Annotated[list[Path], typer.Argument(help="Two or more logs, full precision first: lm-eval, lighteval, Inspect, CSV, JSONL.")],
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Logs, full precision first: lm-eval, lighteval, Inspect, HELM, llama-eval, every_eval_ever, CSV, JSON, Parquet; "
+            "or folders of subtasks' logs."
+        ),
+    ],
     id_field: Annotated[str | None, typer.Option(help="Plain tables: the field that names the problem.")] = None,
     correct_field: Annotated[str | None, typer.Option(help="Plain tables: the field that says right or wrong.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="Plain tables: the solution or answer, to be graded …")] = None,
     gold_field: Annotated[str | None, typer.Option(help="… against this field.")] = None,
     metric: Annotated[str | None, typer.Option(help="Logs with several metrics: the one that says right or wrong.")] = None,
     filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
+    finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
+    arm_field: Annotated[str | None, typer.Option(help="Plain tables that hold several arms: the field that names the arm.")] = None,
+    sample_field: Annotated[
+        str | None, typer.Option(help="Plain tables with several samples a problem: the field that numbers them.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Partial scores: from which score on an answer is right.")] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
@@ -74,19 +86,26 @@ def compare(
 
     Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
     """
-    if len(logs) < 2:
-        raise InputError("compare: two logs or more are needed, full precision first")
-    if name and (len(name) != len(logs) or len(set(name)) < len(name)):
+    if len(logs) < 2 and not arm_field:
+        raise InputError("compare: two logs or more are needed, full precision first; or one table with --arm-field")
+    if name and not arm_field and (len(name) != len(logs) or len(set(name)) < len(name)):
         raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
     check_out(out, logs)
     if len({file.resolve() for file in logs}) < len(logs):
         raise InputError("compare: one log is given twice")
     from stepmend.measure import compare as comparing
-    from stepmend.measure.logs import Fields, read
+    from stepmend.measure.logs import Fields, read_all
     from stepmend.report import compared
 
-    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, filter_name, kind)
-    found = comparing.named([read(file, fields) for file in logs], name or [], [file.resolve().parent.name for file in logs])
+    fields = Fields(
+        id_field, correct_field, answer_field, gold_field, metric, filter_name, kind, finish_field, arm_field, sample_field, threshold
+    )
+    arms = [(log, file.resolve().parent.name) for file in logs for log in read_all(file, fields)]
+    if len(arms) < 2 or (name and (len(name) != len(arms) or len(set(name)) < len(name))):
+        raise InputError(
+            f"compare: {len(arms)} arm(s) and {len(name or [])} --name; two arms or more are needed, and one name for each, or none"
+        )
+    found = comparing.named([log for log, _ in arms], name or [], [folder for _, folder in arms])
     pairs = comparing.compare(found)
     compared.write(pairs, out)
     if as_json:
