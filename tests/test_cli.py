@@ -153,7 +153,7 @@ def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     assert "Missing option '--gold-field'" in refused("grade", file, "--answer-field", "out")
     assert "No such option" in refused("grade", "--nonsense")
     kept(tmp_path / "empty.jsonl", [{"out": "1", "gold": " "}])
-    assert "record 1: field 'gold' is empty" in refused("grade", tmp_path / "empty.jsonl", *fields)
+    assert "field 'gold' is empty in every record" in refused("grade", tmp_path / "empty.jsonl", *fields)
 
 
 def test_quantize_does_not_overwrite(tmp_path):

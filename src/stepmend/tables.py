@@ -1,9 +1,12 @@
-"""Rows of the files that people have: CSV, JSON Lines, a JSON list, Parquet. What cannot be read is one clear line."""
+"""Rows of the files that people have: CSV, JSON Lines, JSON, Parquet, each also with gzip. What cannot be read is one clear line."""
 
 import csv
+import gzip
+import io
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,38 +14,74 @@ from typing import Any
 from stepmend.records import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CONTAINERS = ("results", "samples", "details", "data", "records", "rows", "eval", "cases", "instances", "predictions", "request_states")
+"""Names under which an object may hold its records."""
+
+
+def kind_of(file: Path) -> str:
+    """The suffix that says how a file is read, ``.gz`` left out."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """All rows of a file, by field name. Raises InputError where it is absent, empty, damaged or of another kind."""
     if not file.is_file():
         raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
-    kind = file.suffix.lower()
-    if kind not in SUFFIXES:
-        raise InputError(
-            f"{file}: files {f'in {file.suffix}' if kind else 'without a suffix'} are not read; allowed: {', '.join(SUFFIXES)}"
-        )
+    kind = kind_of(file)
+    if kind not in SUFFIXES or (kind == ".parquet" and file.suffix.lower() == ".gz"):
+        named = f"in {file.suffix}" if kind else "without a suffix"
+        raise InputError(f"{file}: files {named} are not read; allowed: {', '.join(SUFFIXES)}, and .gz of them")
     try:
         rows = list(_READERS[kind](file))
     except UnicodeDecodeError:
         raise InputError(f"{file}: not UTF-8 text") from None
     except csv.Error as error:
         raise InputError(f"{file}: not a valid table ({error})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise InputError(f"{file}: not a valid gzip file") from None
     if not rows:
         raise InputError(f"{file}: holds no rows")
     return rows
 
 
+def parsed(file: Path) -> Any:
+    """The content of a JSON file. Raises InputError where it is none."""
+    try:
+        with _open(file) as stream:
+            return _parsed(stream.read(), str(file))
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not UTF-8 text") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise InputError(f"{file}: not a valid gzip file") from None
+
+
 def field(row: dict[str, Any], name: str, where: str) -> Any:
-    """A field of a row; ``a.b`` is field ``b`` of the mapping in ``a``. Raises InputError that names the fields there are."""
+    """A field of a row; ``a.b`` is field ``b`` of the mapping in ``a``, ``a.0`` the first item of a list.
+
+    Of a list of mappings, ``a.b`` is the list of their fields. Raises InputError that names the fields there are.
+    """
     if name in row:
         return row[name]
     value: Any = row
     for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
+        value = _inside(value, part)
+        if value is _MISSING:
             raise InputError(f"{where}: no field {name!r}; there are: {', '.join(map(str, row))}")
-        value = value[part]
     return value
+
+
+_MISSING = object()
+
+
+def _inside(value: Any, part: str) -> Any:
+    if isinstance(value, dict):
+        return value.get(part, _MISSING)
+    if isinstance(value, list) and part.isdecimal() and len(part) < 10:
+        return value[int(part)] if int(part) < len(value) else _MISSING
+    if isinstance(value, list) and value:
+        found = [_inside(one, part) for one in value]
+        return _MISSING if any(one is _MISSING for one in found) else found
+    return _MISSING
 
 
 def text(row: dict[str, Any], name: str, where: str) -> str:
@@ -57,10 +96,26 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
+def text_or_none(row: dict[str, Any], name: str, where: str) -> str | None:
+    """A field as text; None where it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
+    value = field(row, name, where)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return text(row, name, where)
+
+
+def _open(file: Path, newline: str | None = None) -> io.TextIOBase:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file, "rt", encoding="utf-8-sig", newline=newline)  # pyright: ignore[reportReturnType]
+    return file.open(encoding="utf-8-sig", newline=newline)
+
+
 def _csv(file: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    with _open(file, newline="") as stream:
+        reader = csv.DictReader(stream, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
             raise InputError(f"{file}: a field name is there twice in the header: {', '.join(names)}")
@@ -71,18 +126,62 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig") as stream:
+    with _open(file) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
+                # A JSON list under this name: lm-eval 0.4.0 and 0.4.1 write one.
+                if number == 1 and line.lstrip().startswith("[") and _is_list(line, stream):
+                    yield from _json(file)
+                    return
                 yield _mapping(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
 
 
+def _is_list(line: str, stream: io.TextIOBase) -> bool:
+    """Whether a first line begins a list of mappings, and not a record that is a list."""
+    begin = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
+    return begin.startswith("{")
+
+
 def _json(file: Path) -> Iterator[dict[str, Any]]:
-    found = _parsed(file.read_text(encoding="utf-8-sig"), str(file))
-    if not isinstance(found, list):
+    found = parsed(file)
+    rows = found if isinstance(found, list) else _rows(found)
+    if rows is None:
         raise InputError(f"{file}: a list of records is needed, or one record a line in a .jsonl file")
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(rows, 1):
         yield _mapping(row, f"{file}, record {number}")
+
+
+def _rows(found: Any) -> list[Any] | None:
+    """The records in an object: a list under a usual name, records by name, or arrays side by side; None where there are none."""
+    if not isinstance(found, dict):
+        return None
+    for name in CONTAINERS:
+        inner = found.get(name)
+        rows = inner if isinstance(inner, list) and inner and isinstance(inner[0], dict) else _by_name(inner)
+        if rows:
+            return rows
+    return _by_name(found) or _side_by_side(found)
+
+
+def _by_name(found: Any) -> list[Any] | None:
+    """Records by name, such as ``{"0": {…}, "1": {…}}``: each gets its name as ``id``; a list under one name is several samples of it."""
+    if not isinstance(found, dict) or not found:
+        return None
+    numbered = {name: value for name, value in found.items() if str(name).isdecimal()}
+    found = numbered or found
+    if all(isinstance(value, dict) for value in found.values()):
+        return [{"id": name, **value} for name, value in found.items()]
+    if all(isinstance(value, list) and value and all(isinstance(one, dict) for one in value) for value in found.values()):
+        return [{"id": name, "sample": number, **one} for name, value in found.items() for number, one in enumerate(value, 1)]
+    return None
+
+
+def _side_by_side(found: dict[str, Any]) -> list[Any] | None:
+    arrays = {name: value for name, value in found.items() if isinstance(value, list)}
+    lengths = {len(value) for value in arrays.values()}
+    if len(arrays) < 2 or len(lengths) != 1 or lengths == {0}:
+        return None
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
 
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:

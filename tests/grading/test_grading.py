@@ -28,7 +28,7 @@ def graded(verifier, text: str, finish: str = "stop", answer: str = "12"):
     [
         ("\\boxed{12}", "12", "boxed"),
         ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}", "boxed"),
-        ("\\boxed{7} \\boxed{8", "7", "boxed"),
+        ("\\boxed{7} \\boxed{8", None, None),
         ("\\boxed{\\boxed{7}}", "\\boxed{7}", "boxed"),
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}", "boxed"),
         ("a } b \\boxed{7}", "7", "boxed"),

@@ -84,10 +84,11 @@ def test_other_filters_and_equal_questions_of_lm_eval(tmp_path):
     rows = [{**LM_EVAL, "filter": name, "exact_match": value} for name, value in (("strict", 0.0), ("flexible", 1.0))]
     rows += [{**row, "doc_id": 1} for row in rows]
     log = logs.read(jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", rows))
-    assert log.metric == "exact_match (flexible)"
+    assert log.metric == "exact_match (strict)", "the benchmark's own order"
+    assert log.others == ("exact_match (flexible)",)
     assert list(log.samples) == ["a", "a #2"]
-    log = logs.read(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", logs.Fields(filter="strict"))
-    assert [s[0].correct for s in log.samples.values()] == [False, False]
+    log = logs.read(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", logs.Fields(filter="flexible"))
+    assert [s[0].correct for s in log.samples.values()] == [True, True]
 
 
 def test_plain_tables_with_right_or_wrong(tmp_path):
@@ -138,9 +139,9 @@ def test_a_choice_that_the_format_does_not_have_is_refused(tmp_path):
 
 
 def test_metrics_are_chosen_by_name(tmp_path):
-    file = jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", [{**LM_EVAL, "metrics": ["f1"], "f1": 1.0}])
-    with pytest.raises(InputError, match="choose with --metric: f1"):
+    file = jsonl(tmp_path / "samples_a_2026-01-01T00-00-00.jsonl", [{**LM_EVAL, "metrics": ["f1", "bleu"], "f1": 1.0, "bleu": 0.0}])
+    with pytest.raises(InputError, match="choose with --metric: f1, bleu"):
         logs.read(file)
     assert logs.read(file, logs.Fields(metric="f1")).samples["a"][0].correct is True
-    with pytest.raises(InputError, match="no metric 'x'; there are: f1"):
+    with pytest.raises(InputError, match="no metric 'x'; there are: f1, bleu"):
         logs.read(file, logs.Fields(metric="x"))

@@ -9,12 +9,18 @@ import typer
 from stepmend.cli.common import Kind, app, check_out, console, say
 from stepmend.records import InputError
 
+FINISH = (
+    "The field that says how a text finished (stop, length …); one that the limit cut off has no loose and no early answer. Without it, "
+    "finish_reason or stop_reason is read where it is there."
+)
+
 
 @app.command()
 def grade(
     file: Annotated[Path, typer.Argument(help="Solutions, one a record: .jsonl, .json (a list), .csv or .parquet.")],
     answer_field: Annotated[str, typer.Option(help="The field of the solution or answer; a.b is field b inside a.")],
     gold_field: Annotated[str, typer.Option(help="The field of the right answer, or of a worked solution that ends in it.")],
+    finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
     kind: Annotated[Kind, typer.Option(help="What answers are: any mathematics, or numbers with or without units.")] = "math",
     strict: Annotated[bool, typer.Option("--marked-only", help="An answer that is not boxed or marked as such is none.")] = False,
     out: Annotated[Path | None, typer.Option(help="Keep each record's grade, extracted answer and reason in this JSONL file.")] = None,
@@ -27,15 +33,18 @@ def grade(
     if out:
         check_out(out, [file])
     from stepmend.grading import files
+    from stepmend.measure.broken import broken
 
-    graded = files.grade_file(file, answer_field, gold_field, kind=kind, loose=not strict)
+    graded = files.grade_file(file, answer_field, gold_field, finish_field=finish_field, kind=kind, loose=not strict)
     if out:
         files.write(graded, out)
-    counts = files.counts(graded)
+    counts = {**files.counts(graded), "broken": broken(record["text"] for record in graded)}
     if as_json:
         print(json.dumps(counts, indent=2))
         return
     screen = console()
+    if counts["broken"]:
+        say(screen, f"This run is broken: {counts['broken']}. Its accuracy says little.")
     for name in ("correct", "wrong", "unscored"):
         share = f"{100 * counts[name] / counts['n']:5.1f} %"
         say(screen, f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}")
@@ -47,13 +56,25 @@ def grade(
 
 @app.command()
 def compare(
-    logs: Annotated[list[Path], typer.Argument(help="Two or more logs, full precision first: lm-eval, lighteval, Inspect, CSV, JSONL.")],
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Logs, full precision first: lm-eval, lighteval, Inspect, HELM, llama-eval, every_eval_ever, CSV, JSON, Parquet; "
+            "or folders of subtasks' logs."
+        ),
+    ],
     id_field: Annotated[str | None, typer.Option(help="Plain tables: the field that names the problem.")] = None,
     correct_field: Annotated[str | None, typer.Option(help="Plain tables: the field that says right or wrong.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="Plain tables: the solution or answer, to be graded …")] = None,
     gold_field: Annotated[str | None, typer.Option(help="… against this field.")] = None,
     metric: Annotated[str | None, typer.Option(help="Logs with several metrics: the one that says right or wrong.")] = None,
     filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
+    finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
+    arm_field: Annotated[str | None, typer.Option(help="Plain tables that hold several arms: the field that names the arm.")] = None,
+    sample_field: Annotated[
+        str | None, typer.Option(help="Plain tables with several samples a problem: the field that numbers them.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Partial scores: from which score on an answer is right.")] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
@@ -63,19 +84,26 @@ def compare(
 
     Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
     """
-    if len(logs) < 2:
-        raise InputError("compare: two logs or more are needed, full precision first")
-    if name and (len(name) != len(logs) or len(set(name)) < len(name)):
+    if len(logs) < 2 and not arm_field:
+        raise InputError("compare: two logs or more are needed, full precision first; or one table with --arm-field")
+    if name and not arm_field and (len(name) != len(logs) or len(set(name)) < len(name)):
         raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
     check_out(out, logs)
     if len({file.resolve() for file in logs}) < len(logs):
         raise InputError("compare: one log is given twice")
     from stepmend.measure import compare as comparing
-    from stepmend.measure.logs import Fields, read
+    from stepmend.measure.logs import Fields, read_all
     from stepmend.report import compared
 
-    fields = Fields(id_field, correct_field, answer_field, gold_field, metric, filter_name, kind)
-    found = comparing.named([read(file, fields) for file in logs], name or [], [file.resolve().parent.name for file in logs])
+    fields = Fields(
+        id_field, correct_field, answer_field, gold_field, metric, filter_name, kind, finish_field, arm_field, sample_field, threshold
+    )
+    arms = [(log, file.resolve().parent.name) for file in logs for log in read_all(file, fields)]
+    if len(arms) < 2 or (name and (len(name) != len(arms) or len(set(name)) < len(name))):
+        raise InputError(
+            f"compare: {len(arms)} arm(s) and {len(name or [])} --name; two arms or more are needed, and one name for each, or none"
+        )
+    found = comparing.named([log for log, _ in arms], name or [], [folder for _, folder in arms])
     pairs = comparing.compare(found)
     compared.write(pairs, out)
     if as_json:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmend.grading import verify
-from stepmend.grading.extract import VERSION, Extracted, bare, boxed, extract
+from stepmend.grading.extract import VERSION, Extracted, answer_of, bare, boxed, extract
 from stepmend.records import Grade, Problem, Trace
 
-__all__ = ["VERSION", "Extracted", "arrived", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
+__all__ = ["VERSION", "Extracted", "answer_of", "arrived", "bare", "boxed", "extract", "gold_of", "grade_all", "judge", "kind_of"]
 
 NUMERIC = frozenset({"story", "gsm8k", "aime", "aime25"})
 """Benchmarks whose answers are numbers."""
@@ -28,7 +28,7 @@ def kind_of(benchmark: str) -> verify.Kind:
 
 def gold_of(text: str) -> str:
     """The answer in a gold text: that of a worked solution (``\\boxed{}``, ``####``), or else the text itself."""
-    found = extract(text, loose=False)
+    found = extract(text, loose=False, whole=True)
     return found.answer if found else text.strip()
 
 

@@ -2,30 +2,36 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-VERSION = "answer-3"
-"""Names the rules below; part of every grade's digest."""
+from stepmend.grading import loose as ends
+from stepmend.grading import marks
+from stepmend.grading.visible import HEADING, visible
+
+VERSION = "answer-4"
+"""Names the rules of extraction and equality; part of every grade's digest."""
 
 Form = Literal["boxed", "marked", "loose"]
 """How the answer was given: in ``\\boxed{}`` as asked; after a mark such as ``####``; or just at the end of the text."""
 
-MARKS = re.compile(
-    r"(?:####|^A:|\b(?:final )?answer(?: is:?|:)|答案[是为：:])[ \t]*\**[ \t]*\n?[ \t]*([^\s:][^\n]{0,300})", re.IGNORECASE | re.MULTILINE
+BOXES = re.compile(
+    r"(?:\\{1,4}|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL
 )
-"""GSM8K's ``#### 18``, ``A: 18``, "the answer is 18", "Answer: 18"; the answer is the rest of the line."""
-NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
-SENTENCE = re.compile(r"(?<=[^\s.])[.!?]\s+(?=[A-Z\"'])|,\s+(?:which|because|since|so|as|where|meaning)\b")
-"""Where a marked answer ends, though its line goes on."""
-MATHS = re.compile(
-    r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
+JOINED = re.compile(
+    r"(?:[\s$})\].]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
+    r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
-"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one behind none and before no digit."""
-PROSE = re.compile(r"[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]{2,}")
-"""Three words in a row."""
-CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
-TAIL = 300
-"""Characters at the end of a text in which a loose answer may stand."""
+"""What stands between two boxes that are one answer: a comma, "and", "or" …"""
+DERIVED = re.compile(
+    r"\b(?:so|thus|therefore|hence|giv\w+|becom\w+|then|not|instead|rather|but|final\w*|total|sum|product|which|check|simplif\w+|equal\w*|means"
+    r"|is the)\b|=>|\\implies|\\Rightarrow"
+)
+"""… and no word of a derivation."""
+BULLET = re.compile(r"[\s$\\)}\]]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[^\n]{0,40}\Z")
+LABEL = re.compile(r"[^\W\d_]{2}\W{0,3}[:：]|</?\w")
+"""A label or a tag beside an answer."""
+CLEAR = re.compile(r"-?\$?\d[\d,]{0,30}(?:\.\d{1,30})?%?")
 
 
 @dataclass(frozen=True)
@@ -36,61 +42,129 @@ class Extracted:
     form: Form
 
 
-def extract(text: str, *, loose: bool = True) -> Extracted | None:
-    """The last complete ``\\boxed{…}``; else the last marked answer; else, if ``loose``, the last formula or number of the text's end.
+@dataclass(frozen=True)
+class _Box:
+    """A box: where it begins, where its content does, where that ends (None: the text ends first)."""
 
-    A text that was cut off gives no loose answer: ask with ``loose=False``. None where there is no answer.
+    start: int
+    begin: int
+    end: int | None
+
+
+def extract(text: str, *, loose: bool = True, whole: bool | None = None) -> Extracted | None:
+    """The last ``\\boxed{…}``; else the last marked answer; else, if ``loose``, the last formula or number of the text's end.
+
+    What counts is what is said: not thoughts, not what follows the end of the turn, not another question that a model goes on with. A
+    placeholder (``\\boxed{answer}``) is no answer, nor is one that the end of the text cuts off. A text that was cut off
+    (``whole=False``; the default where ``loose`` is False) has no marked answer either, unless nothing follows it: it is an early one.
+    None where there is no answer.
     """
-    found = boxed(text)
-    if found:
-        return Extracted(found, "boxed")
-    marked = [answer for mark in MARKS.finditer(text) if re.search(r"[\d\\$]|^\W*[^\W\d_]+\W*$", answer := _marked(mark))]
-    if marked:
-        return Extracted(marked[-1], "marked")
-    if not loose:
+    said = visible(text)
+    whole = (loose if whole is None else whole) and said.whole
+    return _extract(*_one_question(said.text, whole), loose)
+
+
+def _extract(text: str, whole: bool, loose: bool) -> Extracted | None:
+    boxes = _boxes(text)
+    cut = bool(boxes) and boxes[-1].end is None
+    complete = [box for box in _outer(boxes) if not marks.placeholder(_content(text, box))]
+    last = boxes[-1].start if cut else complete[-1].end or 0 if complete else -1
+    mark = marks.last(text, last + 1, whole=whole)
+    if mark and (cut or not complete or (mark.strong and CLEAR.fullmatch(mark.answer))):
+        return Extracted(mark.answer, "marked")
+    if cut:
         return None
-    # A number or formula that the cut goes through is none.
-    end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
-    formulas = [formula for m in MATHS.finditer(end) if not PROSE.search(formula := next(filter(None, m.groups()), ""))]
-    numbers = NUMBER.findall(end)
-    answer = formulas[-1].strip() if formulas else numbers[-1] if numbers else ""
+    if complete:
+        return Extracted(_joined(text, complete), "boxed")
+    answer = ends.last(text) if loose and whole else None
     return Extracted(answer, "loose") if answer else None
 
 
-def _marked(mark: re.Match[str]) -> str:
-    """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
-    answer = mark[1].strip()
-    if closer := CLOSERS.get(answer):
-        answer = mark.string[mark.end(1) : mark.end(1) + 300].partition(closer)[0].strip()
-    while inner := MARKS.search(answer):
-        answer = inner[1]
-    return SENTENCE.split(answer)[0].strip().rstrip(".").strip("*").strip()
+def _one_question(text: str, whole: bool) -> tuple[str, bool]:
+    """The text up to where the model asks itself another question, and whether that part is whole: it is where such a question follows."""
+    headings = list(HEADING.finditer(text, len(text) - len(text.lstrip()) + 1))
+    if not headings:
+        return text, whole
+    answers = [box.end for box in _boxes(text) if box.end is not None and not marks.placeholder(_content(text, box))]
+    answered = min([*answers, marks.first_end(text)])
+    for heading in headings:
+        if answered <= heading.start() or (
+            heading["asked"] and ends.concluded(text[max(0, heading.start() - ends.TAIL) : heading.start()])
+        ):
+            return text[: heading.start()], True
+    return text, whole
+
+
+def answer_of(text: str, *, loose: bool = True, whole: bool = True) -> Extracted | None:
+    """The answer of a field that may hold a solution or nothing but an answer."""
+    return (bare(text) if loose and whole else None) or extract(text, loose=loose, whole=whole)
 
 
 def bare(text: str) -> Extracted | None:
     """The text itself, where it is nothing but an answer: one short line without a box, a mark or three words in a row."""
-    line = text.strip()
-    prose = PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line))
-    if not line or "\n" in line or "=" in line or len(line) > 200 or prose or "\\boxed" in line or MARKS.search(line):
+    said = visible(text)
+    line = said.text.strip()
+    if not line or len(line) > 200 or not said.whole or "\n" in line or "=" in line or "\\boxed" in line or marks.placeholder(line):
+        return None
+    if ends.PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line)) or marks.MARKS.search(line) or LABEL.search(line):
         return None
     return Extracted(line.strip("$") or line, "loose")
 
 
 def boxed(text: str) -> str | None:
     """What stands in the last ``\\boxed{…}`` whose braces are closed; an escaped brace (``\\{``) does not count. None without one."""
-    last: tuple[int, int] | None = None
-    open_boxes: list[tuple[int, int]] = []  # where a box's content begins, and the depth at which it closes
+    closed = _outer(_boxes(text))
+    return _content(text, closed[-1]) or None if closed else None
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Boxes in the order in which they close, then those that never do. An inner box comes before the one around it."""
+    found: list[_Box] = []
+    opened: list[tuple[int, int, int]] = []  # where a box and its content begin, and the depth at which it closes
     depth = 0
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
+    for match in BOXES.finditer(text):
         piece = match[0]
         if piece == "}":
-            if open_boxes and open_boxes[-1][1] == depth:
-                begin = open_boxes.pop()[0]
-                # An inner box is part of the outer one; the outermost that ends last counts.
-                last = (begin, match.start())
+            if opened and opened[-1][2] == depth:
+                start, begin, _ = opened.pop()
+                found.append(_Box(start, begin, match.start()))
             depth = max(depth - 1, 0)
+        elif match["bare"]:
+            found.append(_Box(match.start(), *match.span("bare")))
+        elif match["cut"] is not None:
+            found.append(_Box(match.start(), match.end(), None))
         elif piece.endswith("{") and piece != "\\{":
             depth += 1
             if len(piece) > 1:
-                open_boxes.append((match.end(), depth))
-    return text[slice(*last)].strip() if last else None
+                opened.append((match.start(), match.end(), depth))
+    # A box that is open while others close inside it has lost its brace: those count.
+    latest = found[-1].start if found else -1
+    return found + [_Box(start, begin, None) for start, begin, _ in opened if start > latest]
+
+
+def _outer(boxes: list[_Box]) -> list[_Box]:
+    """The closed boxes that stand in no other one. What closes later and begins earlier is around what came before it."""
+    kept: list[_Box] = []
+    for box in boxes:
+        if box.end is None:
+            continue
+        while kept and kept[-1].start > box.start:
+            kept.pop()
+        kept.append(box)
+    return kept
+
+
+def _content(text: str, box: _Box) -> str:
+    return text[box.begin : box.end].strip()
+
+
+def _joined(text: str, boxes: list[_Box]) -> str:
+    """The last box's content; that of several boxes of one sentence or list, such as ``\\boxed{-4} and \\boxed{3}``, with commas."""
+    several = [boxes[-1]]
+    for before, after in pairwise(reversed(boxes)):
+        gap = text[(after.end or 0) + 1 : before.start]
+        together = len(gap) <= 80 and (JOINED.match(gap) or BULLET.match(gap)) and not DERIVED.search(gap)
+        if not together:
+            break
+        several.append(after)
+    return ", ".join(dict.fromkeys(_content(text, box) for box in reversed(several)))

@@ -1,4 +1,4 @@
-"""Whether two answers are equal: an exact fast path for plain numbers, and Math-Verify in worker processes that can be killed.
+"""Whether two answers are equal: an exact fast path for numbers, options and words, and Math-Verify in worker processes that can be killed.
 
 Math-Verify (https://github.com/huggingface/Math-Verify) simplifies with sympy, which now and then takes minutes or all memory. Its own
 time limit is a signal that C code ignores; here a worker that overstays is killed and replaced, and the run goes on.
@@ -8,12 +8,14 @@ import multiprocessing
 import os
 import re
 import resource
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import TimeoutError as Overtime
 from contextlib import suppress
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Literal, Self
+
+from stepmend.grading import notation, numbers, words
+from stepmend.grading.symbolic import symbolic
 
 Kind = Literal["math", "number"]
 Verdict = Literal["equal", "different", "timeout", "parser"]
@@ -22,71 +24,64 @@ LIMIT = 3.0
 """Seconds a worker may think about one pair."""
 MEMORY = 4 * 2**30
 """Bytes of address space of a worker."""
-LONGEST = 2_000
-"""Characters of the longest answer that is worth parsing; a longer one is no answer."""
-PLAIN = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
-SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-UNIT = (
-    rf"(?!(?:{'|'.join(SCALES)})s?\b)"
-    r"(?:[^\W\d_]{2,}|[mglshLVWJNKCF])(?![^\W\d_])"
-    r"(?: ?\^ ?\{?[23]\}?|[²³])?\.?"
-)
-UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
-"""What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
-DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|\*\*|\\left|\\right|\\(?=%)")
-WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
-LONE = re.compile(r"(?:[^\d+*/^<>=≤≥≠~-]|(?<=\w)-(?=\w))*?(?<![\w.])([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)[^\d+*/^<>=≤≥≠~]*")
-"""One number in words, and no sum."""
-TOLERANCE = Decimal("1e-6")
-"""Decimals that differ by less are left to Math-Verify, which rounds to six places."""
-
-
-INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
-"""Marks of direction and width, which say nothing."""
-
-
-def plain_number(text: str) -> Decimal | None:
-    """The value of a plain number (``18``, ``1,000``, ``$18.00``); None for everything else."""
-    bare = INVISIBLE.sub("", text).replace("−", "-").strip().strip("$").strip()
-    if not bare or len(bare) > 1_000 or not PLAIN.fullmatch(bare):
-        return None
-    try:
-        return Decimal(bare.replace(",", ""))
-    except InvalidOperation:
-        return None
-
-
-def number_with_unit(text: str) -> Decimal | None:
-    """The number of an answer that is one, with a unit or without (``18 dollars``, ``\\$18.``, ``5 + 3 = 8``); None for everything else."""
-    bare = WRAPPED.sub(r" \1 ", text[:LONGEST].replace("{,}", ",").replace("−", "-"))
-    bare = DRESS.sub("", bare).rpartition("=")[2].strip().rstrip(".。").rstrip()
-    match = re.match(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+", bare)
-    if not match:
-        return None
-    rest = " ".join(["", *bare[match.end() :].split()])
-    scale = next((factor for word, factor in SCALES.items() if re.match(rf" {word}s?\b", rest)), None)
-    if scale is None:
-        return plain_number(match[0]) if UNITS.fullmatch(rest) else None
-    value = plain_number(match[0])
-    return value * scale if value is not None and UNITS.fullmatch(" " + rest[1:].partition(" ")[2]) else None
+CLOSE = Decimal("1e-6")
+"""Relative difference below which decimals are left to Math-Verify, which rounds to six places."""
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
     """The verdict where it is certain without symbolic work; None where it is not."""
     if answer == gold:
         return "equal"
-    if not answer.strip() or len(answer) > LONGEST:
+    if not answer.strip() or len(answer) > numbers.LONGEST or len(gold) > numbers.LONGEST:
         return "parser"
-    read = number_with_unit if kind == "number" else plain_number
-    first, second = read(answer), read(gold)
-    if first is None and second is not None and kind == "number":
+    if (same := words.same_option(answer, gold)) is not None:
+        return "equal" if same else "different"
+    bare, right = _contents(answer, gold)
+    if (bare, right) != (answer, gold):
+        return quick(bare, right, kind)
+    found = _by_number(answer, gold) if kind == "number" else _by_value(answer, gold)
+    if found:
+        return found
+    for said in (_bases(answer, gold), _ellipses(answer, gold), words.same_prose(answer, gold)):
+        if said is not None:
+            return "equal" if said else "different"
+    return None
+
+
+def _contents(answer: str, gold: str) -> tuple[str, str]:
+    """What two answers say beside an option's letter that only one of them names."""
+    said, asked = words.without_option(answer), words.without_option(gold)
+    if said and not words.option(gold):
+        return said, gold
+    if asked and not words.option(answer):
+        return answer, asked
+    return answer, gold
+
+
+def _by_number(answer: str, gold: str) -> Verdict | None:
+    """The verdict on answers that are numbers, units apart."""
+    first, second = (
+        numbers.plain_number(one) if numbers.plain_number(one) is not None else numbers.number_with_unit(one) for one in (answer, gold)
+    )
+    if first is None and second is not None:
         return _no_number(answer, second)
-    if first is None or second is None:
+    return None if first is None or second is None else "equal" if first == second else "different"
+
+
+def _by_value(answer: str, gold: str) -> Verdict | None:
+    """The verdict on answers that may be any mathematics, where both are numbers in decimals; their units must not differ."""
+    first, second = (
+        (value, "") if (value := numbers.plain_number(one)) is not None else numbers.number_with_words(one) for one in (answer, gold)
+    )
+    if first is None or second is None or (first[1] and second[1] and first[1] != second[1]):
         return None
-    if first == second:
+    if first[0] == second[0]:
         return "equal"
-    whole = first == first.to_integral_value() and second == second.to_integral_value()
-    return "different" if whole or kind == "number" or abs(first - second) > TOLERANCE * max(abs(second), 1) else None
+    whole = all(value == value.to_integral_value() for value, _ in (first, second))
+    # Numbers of as many places are meant as they are written; else the shorter one may be the longer one, rounded.
+    whole = whole or first[0].as_tuple().exponent == second[0].as_tuple().exponent
+    apart = abs(first[0] - second[0]) > CLOSE * max(abs(first[0]), abs(second[0]))
+    return "different" if whole or apart else None
 
 
 def _no_number(answer: str, gold: Decimal) -> Verdict | None:
@@ -94,11 +89,30 @@ def _no_number(answer: str, gold: Decimal) -> Verdict | None:
     if fraction := re.fullmatch(r"\s*(-?\d{1,18})\s*/\s*(\d{1,18})\s*", answer):
         above, below = (Decimal(part) for part in fraction.groups())
         return "equal" if below and above == gold * below else "different"
-    symbols = re.search(rf"\\|\b(?:{'|'.join(SCALES)}|pi|sqrt)", answer)
-    if not symbols and re.search(r"[^\W\d_]{2}", answer) and (lone := LONE.fullmatch(DRESS.sub("", answer))):
-        return "equal" if plain_number(lone[1]) == gold else "different"
+    symbols = re.search(rf"\\|\b(?:{'|'.join(numbers.SCALES)}|pi|sqrt)|[√π]", answer)
+    clean = numbers.HYPHEN.sub(" ", numbers.DRESS.sub("", answer))
+    if not symbols and re.search(r"[^\W\d_]{2}", answer) and (lone := numbers.LONE.fullmatch(clean)):
+        return "equal" if numbers.plain_number(lone[1]) == gold else "different"
     prose = re.search(r"[^\W\d_]", answer) or re.search(r"[-+*/^]\s*$", answer)
     return "different" if prose and not symbols else None
+
+
+def _bases(answer: str, gold: str) -> bool | None:
+    """Whether numbers with a written base are the same; one without a base is taken to be in the other's."""
+    first, second = notation.in_base(answer), notation.in_base(gold)
+    if first and second:
+        return first == second
+    based, bare = (first, gold) if first else (second, answer)
+    return True if based and bare.strip().strip("$").lower() == based[0] else None
+
+
+def _ellipses(answer: str, gold: str) -> bool | None:
+    """Whether lists with an ellipsis have the same first and last terms, of which one may show more than the other."""
+    first, second = notation.terms(answer), notation.terms(gold)
+    if not first or not second:
+        return False if (first and len(first[0]) > 1) or (second and len(second[0]) > 1) else None
+    shown = min(len(first[0]), len(second[0]))
+    return first[1] == second[1] and first[0][:shown] == second[0][:shown] and (shown > 1 or first[0] == second[0])
 
 
 class Verifier:
@@ -148,20 +162,3 @@ def _settle() -> None:
 
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
-
-def symbolic(answer: str, gold: str) -> Verdict:
-    """Math-Verify's verdict; ``parser`` where it cannot read the gold answer or fails, which it would otherwise call different."""
-    import logging
-
-    from math_verify import parse, verify
-
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    try:
-        gold_parsed, answer_parsed = (parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True) for text in (gold, answer))  # pyright: ignore[reportArgumentType]
-        if not gold_parsed or not answer_parsed:
-            return "parser"
-        return "equal" if verify(gold_parsed, answer_parsed, timeout_seconds=None, raise_on_error=True) else "different"
-    except (Exception, RecursionError, MemoryError):
-        return "parser"

@@ -1,0 +1,63 @@
+"""How a text finished, in the words of the tools that write it down."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from stepmend import tables
+from stepmend.records import InputError
+
+USUAL = ("finish_reason", "stop_reason", "finish", "stop_type", "truncated")
+"""Fields that are read where they are there and no other one is named."""
+CUT = frozenset(
+    (
+        *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
+        *("context_length", "limit", "token_limit", "truncated", "incomplete", "cut", "cut_off", "cutoff", "overlong"),
+    )
+)
+ENDED = frozenset(
+    (
+        *("stop", "eos", "eos_token", "end_turn", "end_of_turn", "stop_sequence", "stop_word", "word", "stopped", "end", "ended"),
+        *("finished", "finish", "complete", "completed", "done", "success"),
+    )
+)
+SAY_CUT = ("trunc", "cut", "overlong", "exceed", "limit", "incomplete")
+SAY_ENDED = ("finish", "complete", "stop", "end", "done")
+
+
+def whole(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str]) -> list[bool]:
+    """Whether the text of each row ended by itself; True where nothing says so. ``name`` is the field; None takes a usual one.
+
+    Raises InputError where the named field is missing or says neither.
+    """
+    found = name or next((usual for usual in USUAL if rows and usual in rows[0]), None)
+    if found is None:
+        return [True] * len(rows)
+    return [
+        _whole(tables.field(row, found, place) if name else row.get(found), found, place, name is None)
+        for row, place in zip(rows, where, strict=True)
+    ]
+
+
+def is_cut(value: Any) -> bool | None:
+    """Whether a word for how a text finished says that the limit cut it off; None for a word that is not known."""
+    said = str(value).strip().lower().rpartition(".")[2].replace("-", "_").replace(" ", "_")
+    return True if said in CUT else False if said in ENDED else None
+
+
+def _whole(value: Any, name: str, where: str, guessed: bool) -> bool:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or value == "":
+        return True
+    if str(value).lower() in ("true", "false", "0", "1"):
+        yes = str(value).lower() in ("true", "1")
+        if any(part in name.lower() for part in SAY_CUT):
+            return not yes
+        if any(part in name.lower() for part in SAY_ENDED):
+            return yes
+    cut = is_cut(value)
+    if cut is None and not guessed:
+        raise InputError(
+            f"{where}: field {name!r} holds {str(value)[:40]!r}, which says neither stop nor length; allowed: stop, length, max_tokens …"
+        )
+    return not cut
