@@ -113,9 +113,10 @@ def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solu
     )
 
 
-def first_false(steps: Sequence[str]) -> int | None:
+def first_false(steps: Sequence[str], question: str = "") -> int | None:
     """The first step with an equation that does not hold."""
-    return next((i for i, step in enumerate(steps) if any(not claim.holds for claim in equations.claims(step))), None)
+    found = equations.first_false(steps, question)
+    return found[0] if found else None
 
 
 ABSTAINED = -1
@@ -130,7 +131,7 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
     ``shown`` says whether judges are told the right answer, where it is known, as in a run. Raises InputError as the judges do.
     """
     if not specs:
-        yield lambda solutions: ([first_false(s.steps) for s in solutions], [])
+        yield lambda solutions: ([first_false(s.steps, s.problem) for s in solutions], [])
         return
     named = [judges.parse(spec) for spec in specs]
     answers.parent.mkdir(parents=True, exist_ok=True)

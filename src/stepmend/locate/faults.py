@@ -7,7 +7,7 @@ from typing import Any
 
 from stepmend.engines.base import Completion, Engine
 from stepmend.engines.local import LocalEngine
-from stepmend.locate import judges, kinds, locators, reference, reliability, steps, taxonomy
+from stepmend.locate import equations, judges, kinds, locators, reference, reliability, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
 from stepmend.locate.reliability import Reliabilities, Table
@@ -18,7 +18,7 @@ from stepmend.progress import Tick, silent
 from stepmend.recipe import Locate
 from stepmend.records import Fault, InputError, Problem, Vote, digest
 
-VERSION = f"locate-5 {steps.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
+VERSION = f"locate-5 {steps.VERSION} {equations.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
 """Changes whenever the same traces may be located or classified otherwise."""
 ALONE = 8
 """Samples of a cut, at least, where full precision rescues itself: greedily it would only fail again."""

@@ -38,11 +38,13 @@ def make_case(prompt: str, trace: Trace, full: Trace | None = None) -> Case:
 
 
 def by_equations(case: Case) -> Vote:
-    """The first step with an equation that does not hold; abstains where all hold. Blind to right arithmetic on wrong quantities."""
-    for index, (begin, end) in enumerate(case.spans):
-        for claim in equations.claims(case.trace.text[begin:end]):
-            if not claim.holds:
-                return Vote(locator="equations", step=index, evidence=claim.text)
+    """The first step with an equation that does not hold; abstains where all hold. Blind to right arithmetic on wrong quantities.
+
+    What it names proves a fault at this step or before it, not that it is the first.
+    """
+    found = equations.first_false([case.trace.text[begin:end] for begin, end in case.spans], case.prompt)
+    if found:
+        return Vote(locator="equations", step=found[0], evidence=found[1].evidence)
     return Vote(locator="equations", step=None, evidence="every equation holds")
 
 
