@@ -103,6 +103,13 @@ def test_confidence_is_what_comes_out():
     assert right[stated > 0.8].mean() > right[stated < 0.6].mean()
 
 
+def test_a_long_thought_is_searched_in_few_batches():
+    world = World([700], 2000, 0.9)
+    (found,) = world()
+    assert abs(found.vote.step - 700) <= 40
+    assert found.completions <= 8 * (math.ceil(math.log2(2001)) + 2)
+
+
 def test_easy_cases_cost_less_than_open_ones():
     sure = World([2] * 20, 8, 0.95, 0.0)()
     unsure = World([2] * 20, 8, 0.35, 0.1)()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stepmend.locate.plain import normalize
+from stepmend.locate.equations import source
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})+(?:\.\d+)?(?![\w])|(?<![\w.])\d+(?:\.\d+)?|(?<![\w.])\.\d+")
 WORDS: dict[str, float] = {
@@ -64,7 +64,7 @@ def same(one: float, other: float) -> bool:
 
 def numbers(text: str) -> list[float]:
     """The numbers that a text writes in digits, in order."""
-    return [float(found.replace(",", "")) for found in NUMBER.findall(normalize(text))]
+    return [float(found.replace(",", "")) for found in NUMBER.findall(source.lines(text))]
 
 
 def worded(text: str) -> list[float]:
@@ -75,7 +75,7 @@ def worded(text: str) -> list[float]:
 def calculations(text: str) -> list[Calculation]:
     """Everything written as ``expression = number``, in order; units and words beside the numbers count for nothing."""
     found = []
-    for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", normalize(text)):
+    for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", source.lines(text)):
         sides = EQUALS.split(line.replace("\n", " "))
         for before, after in itertools.pairwise(sides):
             result, left = _leading(after), _trailing(before)
@@ -87,7 +87,7 @@ def calculations(text: str) -> list[Calculation]:
 def statements(text: str) -> list[float]:
     """Numbers that are set, not computed: what stands after an equality sign or a colon, alone, with no expression before it."""
     found = []
-    for line in re.split(r"[\n;¦]", normalize(text)):
+    for line in re.split(r"[\n;¦]", source.lines(text)):
         match = re.search(r"(?:[=:]|\b(?:is|are|was|were|has|have|had)\b)\s*(\d[\d,]*(?:\.\d+)?)\b(?!\s*[-+*/^=%])", line)
         if match and _trailing(line[: match.start()]) is None:
             found.append(float(match[1].replace(",", "")))
@@ -153,7 +153,7 @@ def _tokens(text: str) -> Iterator[str]:
             token = "*" if last in ("%", ")") or before == "/" else ""
         elif token in ("x", "X"):
             token = "*"
-        elif kind == "word" or token in "$€£.":
+        elif kind == "word" or token in "$€£¤.":
             continue
         elif kind is None:
             token = "?"

@@ -29,6 +29,8 @@ RESIDUE = 0.12
 """Value of cuts after the fault, over that of those before it: now and then a continuation mends the fault."""
 SURE = 0.95
 """Posterior probability at which a case is decided."""
+CANDIDATES = 40
+"""Cuts, at most, whose information is computed before each batch."""
 LEAST = 0.02
 """Information about the fault, in nats, below which a further batch is not worth its tokens."""
 
@@ -182,7 +184,7 @@ def information(weight_FP: np.ndarray, arrived_C: np.ndarray, sampled_C: np.ndar
     chance_F = weight_FP.sum(1)
     inside_FP = weight_FP / np.maximum(chance_F, 1e-300)[:, None]
     found = np.zeros(len(sampled_C))
-    for cut in range(len(sampled_C)):
+    for cut in _candidates(chance_F):
         had = int(arrived_C[cut]), int(sampled_C[cut])
         before_SP = np.exp(_beta_binomial(outcomes_S[:, None], np.array(count), level_1P, had))
         after_SP = np.exp(_beta_binomial(outcomes_S[:, None], np.array(count), RESIDUE * level_1P, had))
@@ -193,6 +195,16 @@ def information(weight_FP: np.ndarray, arrived_C: np.ndarray, sampled_C: np.ndar
             terms_FS = predicted_FS * np.log(predicted_FS / overall_S)
         found[cut] = float(chance_F @ np.nan_to_num(terms_FS).sum(1))
     return found
+
+
+def _candidates(chance_F: np.ndarray) -> list[int]:
+    """The cuts worth looking at: all of them, or in a long thought those that part the probability of the fault evenly."""
+    if len(chance_F) <= CANDIDATES:
+        return list(range(len(chance_F)))
+    parts = (np.arange(CANDIDATES) + 0.5) / CANDIDATES
+    return sorted(
+        {min(int(cut), len(chance_F) - 1) for cut in np.searchsorted(chance_F.cumsum() / chance_F.sum(), parts)} | {0, len(chance_F) - 1}
+    )
 
 
 def _beta_binomial(arrived: Any, sampled: Any, mean: Any, had: tuple[int, int] = (0, 0)) -> Any:

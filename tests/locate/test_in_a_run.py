@@ -1,11 +1,29 @@
-"""A run asks again what a judge gave no answer to, and nothing else."""
+"""What a run makes of the recipe's completer, rates and judges; it asks again what a judge gave no answer to, and nothing else."""
 
 import json
 
 from stepmend import Recipe
-from stepmend.locate import judges
+from stepmend.locate import judges, reliability
 from stepmend.loop import Loop
 from tests.scripted_server import ScriptedServer, completion, refusal
+
+
+def test_a_run_with_a_better_completer_and_rates_of_its_own(broken, tmp_path):
+    """The other family completes; the rates come from a file, and both are part of what decides a fault."""
+    problems, cases = [p for _, p, _ in broken[:2]], [c for _, _, c in broken[:2]]
+    traces = {p.id: c.trace.model_copy(update={"problem": p.id, "arm": "full"}) for p, c in zip(problems, cases, strict=True)}
+    full = {p.id: c.full.model_copy(update={"problem": p.id, "arm": "full"}) for p, c in zip(problems, cases, strict=True)}
+    rates = tmp_path / "rates.json"
+    rates.write_text(reliability.DEFAULT.model_dump_json())
+    small = {"measure": {"problems": 4}, "curate": {"problems": 9}, "quantize": {"calibration": 8}}
+    made_by = set()
+    for number, locate in enumerate(({"completer": "builtin:llama", "reliabilities": str(rates)}, {"reliabilities": str(rates)})):
+        recipe = Recipe.make({**small, "locate": {**locate, "locators": ["rescue"]}})
+        with Loop(recipe, tmp_path / f"run{number}") as loop:
+            found = loop._locate_all("full", problems, full, traces, "own failures")
+        assert [fault.step for fault in found] == [step for step, _, _ in broken[:2]]
+        made_by |= {fault.made_by for fault in found}
+    assert len(made_by) == 2
 
 
 def test_a_later_run_asks_what_failed_before(broken, tmp_path):
