@@ -60,6 +60,14 @@ def test_other_problems_are_refused(folder):
         folder.keep_problems([problem.model_copy(update={"answer": "3"})])
 
 
+def test_a_folder_made_before_worked_solutions_were_kept_goes_on(folder):
+    old = Problem(id="p", benchmark="gsm8k", split="test", level="all", question="q", answer="3")
+    folder.keep_problems([old])
+    folder.keep_problems([old.model_copy(update={"solution": "1 + 2 = 3"})])
+    with pytest.raises(InputError, match="other problems"):
+        folder.keep_problems([old.model_copy(update={"solution": "1 + 2 = 3", "answer": "4"})])
+
+
 def test_a_folder_in_use_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="in use by another"):
         RunDir(tmp_path / "run", RECIPE)

@@ -18,10 +18,19 @@ def test_real_gsm8k(shared_data):
     test = data.problems("test", None, 0)
     assert len(test) == 1319
     assert (test[0].answer, test[0].level, test[0].split) == ("18", "all", "test")
+    assert all(p.solution.rstrip().endswith(p.answer) for p in test[:20])
     tuned = [data.problems(split, None, 0) for split in ("calibration", "curate", "train")]
     assert sum(map(len, tuned)) == len({p.id for part in tuned for p in part}) == 7473
     assert [round(len(part) / 7473, 1) for part in tuned] == [0.1, 0.5, 0.4]
     assert len(data.problems("test", 10, 0)) == 10
+
+
+def test_a_worked_solution_is_kept_where_there_is_one(tmp_path):
+    rows = [{"question": "q1", "answer": "3", "solution": "1 + 2 = 3"}, {"question": "q2", "answer": "4"}]
+    found = sources.Data("jsonl", jsonl(tmp_path / "test.jsonl", rows[:1])).problems("test", None, 0)
+    assert [p.solution for p in found] == ["1 + 2 = 3"]
+    found = sources.Data("jsonl", jsonl(tmp_path / "test.jsonl", rows[::-1])).problems("test", None, 0)
+    assert [p.solution for p in found] == ["", "1 + 2 = 3"]
 
 
 def test_real_math500(shared_data):

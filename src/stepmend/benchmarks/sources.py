@@ -107,7 +107,6 @@ class Data:
             )
         question = self.question_field or _there(rows[0], source.question, where)
         answer = self.answer_field or _there(rows[0], source.answer, where)
-        solution = next((name for name in source.solution if name in rows[0]), None)
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
             place = f"{where}, record {number}"
@@ -124,7 +123,7 @@ class Data:
                 subject=str(row[source.subject]) if source.subject and source.subject in row else None,
                 question=text,
                 answer=gold,
-                solution=worked if solution and isinstance(worked := row[solution], str) else "",
+                solution=next((row[name] for name in source.solution if isinstance(row.get(name), str)), ""),
             )
 
     def _rows(self, source: Source, own: str) -> tuple[Sequence[dict[str, Any]], str]:

@@ -64,7 +64,12 @@ def same(one: float, other: float) -> bool:
 
 def numbers(text: str) -> list[float]:
     """The numbers that a text writes in digits, in order."""
-    return [float(found.replace(",", "")) for found in NUMBER.findall(source.lines(text))]
+    return [float(found.replace(",", "")) for found in NUMBER.findall(_readable(text))]
+
+
+def _readable(text: str) -> str:
+    """A text with plain signs, without the units of rates (``/day``) and remarks in brackets."""
+    return re.sub(r"/\s*(?:per\s+)?[^\W\d_]+|\([^()\d]*\)", " ", source.lines(text))
 
 
 def worded(text: str) -> list[float]:
@@ -75,7 +80,7 @@ def worded(text: str) -> list[float]:
 def calculations(text: str) -> list[Calculation]:
     """Everything written as ``expression = number``, in order; units and words beside the numbers count for nothing."""
     found = []
-    for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", source.lines(text)):
+    for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", _readable(text)):
         sides = EQUALS.split(line.replace("\n", " "))
         for before, after in itertools.pairwise(sides):
             result, left = _leading(after), _trailing(before)
@@ -87,7 +92,7 @@ def calculations(text: str) -> list[Calculation]:
 def statements(text: str) -> list[float]:
     """Numbers that are set, not computed: what stands after an equality sign or a colon, alone, with no expression before it."""
     found = []
-    for line in re.split(r"[\n;¦]", source.lines(text)):
+    for line in re.split(r"[\n;¦]", _readable(text)):
         match = re.search(r"(?:[=:]|\b(?:is|are|was|were|has|have|had)\b)\s*(\d[\d,]*(?:\.\d+)?)\b(?!\s*[-+*/^=%])", line)
         if match and _trailing(line[: match.start()]) is None:
             found.append(float(match[1].replace(",", "")))
