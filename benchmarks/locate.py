@@ -2,7 +2,8 @@
 
 python benchmarks/locate.py [--data FOLDER] [--out FOLDER]: the vote on labelled failures of a real model; steps and equations on real
 texts; then rescue, margins, the vote and the error classes against the oracle, on every regression of both built-in reasoners at 4 and 3
-bits (about half an hour on two cores). --only real, --only texts or --only builtin writes one of these parts and keeps the others.
+bits (about half an hour on two cores). --only real, --only equations, --only steps or --only builtin writes one of these parts
+and keeps the others.
 
 The real model's locators need its checkpoints: --model FULL --quantized Q (and --completer M); without them the vote goes by those that
 need none. The work is kept under --out, and the same command continues it.
@@ -10,9 +11,11 @@ need none. The work is kept under --out, and the same command continues it.
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -69,48 +72,109 @@ def segmented(name: str, texts: Sequence[str]) -> str:
     return f"| {name} | {len(texts):,} | {middle} | {lengths[len(lengths) // 2]} | {cut} | {'yes' if lossless else 'NO'} |"
 
 
-def segmentation(data: Path, records: Sequence[dict[str, Any]]) -> list[str]:
-    golds = [row["answer"] for row in tables.read(data / "gsm8k" / "test.jsonl")]
-    csv.field_size_limit(sys.maxsize)
-    with (data / "solutions" / "r1-distill-1.5b-quantized" / "gptq_w3_wrong_w4_right_math500.csv").open(newline="", encoding="utf-8") as of:
-        rows = list(csv.DictReader(of))
-    traces = [row[field] for row in rows for field in ("full_text_4bit", "full_text_3bit")]
+CALCULATES = re.compile(r"(?:=|≈|\\approx).*\d|\d.*(?:=|≈|\\approx)|\d\s*(?:[+*×÷]|\\times|\\cdot|\div)", re.DOTALL)
+"""A labelled segment with a calculation: an equality with a number, or an operator behind one."""
+
+
+def shared(records: Sequence[dict[str, Any]]) -> list[str]:
+    """How many steps hold two labelled segments that calculate; a segment is where its middle is."""
+    alone, counts = 0, []
+    for record in records:
+        ends = list(itertools.accumulate(map(len, record["steps"]), initial=0))
+        segments = zip(itertools.pairwise(ends), record["steps"], strict=True)
+        middles = [(begin + end) / 2 for (begin, end), text in segments if CALCULATES.search(text)]
+        spans = steps.split("".join(record["steps"]))
+        alone += sum(sum(begin <= middle < end for middle in middles) < 2 for begin, end in spans)
+        counts.append(len(spans))
+    labelled = sum(len(record["steps"]) for record in records)
     return [
-        "## Steps", "", "ProcessBench's steps, joined and split again:", "",
+        f"{len(records)} failures of a real model, cut into {labelled} segments by two readers (in-sample: the rules were made on them). "
+        f"Of {sum(counts)} steps, {alone} ({of_wilson(alone, sum(counts))}) hold at most one segment with a calculation. "
+        f"A solution has {sorted(counts)[len(counts) // 2]} steps (median; mean {sum(counts) / len(counts):.1f}).", "",
+    ]  # fmt: skip
+
+
+def of_wilson(count: int, n: int) -> str:
+    """A share with its 95 % interval."""
+    of = statistics.accuracy(np.arange(n) < count)
+    return f"{percent(of.value)}, {percent(of.low)} to {percent(of.high)}"
+
+
+def segmentation(data: Path) -> list[str]:
+    records = tables.read(data / "processbench" / "gsm8k.json")
+    golds = [row["answer"] for row in tables.read(data / "gsm8k" / "test.jsonl")]
+    traces = [text for pair in r1_traces(data) for text in pair]
+    counts = sorted(len(steps.sections(text)) for text in traces)
+    return [
+        "## Steps", "", *shared(json.loads((data / "real" / "first_faults_60.json").read_text())),
+        "ProcessBench's steps, joined and split again; one that holds several calculations is cut further on purpose:", "",
         "| joined by | boundaries | found again | of those found, right | solutions exactly |", "|---|---|---|---|---|",
         *[joined_again(records, glue) for glue in ("\n\n", "\n", " ")], "",
         "A blank is the hardest: sentences are all that is left, and ProcessBench's steps are paragraphs of several.", "",
         "| texts | n | steps, median (range) | characters a step, median | begun in a formula | joins back |", "|---|---|---|---|---|---|",
         segmented("GSM8K test, gold", golds), segmented("R1-Distill-1.5B on MATH-500", traces), "",
+        f"R1-Distill-1.5B's thoughts have {counts[0]} to {counts[-1]} sections, median {counts[len(counts) // 2]}.", "",
     ]  # fmt: skip
 
 
-def labelled(name: str, solutions: Sequence[bench.Solution]) -> str:
-    of = bench.figures(solutions, [bench.first_false(s.steps) for s in solutions])
-    wrong = sum(s.label is not None for s in solutions)
-    right = len(solutions) - wrong
-    alone = f"{percent(of['accuracy_right'])} of {right}" if right else "–"
-    shares = " | ".join(percent(of[key]) for key in ("accuracy_wrong", "precision"))
-    return f"| {name} | {wrong} | {of['fired']} | {shares} | {alone} | {percent(of['f1'])} |"
+def r1_traces(data: Path) -> list[tuple[str, str]]:
+    """R1-Distill-1.5B at 4 bits (right) and at 3 bits (wrong) on the same problems."""
+    csv.field_size_limit(sys.maxsize)
+    with (data / "solutions" / "r1-distill-1.5b-quantized" / "gptq_w3_wrong_w4_right_math500.csv").open(newline="", encoding="utf-8") as of:
+        return [(row["full_text_4bit"], row["full_text_3bit"]) for row in csv.DictReader(of)]
 
 
-def golds(file: Path) -> str:
-    answers = [json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()]
-    alarms = sum(bench.first_false(answer.split("\n")) is not None for answer in answers)
-    checked = sum(len(equations.claims(answer)) for answer in answers)
-    return f"| {len(answers):,} | {checked:,} | {alarms} | {percent(1 - alarms / len(answers))} |"
+def labelled(name: str, records: Sequence[dict[str, Any]]) -> str:
+    """Where equations fire on labelled solutions: at the fault, at another label that its readers would defend, before it, after it."""
+    outcomes: Counter[str] = Counter()
+    for record in records:
+        label, found = record["label"], bench.first_false(record["steps"], record["problem"])
+        outcomes["faulty" if label >= 0 else "right"] += 1
+        if found is not None:
+            others = record.get("also", ())
+            kind = (
+                "alarm" if label < 0 else "exact" if found == label else "also" if found in others else "early" if found < label else "late"
+            )
+            outcomes[kind] += 1
+    fired = sum(outcomes[kind] for kind in ("exact", "also", "early", "late"))
+    late = of_wilson(fired - outcomes["early"], fired) if fired else "–"
+    exact = of_wilson(outcomes["exact"], fired) if fired else "–"
+    return (
+        f"| {name} | {outcomes['faulty']} | {fired} | {exact} | {outcomes['also']} | {outcomes['early']} | {outcomes['late']} | {late} | "
+        f"{outcomes['alarm']} of {outcomes['right']} |"
+    )
+
+
+def left_alone(name: str, texts: Sequence[str]) -> str:
+    """How many solutions, all of one outcome, have an alarm."""
+    alarms = sum(bench.first_false([text[a:b] for a, b in steps.split(text)]) is not None for text in texts)
+    checked = sum(len(equations.claims(text)) for text in texts)
+    return f"| {name} | {len(texts):,} | {checked:,} | {alarms} | {of_wilson(len(texts) - alarms, len(texts))} |"
 
 
 def checked_equations(data: Path) -> list[str]:
-    solutions = bench.read(data / "processbench" / "gsm8k.json")
+    processbench = tables.read(data / "processbench" / "gsm8k.json")
+    failures = json.loads((data / "real" / "first_faults_60.json").read_text())
+    golds = {split: [row["answer"] for row in tables.read(data / "gsm8k" / f"{split}.jsonl")] for split in ("train", "test")}
+    math500 = [row["solution"] for row in tables.read(data / "math" / "math500_test.jsonl")]
+    written = tables.read(data / "solutions" / "gsm8k-openai" / "example_model_solutions.jsonl")
+    models = [row[name] for row in written for name in row if isinstance(row[name], dict)]
+    traces = r1_traces(data)
     return [
         "## Equations", "",
-        "ProcessBench lists its 207 wrong solutions first; its first half, which the rules were tuned on, holds wrong ones only.", "",
-        "| part | faults | fired | recall | precision | right ones left alone | F1 |", "|---|---|---|---|---|---|---|",
-        labelled("first half", solutions[:200]), labelled("second half", solutions[200:]), labelled("all", solutions), "",
-        "GSM8K's own solutions (`train` was looked at while tuning):", "",
-        "| split | solutions | equations checked | alarms | left alone |", "|---|---|---|---|---|",
-        *[f"| {split} {golds(data / 'gsm8k' / f'{split}.jsonl')}" for split in ("train", "test")], "",
+        "An alarm means that a fault lies at its step or before it. All sources were looked at while the rules were made: in-sample.", "",
+        "| labelled solutions | faulty | fired | exact (95 %) | at another label | before the fault | after it | fault at the step or "
+        "before | alarms on right ones |",
+        "|---|---|---|---|---|---|---|---|---|",
+        labelled("ProcessBench, GSM8K", processbench), labelled("Qwen2.5-Coder-0.5B at 4 bits, GSM8K", failures), "",
+        "| solutions that are right | n | equations checked | alarms | left alone (95 %) |", "|---|---|---|---|---|",
+        *[left_alone(f"GSM8K {split}, gold", texts) for split, texts in golds.items()], left_alone("MATH-500, gold", math500),
+        left_alone("GSM8K, four models", [row["solution"] for row in models if row["is_correct"]]),
+        left_alone("R1-Distill-1.5B at 4 bits, MATH-500", [right for right, _ in traces]), "",
+        "Models' right solutions hold false arithmetic too: a slip that is taken back, or that the answer does not need.", "",
+        "| solutions that are wrong | n | equations checked | fired | silent (95 %) |", "|---|---|---|---|---|",
+        left_alone("GSM8K, four models", [row["solution"] for row in models if not row["is_correct"]]),
+        left_alone("R1-Distill-1.5B at 3 bits, MATH-500", [wrong for _, wrong in traces]), "",
     ]  # fmt: skip
 
 
@@ -283,19 +347,13 @@ def builtin(out: Path, count: int) -> list[str]:
     return ["\n".join(of) for of in (against_the_oracle(found, linear), misses(found), classes(found))]
 
 
-def texts(data: Path) -> list[str]:
-    """The sections on real texts, which need no model."""
-    records = tables.read(data / "processbench" / "gsm8k.json")
-    return ["\n".join(of) for of in (checked_equations(data), segmentation(data, records))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = Path(os.environ.get("STEPMEND_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=default, help="the folder of real data (default: STEPMEND_DATA)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "locate", help="where runs are kept; the same command continues them")
     parser.add_argument("--problems", type=int, default=2700, help="curate problems, besides the 900 test ones")
-    parser.add_argument("--only", choices=("real", "texts", "builtin"), help="write one part, and keep the others")
+    parser.add_argument("--only", choices=("real", "equations", "steps", "builtin"), help="write one part, and keep the others")
     parser.add_argument("--labels", type=Path, help="real: another file of labelled failures (default: DATA/real/first_faults_60.json)")
     for name, what in (("model", "full-precision checkpoint"), ("quantized", "quantized checkpoint"), ("completer", "better model")):
         parser.add_argument(f"--{name}", help=f"real: the {what}")
@@ -305,7 +363,8 @@ def main() -> None:
     models = {"model": options.model, "quantized": options.quantized, "completer": options.completer}
     parts = {
         "real": lambda: locate_real.parts(labels, options.data, models, options.max_new_tokens, options.out / "real"),
-        "texts": lambda: texts(options.data),
+        "equations": lambda: ["\n".join(checked_equations(options.data))],
+        "steps": lambda: ["\n".join(segmentation(options.data))],
         "builtin": lambda: builtin(options.out, options.problems),
     }
     page = ROOT / "docs" / "results" / "locate.md"

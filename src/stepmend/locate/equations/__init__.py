@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from stepmend.locate.equations import context, source
 from stepmend.locate.equations.agreement import agree
-from stepmend.locate.equations.reader import Segment, Side, Token, prefix, segments, shown, suffix
+from stepmend.locate.equations.reader import Segment, Side, Token, segments, shown
+from stepmend.locate.equations.sides import prefix, suffix
 
 __all__ = ["VERSION", "Claim", "claims", "first_false"]
 

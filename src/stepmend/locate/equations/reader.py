@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from math import factorial
 from typing import Any
@@ -22,16 +22,11 @@ SILENT = frozenset(
 """Words next to a number that change what it means: an equation with one of them is not judged."""
 STOPS = frozenset("and so because since is are was then if but which that thus".split())  # noqa: SIM905
 """Words that are no unit: an operand ends before them."""
-FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
-"""Words before a number or bracket that change what it means."""
-PUNCTUATION = ',;:.?!¦"“”—-•'
 VOWEL = re.compile(r"[aeiouyäöü]")
 TOKEN = re.compile(
     r"(?:¤\s*)?(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|‹(?P<math>[^‹›]*)›|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])"
     r"|(?P<other>[^\s¤])"
 )
-NEAREST = 60
-"""Tokens of a side that are looked at."""
 LONGEST_NUMBER = 24
 LARGEST_POWER = 4000
 """Bits of a power at most."""
@@ -104,11 +99,11 @@ def shown(tokens: Sequence[Token]) -> str:
     return " ".join(token.text for token in tokens)
 
 
-class _UnsureError(Exception):
+class UnsureError(Exception):
     """This reading is none."""
 
 
-class _Reader:
+class Reader:
     """Recursive descent over tokens: numbers with units, brackets, and operators."""
 
     def __init__(self, tokens: Sequence[Token], begin: int, *, left: bool) -> None:
@@ -138,7 +133,7 @@ class _Reader:
             self._operator("/" if token.text == "/" else "*")
             other = self.factor(divides=token.text == "/")
             if token.text == "/" and other == 0:
-                raise _UnsureError
+                raise UnsureError
             value = value / other if token.text == "/" else value * other
         return value
 
@@ -147,7 +142,7 @@ class _Reader:
         value = self.power()
         while (token := self.peek()) and (token.kind == "math" or (token.text == "(" and token.glued)):
             if divides:
-                raise _UnsureError
+                raise UnsureError
             self.place -= 1  # there is no sign to step over
             self._operator("*")
             value *= self.power()
@@ -164,9 +159,9 @@ class _Reader:
             self.place += 1
             exponent = self.operand()
             if self.tokens[self.place - 1].text == "!":
-                raise _UnsureError
+                raise UnsureError
             if exponent.denominator != 1 or not 0 <= exponent <= 100 or _bits(value) * exponent > LARGEST_POWER:
-                raise _UnsureError
+                raise UnsureError
             if self.depth == 0:
                 del self.flat[-1]
                 self.flat[-1] = Fraction(value ** int(exponent))
@@ -183,7 +178,7 @@ class _Reader:
             self.place += 1
             token = self.peek()
         if token is None:
-            raise _UnsureError
+            raise UnsureError
         if token.text == "(":
             value = self._bracket()
         elif token.kind == "number":
@@ -194,7 +189,7 @@ class _Reader:
             self.place += 1
             value = self._formula(token.text)
         else:
-            raise _UnsureError
+            raise UnsureError
         value = self._factorial(value)
         value = -value if negative else value
         if (token := self.peek()) and token.text == "%":
@@ -210,7 +205,7 @@ class _Reader:
         """A root, a function or a constant; a variable is none."""
         value = latex.value(text)
         if value is None:
-            raise _UnsureError
+            raise UnsureError
         self.inexact |= value.denominator > latex.LARGEST_DENOMINATOR
         self.whole &= value.denominator == 1 or self.inexact
         self.operators += text != "\\pi"
@@ -229,7 +224,7 @@ class _Reader:
             or not 0 <= value <= LARGEST_FACTORIAL
             or after not in (*"+-*/)^¦", "" if self.left else "+")
         ):
-            raise _UnsureError
+            raise UnsureError
         self.place += 1
         self.operators += 1
         return Fraction(factorial(int(value)))
@@ -241,16 +236,16 @@ class _Reader:
         self.depth -= 1
         token = self.peek()
         if token is None or token.text != ")":
-            raise _UnsureError
+            raise UnsureError
         self.place += 1
         return value
 
     def _number(self, text: str) -> Fraction:
         plain = text.replace(",", "")
         if len(plain) > LONGEST_NUMBER:
-            raise _UnsureError
+            raise UnsureError
         if len(plain) > 1 and plain[0] == "0" and plain[1] != ".":
-            raise _UnsureError  # a time or a code
+            raise UnsureError  # a time or a code
         self.decimals = max(self.decimals, len(plain.partition(".")[2]))
         self.whole &= "." not in plain
         self.numbers.append(Fraction(plain))
@@ -269,22 +264,22 @@ class _Reader:
                 or (len(word) == 2 and word not in UNITS | SHORT)
                 or not VOWEL.search(word + "y" * (word in UNITS))
             ):
-                raise _UnsureError
+                raise UnsureError
             self.place += 1
             after = self.peek()
             self.units.add("inch" if word == "in" and not (after and after.kind in ("word", "number")) else word.rstrip("s"))
             self._unit_power(word)
         ahead = [token.text for token in self.tokens[self.place : self.place + 3]]
         if ahead[:1] == ["and"] and ahead[2:] == ["/"]:
-            raise _UnsureError  # 1 and 1/4
+            raise UnsureError  # 1 and 1/4
         if (token := self.peek()) and ((token.text == "(" and not token.glued) or (token.kind == "number" and self.place == begin)):
-            raise _UnsureError  # a remark, or a mixed number
+            raise UnsureError  # a remark, or a mixed number
 
     def _unit_power(self, word: str) -> None:
         ahead = [token.text for token in self.tokens[self.place : self.place + 2]]
         if ahead[:1] == ["^"]:
             if word not in UNITS or ahead[1:] not in (["2"], ["3"]):
-                raise _UnsureError
+                raise UnsureError
             self.place += 2
 
     def _operand_follows(self) -> bool:
@@ -338,88 +333,3 @@ def _by_percent(flat: Sequence[Fraction | str], percents: set[int]) -> Iterator[
 
 def _bits(value: Fraction) -> int:
     return max(value.numerator.bit_length(), value.denominator.bit_length())
-
-
-def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int] | None:
-    reader = _Reader(tokens, begin, left=left)
-    try:
-        side = reader.side()
-    except (_UnsureError, RecursionError, OverflowError):
-        return None
-    return side, reader.place
-
-
-def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
-    """The expression that a segment ends with, and where it begins; None where it is preceded by what may belong to it."""
-    if tokens and tokens[-1].text == "¦":
-        tokens = tokens[:-1]
-    resumed = first = max(len(tokens) - NEAREST, 0)
-    for begin in range(first, len(tokens)):
-        token = tokens[begin]
-        if begin < resumed or (token.kind not in ("number", "math") and token.text != "("):
-            continue
-        found = _read(tokens, begin, left=True)
-        if found is None or found[1] < len(tokens):
-            resumed = begin if found is None else found[1]
-            continue
-        return None if _belongs(tokens[:begin], token, found[0].operators) else (found[0], token.place)
-    return None
-
-
-def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
-    """Whether what stands before an expression may be part of it, or the expression part of a phrase (``in 20 years = …``)."""
-    if not before:
-        return False
-    last = before[-1]
-    if last.kind in ("number", "math") or last.text in ")}^%_√∛!'" or (last.text == ":" and last.glued and first.glued):
-        return True
-    if last.kind == "word" and (first.glued or last.text.lower() in SILENT | FUNCTIONS | {"of", "by", "and"} or len(last.text) == 1):
-        return True
-    if operators == 0 and last.text not in ":(¦":
-        return True
-    if first.text == "(" and last.kind == "word" and before[-2:-1] and before[-2].kind == "number":
-        return True  # a unit, times what is in the bracket
-    if last.text in ".," and (first.glued or _pieces(before, first) or (last.text == "." and before[-2:-1] and before[-2].kind == "sign")):
-        return True  # a number written in pieces
-    # An operator earlier in the phrase has an operand that we do not know: "25 pupils + his 1 teacher".
-    for token in reversed(before):
-        if token.kind == "other" and token.text not in "'’":
-            return token.text not in PUNCTUATION
-        if token.kind == "math" or (token.kind == "sign" and token.text in "+-*/^("):
-            return True
-    return False
-
-
-def _pieces(before: Sequence[Token], after: Token) -> bool:
-    """``14, 400``: one number or two."""
-    return len(before) > 1 and before[-1].text == "," and before[-2].kind == after.kind == "number" and len(after.text) == 3
-
-
-def prefix(tokens: Sequence[Token]) -> Side | None:
-    """The expression that a segment begins with; None where what follows may belong to it."""
-    if tokens and tokens[0].text == "¦":
-        tokens = tokens[1:]
-    tokens = tokens[:NEAREST]
-    found = _read(tokens, 0, left=False)
-    if found is None:
-        return None
-    side, end = found
-    if end == NEAREST or _goes_on(tokens, end):
-        return None
-    shares = [place for place in range(end) if tokens[place].text == "of"]
-    alone = _read(tokens[: shares[0]], 0, left=False) if shares else None
-    return replace(side, values=(*side.values, *alone[0].values)) if alone else side
-
-
-def _goes_on(tokens: Sequence[Token], end: int) -> bool:
-    """Whether what stands behind an expression may be part of it."""
-    if end == len(tokens):
-        return False
-    after, rest = tokens[end], tokens[end + 1 :]
-    if after.kind in ("number", "math") or after.text in ("…", "|") or after.text in "+-*/^(%!_'" or (after.text == ":" and after.glued):
-        return True
-    if after.text == "is":
-        return True  # 12 + 3 + 4 = 12 + 3 is 15, …
-    if after.text == "." and rest and rest[0].text in (".", "…"):
-        return True  # 8.333…
-    return after.text in (",", ".") and bool(rest) and rest[0].kind == "number" and (rest[0].glued or _pieces(tokens[: end + 1], rest[0]))
