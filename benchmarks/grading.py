@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmend import grading, tables
-from stepmend.grading import files, notation, symbolic, verify
+from stepmend.grading import files, symbolic, verify
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -79,7 +79,7 @@ def e_notation() -> list[str]:
         sign = draw.choice(["\\times", "\\cdot"])
         pairs.append((f"{mantissa}{sign} 10^{{{exponent}}}", f"{mantissa}e{exponent}"))
         others.append((f"{mantissa}{sign} 10^{{{exponent + draw.choice([-1, 1])}}}", f"{mantissa}e{exponent}"))
-    with verify.Verifier() as verifier:
+    with verify.Verifier(limit=60) as verifier:
         same, different = verifier.decide(pairs).count("equal"), verifier.decide(others).count("different")
     return [
         f"| e-notation against LaTeX, the same number | {same} of {len(pairs)} equal | {len(pairs)} |",
@@ -93,7 +93,7 @@ def pairs_of_golds(data: Path) -> tuple[list[str], list[str]]:
     for row in tables.read(data / "math/math500_test.jsonl"):
         by_subject.setdefault(row["subject"], {})[row["answer"]] = None
     pairs = [pair for golds in by_subject.values() for pair in itertools.combinations(golds, 2)]
-    with verify.Verifier() as verifier:
+    with verify.Verifier(limit=60) as verifier:
         verdicts = verifier.decide(pairs)
     equal = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict == "equal"]
     false = [pair for pair in equal if not (math_verify_says(*pair) and numbers_say(*pair))]
@@ -114,11 +114,8 @@ def math_verify_says(first: str, second: str) -> bool:
 
 
 def numbers_say(first: str, second: str) -> bool:
-    """Whether both answers have the same value in numbers."""
-    from math_verify import parse
-
-    one, two = (parse(f"\\boxed{{{notation.latex(text)}}}")[0] for text in (first, second))
-    return symbolic.compare(one, two) is True
+    """Whether both answers have the same values."""
+    return symbolic.by_number(first, second) is True
 
 
 def math_verify_cases(folder: Path) -> Iterator[tuple[str, str, str, bool]]:
@@ -147,7 +144,7 @@ def of_math_verify(folder: Path | None) -> tuple[list[str], list[str]]:
     cases = list(math_verify_cases(folder))
     found = [grading.answer_of(said) for _, _, said, _ in cases]
     golds = [grading.gold_of(gold).strip("$") for _, gold, _, _ in cases]
-    with verify.Verifier() as verifier:
+    with verify.Verifier(limit=60) as verifier:
         judged = grading.judge(found, golds, "math", verifier)
     wrong = [
         f"- {name}: expected {'equal' if expected else 'different'}, here {outcome}{f' ({reason})' if reason else ''}."
