@@ -19,7 +19,7 @@ BOXES = re.compile(
     r"(?:\\{1,4}|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL
 )
 JOINED = re.compile(
-    r"(?:[\s$})\].]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*[^\n.!?,;]{0,30}?(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
+    r"(?:[\s$})\]]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*[^\n.!?,;]{0,30}?(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
     r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
 """What stands between two boxes that are one answer: a comma, "and", "or" …"""
