@@ -190,3 +190,24 @@ def test_audit_of_a_run(finished_run, tmp_path):
 def test_a_key_in_a_judge_s_address_is_refused_and_not_repeated(tmp_path):
     assert "hidden-key" not in refused("run", "--judge", "a=m@http://user:hidden-key@host/v1", "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_grade_says_first_that_a_run_is_broken(tmp_path):
+    rows = [{"out": "so it is \\boxed{460} " * 1000, "gold": "460"}] * 6 + [{"out": "\\boxed{460}", "gold": "460", "why": None}]
+    file = kept(tmp_path / "a.jsonl", [{"why": "length", **row} for row in rows])
+    done = stepmend("grade", file, "--answer-field", "out", "--gold-field", "gold", "--finish-field", "why")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "This run is broken: 6 of 7 texts loop. Its accuracy says little."
+    assert "texts that loop: 6" in lines
+    assert "texts that the limit cut off: 6" in lines
+
+
+def test_compare_reads_arms_of_one_table(tmp_path):
+    rows = [{"id": i, "model": model, "ok": model == "full" or i > 8} for model in ("full", "w4") for i in range(10)]
+    file = kept(tmp_path / "a.jsonl", rows)
+    done = stepmend("compare", file, "--arm-field", "model", "--correct-field", "ok", "--json", "--out", tmp_path / "c.html")
+    (pair,) = json.loads(done.stdout)
+    assert (pair["first"], pair["second"], pair["only_first"], pair["metrics"]["first"]) == ("full", "w4", 9, "ok")
+    assert "two arms or more are needed" in refused(
+        "compare", file, "--arm-field", "id", "--id-field", "model", "--correct-field", "ok", "--name", "a"
+    )

@@ -201,7 +201,8 @@ EQUAL = {
         ("1, 2, ..., n", "1,2,\\ldots,n"),
         ("1,3,\\dots,2n-1", "1,3,5,\\ldots,2n-1"),
     ],
-    "as before": [("x = 5", "5"), ("3, -4", "-4,3"), ("0.333333", "\\frac13"), ("50\\%", "50"), ("\\$18", "18.00"), ("1+x", "x+1")],
+    "equations and lists": [("x = 5", "5"), ("-2, 1", "(-2,1)"), ("a = 2, b = 3", "b = 3,\\quad a = 2"), ("(p,q)=(3,2)", "(3,2)")],
+    "as before": [("3, -4", "-4,3"), ("0.333333", "\\frac13"), ("50\\%", "50"), ("\\$18", "18.00"), ("1+x", "x+1")],
 }  # fmt: skip
 DIFFERENT = {
     "scientific notation": [
@@ -225,13 +226,14 @@ DIFFERENT = {
         ("\\text{east}", "\\text{seat}"),
         ("even", "12"), ("odd", "\\text{even}")],
     "units": [("5 x", "5"), ("5 xy", "5"), ("5 abc", "5"), ("72 pens", "73")],
+    "equations and lists": [("1, -2", "(-2,1)"), ("a + 3z = 0", "0"), ("11a + c", "7 = 11a + c"), ("a = 2, b = 3", "a = 2, b = 4")],
     "signs": [("\\sqrt{x^2}", "x"), ("|x|", "x"), ("-x", "x"), ("9 500", "509"), ("10(26)", "36")],
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def verifier():
-    with verify.Verifier() as made:
+    with verify.Verifier(limit=60) as made:
         yield made
 
 

@@ -86,3 +86,87 @@ def test_names_are_told_apart():
     assert [one.name for one in named(two, [], ["full", "w3"])] == ["full/samples", "w3/samples"]
     assert [one.name for one in named(two, [], ["x", "x"])] == ["x/samples (1)", "x/samples (2)"]
     assert [one.name for one in named(two, ["bf16", "3 bits"], ["x", "x"])] == ["bf16", "3 bits"]
+
+
+def test_what_nobody_scored_is_no_arm():
+    with pytest.raises(InputError, match="nobody scored b: none of its 2 problems is right or wrong"):
+        compare([log("a", [True, False]), log("b", [None, None])])
+
+
+def test_pairs_are_pairs():
+    first = Log("a", "table", None, None, None, {"p": [Sample(True, gold="4", question="x")], "q": [Sample(True, gold="7")]})
+    for changed, said in (
+        (Sample(False, gold="5", question="x"), "problem 'p' has the right answer '4' in a and '5' in b"),
+        (Sample(False, gold="4", question="y"), "problem 'p' has one question in a and another in b"),
+    ):
+        second = replace(first, name="b", samples={**first.samples, "p": [changed]})
+        with pytest.raises(InputError, match=said):
+            compare([first, second])
+    written = replace(first, name="b", samples={"p": [Sample(False, gold=" 4.0", question="x")], "q": [Sample(True)]})
+    assert compare([first, written])[0].paired.only_first == 1
+
+
+def test_what_was_not_measured_alike_is_said():
+    def arm(name, prompt, **changes):
+        found = {f"p{i}": [Sample(True, prompt=f"{prompt} {i}")] for i in range(3)}
+        return Log(name, "lm-eval", "gsm8k", None, changes.pop("metric", "exact_match (strict)"), found, **changes)
+
+    first = arm("full", "8-shot", about={"few-shot examples": "8", "dtype": "bfloat16"}, others=("acc (none)",))
+    second = arm(
+        "w4", "0-shot", about={"few-shot examples": "0", "dtype": "bfloat16"}, metric="exact_match (flexible)", notes=("cancelled",)
+    )
+    (pair,) = compare([first, second])
+    assert pair.differences == [
+        "the metric: exact_match (strict) against exact_match (flexible)",
+        "few-shot examples: 8 against 0",
+        "the prompt, in 3 of 3 pairs",
+    ]
+    said = " ".join(compared.notices([pair]))
+    for part in (*pair.differences, "full: read: exact_match (strict); there are also acc (none).", "w4: cancelled."):
+        assert part in said
+    figures = pair.figures()
+    assert figures["metrics"] == {"first": "exact_match (strict)", "second": "exact_match (flexible)"}
+    assert (figures["differences"], figures["notes"]["second"]) == (pair.differences, ["cancelled"])
+    assert compared.blob([pair])["sentences"] == compared.notices([pair])
+
+
+def test_unscored_ones_are_read_in_both_ways():
+    first = log("full", [True] * 60 + [False] * 40)
+    second = log("w4", [None] * 20 + [True] * 40 + [False] * 40)
+    (pair,) = compare([first, second])
+    assert pair.difference.value == pytest.approx(-0.2)
+    assert (pair.left_out.difference.value, len(pair.left_out.problems), pair.left_out.p) == (0.0, 80, 1.0)
+    assert pair.sentence().startswith("w4 loses 20.0 points")
+    assert "with unscored ones counted as wrong. Left out instead: +0.0 points" in pair.sentence()
+    assert "80 pairs, p = 1" in pair.sentence()
+    assert pair.figures()["left_out"]["pairs"] == 80
+    (alike,) = compare([log("a", [None, True, True]), log("b", [None, True, False])])
+    assert "Left out" not in alike.sentence(), "both arms have as many"
+
+
+def test_shares_are_paired_as_shares():
+    def arm(name, shares):
+        return Log(name, "lighteval", None, None, "avg@n:n=4", {f"p{i}": [Sample(None, share=share)] for i, share in enumerate(shares)})
+
+    (pair,) = compare([arm("a", [0.75] * 20), arm("b", [0.5] * 20)])
+    assert pair.difference.value == pytest.approx(-0.25)
+    assert pair.p < 0.01
+    assert [one["accuracy"]["value"] for one in compared.blob([pair])["arms"]] == [0.75, 0.5]
+
+
+def test_subtasks_have_tests_of_their_own():
+    def arm(name, law):
+        found = {f"{task}: {i}": [Sample(task != "law" or law, None, {"subtask": task})] for task in ("law", "math") for i in range(20)}
+        return Log(name, "lm-eval", None, None, "acc (none)", found)
+
+    pairs = compare([arm("full", True), arm("w4", False)])
+    rows = compared.blob(pairs)["groups"]["subtask"]
+    assert [(row["group"], row["n"], row["holm"] < 0.05) for row in rows] == [("law", 20, True), ("math", 20, False)]
+    assert any(line.startswith("w4 by subtask, of 2: law −100.0") for line in compared.notices(pairs))
+
+
+def test_a_broken_run_is_called_one_first():
+    texts = ["0" * 50] * 8 + ["It is \\boxed{1}."] * 2
+    second = Log("w2", "table", None, None, None, {f"p{i}": [Sample(False, text)] for i, text in enumerate(texts)})
+    lines = compared.notices(compare([log("full", [True] * 10), second]))
+    assert lines[0] == "w2 is a broken run: 8 of 10 texts loop. Its accuracy says little."

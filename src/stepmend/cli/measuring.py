@@ -33,12 +33,13 @@ def grade(
     if out:
         check_out(out, [file])
     from stepmend.grading import files
-    from stepmend.measure.broken import broken
+    from stepmend.measure.broken import broken, is_degenerate
 
     graded = files.grade_file(file, answer_field, gold_field, finish_field=finish_field, kind=kind, loose=not strict)
     if out:
         files.write(graded, out)
-    counts = {**files.counts(graded), "broken": broken(record["text"] for record in graded)}
+    texts = [record["text"] for record in graded]
+    counts = {**files.counts(graded), "loops": sum(is_degenerate(text) for text in texts if text), "broken": broken(texts)}
     if as_json:
         print(json.dumps(counts, indent=2))
         return
@@ -50,6 +51,9 @@ def grade(
         say(screen, f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}")
     for reason, count in counts["reasons"].items():
         say(screen, f"  {reason}: {count}")
+    for name, said in (("loops", "texts that loop"), ("cut_off", "texts that the limit cut off")):
+        if counts[name]:
+            say(screen, f"{said}: {counts[name]}")
     keep = "--out FILE keeps every grade" if not out else f"the grades: {out}"
     say(screen, f"n = {counts['n']}; {keep}")
 

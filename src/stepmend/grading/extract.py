@@ -19,7 +19,7 @@ BOXES = re.compile(
     r"(?:\\{1,4}|\x08)(?:boxed|fbox|framebox)(?:\s*+\{|\s++(?P<bare>-?\d[\d.,]{0,40}(?<=\d)|\w)(?!\w)|(?P<cut>\s*+\Z))|\\.|[{}]", re.DOTALL
 )
 JOINED = re.compile(
-    r"(?:[\s$})\].]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
+    r"(?:[\s$})\]]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*[^\n.!?,;]{0,30}?(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
     r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
 """What stands between two boxes that are one answer: a comma, "and", "or" …"""
@@ -70,7 +70,7 @@ def _extract(text: str, whole: bool, loose: bool) -> Extracted | None:
     complete = [box for box in _outer(boxes) if not marks.placeholder(_content(text, box))]
     last = boxes[-1].start if cut else complete[-1].end or 0 if complete else -1
     mark = marks.last(text, last + 1, whole=whole)
-    if mark and (cut or not complete or (mark.strong and CLEAR.fullmatch(mark.answer))):
+    if mark and (cut or not complete or (mark.strong and CLEAR.fullmatch(mark.answer.strip("$")))):
         return Extracted(mark.answer, "marked")
     if cut:
         return None
@@ -108,7 +108,10 @@ def bare(text: str) -> Extracted | None:
         return None
     if ends.PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", line)) or marks.MARKS.search(line) or LABEL.search(line):
         return None
-    return Extracted(line.strip("$") or line, "loose")
+    inner = line.strip("$").strip()
+    if "$" in inner or not inner:
+        return Extracted(line, "loose") if ends.MATHS.fullmatch(line) or not re.search(r"[^\W\d_]{3}", line) else None
+    return Extracted(inner, "loose")
 
 
 def boxed(text: str) -> str | None:

@@ -3,7 +3,8 @@
 import re
 
 MATHS = re.compile(
-    r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
+    r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\$ ([^$\n]{1,300}\\[^$\n]{1,300}) \$"
+    r"|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
 )
 """Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one behind none and before no digit."""
 OPENED = re.compile(r"\\\[(?!.*\\\])|\\\((?!.*\\\))|\\[a-z]{0,20}\Z", re.DOTALL)

@@ -23,6 +23,9 @@ MARKS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """The answer is the rest of the line, or the next line."""
+MINERVA = re.compile(r"Final Answer: The final answer is")
+CLEARLY = re.compile(r"\AThe final answer is\s*|\s*\$?\.? I hope it is correct\Z")
+"""How a solution ends in the prompt of Minerva (https://arxiv.org/abs/2206.14858), which asks for it."""
 CHOSEN = re.compile(
     r"(?:(?<=\s)|(?<=[(*$])|^)(?:\\text\{)?\(?(?-i:(?P<letter>[A-J]))\)?\}?[)*$.]{0,4} is (?:therefore |thus |indeed )?(?:the |our )?"
     r"(?:final |most )?(?:correct|right|best|answer)\b"
@@ -86,7 +89,11 @@ def last(text: str, start: int, *, whole: bool) -> Mark | None:
         if not whole and not (text.endswith("\n") and not text[match.end() :].strip()):
             return None
         # Four number signs head a section as well: only a line of its own is as good as a box.
-        strong = match.re is MARKS and bool(match["strong"]) and _trimmed(match["rest"].partition("</")[0]) == answer
+        strong = (
+            match.re is MARKS
+            and bool(match["strong"] or MINERVA.search(match[0]))
+            and CLEARLY.sub("", _trimmed(match["rest"].partition("</")[0])).strip("$") == answer.strip("$")
+        )
         return Mark(answer, strong)
     return None
 

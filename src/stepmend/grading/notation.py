@@ -90,6 +90,7 @@ def terms(text: str) -> tuple[list[str], list[str]] | None:
 def latex(text: str) -> str:
     """An answer as LaTeX: typed roots, powers, names and products become commands."""
     text = joined(signs(text).strip().strip("$").strip().rstrip(".").strip())
+    text = re.sub(r"\\(?:text|mathrm)\s?\{\s?([a-zA-Z])\s?\}", r"\1", text)
     text = SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
     text = re.sub(r"(?:\*\*|(?<=[\w)])\^)\s?(-?\d{2,})", r"^{\1}", text).replace("**", "^")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s?\(([^()]{1,200})\)", r"\\sqrt{\1}", text)

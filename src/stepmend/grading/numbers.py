@@ -24,6 +24,7 @@ KNOWN = frozenset(
 LETTERS = frozenset("mgsljknwvchfta")
 """Units of one letter, which are factors unless they stand beside another unit."""
 _WORD = re.compile(r"([^\W\d_]+)((?: ?\^ ?\{? ?-?\d\}?)?)")
+NAMED = re.compile(r"\s*\$?\\?[a-zA-Z]{1,12}(?:_\{?\w{1,8}\}?)?(?:\(\w{1,8}\))?\s*|[\d\s+*/().×·-]{1,200}")
 COMPOUND = frozenset(("m/s", "m/s^2", "m/s^{2}", "N/m", "V/m", "J/K", "J/s", "L/s", "N/C", "g/L"))
 DRESS = re.compile(r"\\[$,!; ]|\\?[$€£]|(?<!\w)\*\*|\*\*(?!\w)|\\left|\\right|\\(?=%)|~|`|\\[()\[\]]")
 LONE = re.compile(r"[^\d+*/^<>=≤≥≠~]*?(?<![\w.])([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)[^\d+*/^<>=≤≥≠~]*")
@@ -94,7 +95,8 @@ def number_with_words(text: str) -> tuple[Decimal, str] | None:
     The unit is empty for a number alone. None for everything else.
     """
     found = measured(text)
-    if not found:
+    # Of an equation the right side is the answer where the left one only names it, or is a sum of numbers.
+    if not found or ("=" in text and not NAMED.fullmatch(text[:LONGEST].rpartition("=")[0])):
         return None
     value, rest = found
     if not rest.strip():

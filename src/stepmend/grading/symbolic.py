@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,6 +31,7 @@ def symbolic(answer: str, gold: str) -> Verdict:
     """
     from math_verify import verify
 
+    sympy: Any = importlib.import_module("sympy")
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:
@@ -37,10 +39,12 @@ def symbolic(answer: str, gold: str) -> Verdict:
         if not right or not said:
             return "parser"
         agreed = verify(right, said, timeout_seconds=None, raise_on_error=True)
-        by_number = compare(said[0], right[0], percent="%" in answer or "%" in gold)
+        same = by_number(answer, gold)
         if agreed:
-            return "different" if by_number is False else "equal"
-        return "equal" if by_number is True else "different"
+            return "different" if same is False else "equal"
+        # An equation is no value: that of its right side only counts where Math-Verify takes it so.
+        values = all(isinstance(one[0], sympy.Expr) for one in (said, right))
+        return "equal" if values and same is True else "different"
     except (Exception, RecursionError, MemoryError):
         return "parser"
 
@@ -50,6 +54,29 @@ def _parsed(text: str) -> list[Any]:
     from math_verify import parse
 
     return parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
+
+
+def by_number(answer: str, gold: str) -> bool | None:
+    """Whether two answers have the same values; None where numbers do not tell. A list must have the order of what is in brackets."""
+    sympy: Any = importlib.import_module("sympy")
+    texts = [notation.latex(text) for text in (answer, gold)]
+    said, right = (_parsed(text)[0] for text in texts)
+    lists = [isinstance(one, sympy.FiniteSet) and len(one) > 1 for one in (said, right)]
+    brackets = [isinstance(one, sympy.Tuple | sympy.Interval) for one in (said, right)]
+    if lists[0] and brackets[1]:
+        return _in_order(texts[0], right)
+    if lists[1] and brackets[0]:
+        return _in_order(texts[1], said)
+    equations = [isinstance(one, sympy.Eq) for one in (said, right)]
+    if equations[0] != equations[1] and _is_sum((said if equations[0] else right).lhs):
+        return False
+    return compare(said, right, percent="%" in answer or "%" in gold)
+
+
+def _is_sum(side: Any) -> bool:
+    """Whether the left side of an equation is an expression, and not the name of its right side."""
+    sympy: Any = importlib.import_module("sympy")
+    return isinstance(side, sympy.Add) and bool(side.free_symbols)
 
 
 def compare(first: Any, second: Any, *, percent: bool = False) -> bool | None:
@@ -94,6 +121,14 @@ def _matched(first: list[Any], second: list[Any]) -> bool | None:
         else:
             sure = False
     return True if sure else None
+
+
+def _in_order(listed: str, bracketed: Any) -> bool | None:
+    """Whether what a text lists are the members of a point or the ends of an interval, in their order."""
+    parts = [part for part in re.split(r",|\\text\s?\{\s?and\s?\}|\band\b", listed.strip("{}\\ ")) if part.strip("\\ {}")]
+    members = [bracketed.start, bracketed.end] if hasattr(bracketed, "start") else list(bracketed.args)
+    found = [_parsed(part) for part in parts]
+    return _all([one[0] for one in found], members) or False if all(found) and len(found) == len(members) else False
 
 
 def _value(one: Any, other: Any) -> Any:
