@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
 from stepmend.models import load
@@ -59,6 +60,59 @@ def test_a_missing_shard_is_named(copy):
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
     with pytest.raises(InputError, match=r"lacks model-2\.safetensors"):
         load.locate(str(copy))
+
+
+def rewritten(folder, change):
+    """The copy with its tensors changed."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def drop(tensors):
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+
+
+def add(tensors):
+    tensors["model.layers.0.mlp.gate.weight"] = torch.zeros(4)
+
+
+def reshape(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (drop, r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"),
+        (add, r"holds a tensor that its architecture has not, model\.layers\.0\.mlp\.gate\.weight"),
+        (reshape, r"model\.norm\.weight|cannot be loaded"),
+    ],
+)
+def test_every_tensor_is_accounted_for(copy, change, line):
+    with pytest.raises(InputError, match=line):
+        load.load_model(rewritten(copy, change))
+
+
+def test_more_layers_in_the_configuration_than_in_the_file(copy):
+    """They would be random numbers."""
+    config = json.loads((copy / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"lacks the tensor model\.layers\.\d+\..* and \d+ more; its config\.json and its weights"):
+        load.load_model(str(copy))
+
+
+def test_a_checkpoints_own_code_never_runs_and_nobody_is_asked(copy, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(InputError, match=r"config.json is none that transformers can read"):
+        load.config_of(str(copy))
 
 
 def test_what_is_neither_folder_nor_hub_name(copy):

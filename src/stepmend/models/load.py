@@ -84,7 +84,7 @@ def config_of(folder: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
         raise InputError(f"model: {folder}/config.json is none that transformers can read ({_first(error)})") from None
 
@@ -123,7 +123,7 @@ def load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and their files raise many kinds
         raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
     if not tokenizer.chat_template:
@@ -133,6 +133,12 @@ def load_tokenizer(folder: str) -> Any:
     return tokenizer
 
 
+LOADING = {
+    "missing_keys": "lacks the tensor",
+    "unexpected_keys": "holds a tensor that its architecture has not,",
+    "mismatched_keys": "has another shape of",
+}
+"""What transformers says of a loading that was not one to one."""
 LARGE = 64_000_000
 """Parameters above which a 16-bit checkpoint may be computed in 16 bits on a CPU."""
 
@@ -183,17 +189,37 @@ def fast_bfloat16() -> bool:
     return best[torch.float32] >= 1.3 * best[torch.bfloat16]
 
 
+def pretrained(folder: str, **options: Any) -> Any:
+    """The model of a checkpoint as transformers loads it, with no code of the checkpoint's own.
+
+    Raises InputError, with a tensor's name, where the file lacks a tensor that the architecture has, holds one that it has not, or one of
+    another shape: transformers would fill the first with random numbers and leave out the second. Tied weights need not be there twice.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers and a checkpoint's own values raise many kinds
+        raise InputError(f"model: {folder} cannot be loaded ({_first(error)})") from None
+    model, info = loaded
+    for kind, what in LOADING.items():
+        if names := sorted(map(str, info[kind])):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
+    return model
+
+
 def load_model(folder: str, dtype: str = "auto") -> Any:
     """The checkpoint, ready to generate, where ``placement`` puts it.
 
     A quantized checkpoint is decompressed at once; the wrappers that compressed-tensors lays around each module, to move what lies on
     another device, and around layers whose activations are not quantized, are taken off: here they would do nothing.
     """
-    from transformers import AutoModelForCausalLM
-
     device, placed = placement(folder, dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=placed)
-    model = model.to(device).eval()
+    model = pretrained(folder, dtype=placed).to(device).eval()
     if getattr(model.config, "quantization_config", None) is not None:
         _decompress(model)
     if (Path(folder) / "adapter").is_dir():

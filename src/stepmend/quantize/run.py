@@ -84,10 +84,9 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
     from datasets import Dataset
     from llmcompressor import oneshot  # pyright: ignore[reportPrivateImportUsage]
-    from transformers import AutoModelForCausalLM
 
     dtype = "auto" if torch.cuda.is_available() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
     if scheme.calibrated:

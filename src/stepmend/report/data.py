@@ -189,8 +189,9 @@ def _column(found: Found, arm: str, fault: Fault) -> dict[str, Any]:
     trace, grade = found.traces[arm][fault.problem], found.grades[arm][fault.problem]
     faulty = fault if arm == fault.arm else found.faults.get(arm, {}).get(fault.problem)
     rows = []
-    for index, (begin, end) in enumerate(steps.split(trace.text)):
-        row: dict[str, Any] = {"text": trace.text[begin:end], "faulty": faulty is not None and faulty.step == index, "tokens": []}
+    for begin, end in steps.split(trace.text):
+        marked = faulty is not None and faulty.span is not None and begin <= faulty.span[0] < end  # as today's rules cut it
+        row: dict[str, Any] = {"text": trace.text[begin:end], "faulty": marked, "tokens": []}
         if faulty is not None and faulty.token_ends:
             row["tokens"] = _tokens(trace.text, faulty, begin, end)
         rows.append(row)

@@ -25,12 +25,12 @@ def attach(folder: str, recipe: Restore) -> Any:
     """
     from compressed_tensors.offload import remove_dispatch
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import CompressedTensorsConfig
 
     device, dtype = load.placement(folder)
     quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
+    model: Any = load.pretrained(folder, dtype=dtype, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
         further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)

@@ -195,12 +195,9 @@ def _integers(linear: nn.Linear, scheme: Any) -> tuple[torch.Tensor, torch.Tenso
 
 def attach(folder: str, recipe: Restore) -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients."""
-    from transformers import AutoModelForCausalLM
-
     storage: Any = load.config_of(folder).dtype
     device, dtype = load.placement(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model = model.to(device)
+    model = load.pretrained(folder, dtype=dtype).to(device)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
