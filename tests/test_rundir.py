@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from stepmend import Grade, InputError, Problem, Recipe
-from stepmend.rundir import RunDir, make_folder, write_text
+from stepmend.rundir import RunDir, appending, make_folder, write_text
 
 RECIPE = Recipe.make({})
 
@@ -44,6 +44,38 @@ def test_an_unknown_field_is_no_record(folder, tmp_path):
     (tmp_path / "run" / "grades.jsonl").write_text(grade("p1").model_dump_json()[:-1] + ',"mood":"good"}\n')
     with pytest.warns(UserWarning, match="damaged"):
         assert folder.load(Grade) == []
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Somebody's file outside of the run, which nothing may change."""
+    file = tmp_path / "theirs"
+    file.write_text("theirs")
+    yield file
+    assert file.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["grades.jsonl", ".lock", "recipe.json", "notes", "notes/card.json", "w4-restored"])
+def test_a_folder_with_a_link_is_refused(tmp_path, theirs, name):
+    RunDir(tmp_path / "run", RECIPE).close()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(theirs)
+    with pytest.raises(InputError, match=rf"out: .*{link.name} is a symbolic link"):
+        RunDir(tmp_path / "run", RECIPE)
+
+
+def test_nothing_is_written_through_a_link(tmp_path, theirs):
+    for name in ("report.html", "report.html.part", "low.part", "low"):
+        (tmp_path / name).symlink_to(theirs)
+    write_text(tmp_path / "report.html", "ours")
+    make_folder(tmp_path / "low", lambda part: write_text(part / "config.json", "{}"))
+    assert not (tmp_path / "report.html").is_symlink() and (tmp_path / "report.html").read_text() == "ours"
+    assert (tmp_path / "low" / "config.json").read_text() == "{}"
+    (tmp_path / "answers.jsonl").symlink_to(theirs)
+    with pytest.raises(InputError, match="does not write through links"):
+        appending(tmp_path / "answers.jsonl")
 
 
 def test_another_recipe_is_refused_and_names_the_difference(tmp_path):

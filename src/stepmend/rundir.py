@@ -4,6 +4,7 @@ Records are written in whole lines and flushed to disk; a line that a crash cut 
 files appear complete or not at all.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +38,9 @@ class RunDir:
         if path.exists() and any(path.iterdir()) and not kept.exists() and not (path / ".lock").exists():
             raise InputError(f"out: {path} holds something that is no run; choose another folder or empty this one")
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
+        if link := next((p for p in (*path.iterdir(), *(path / "notes").glob("*")) if p.is_symlink()), None):
+            raise InputError(f"out: {link} is a symbolic link; a run reads and writes files of its own folder only")
+        self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,7 +97,7 @@ class RunDir:
         records = list(records)
         if not records:
             return
-        with self._file(type(records[0])).open("ab") as stream:
+        with appending(self._file(type(records[0]))) as stream:
             append_lines(stream, records)
 
     def settle(self, kind: type[M], made_by: str, order: Sequence[str]) -> None:
@@ -141,6 +144,17 @@ def _unsolved(problem: Problem) -> str:
     return problem.model_copy(update={"solution": ""}).model_dump_json() + "\n"
 
 
+def appending(file: Path) -> BufferedWriter:
+    """A file opened to write behind what it holds, made where there is none. Raises InputError for a symbolic link."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"out: {file} is a symbolic link; stepmend does not write through links") from None
+    return os.fdopen(descriptor, "ab")
+
+
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
     """Write records behind what a file has, a line each, and flush them to disk: all of them, or none where the disk is full."""
     begin = os.fstat(stream.fileno()).st_size
@@ -162,7 +176,7 @@ def write_text(file: Path, text: str) -> None:
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    _remove(part)
     part.mkdir(parents=True)
     try:
         fill(part)
@@ -173,9 +187,16 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise
     _readable(part)
-    if folder.exists():
-        shutil.rmtree(folder)
+    _remove(folder)
     part.rename(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file, or a link but not what it points to, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _readable(folder: Path) -> None:
@@ -188,9 +209,14 @@ def _readable(folder: Path) -> None:
 
 
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was."""
+    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
+
+    The file beside it is made anew, whatever stands there: nothing is written through a link.
+    """
     part = file.with_name(file.name + ".part")
     try:
+        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         write(part)
         os.replace(part, file)
     except BaseException:

@@ -14,6 +14,7 @@ from stepmend.benchmarks import sources
 from stepmend.locate import equations, judges
 from stepmend.locate.panel import Panel
 from stepmend.records import InputError, Judgement
+from stepmend.rundir import append_lines, appending
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,8 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
     known = kept(answers)
     from stepmend.progress import Stages
 
-    with answers.open("a", encoding="utf-8") as stream:
-
-        def keep(judgement: Judgement) -> None:
-            stream.write(judgement.model_dump_json() + "\n")
-            stream.flush()
-
-        panel = Panel(named, keep, known, budget=budget)
+    with appending(answers) as stream:
+        panel = Panel(named, lambda judgement: append_lines(stream, [judgement]), known, budget=budget)
 
         def locate(solutions: Sequence[Solution]) -> tuple[list[int | None], list[str]]:
             with Stages(console).stage("ask the judges", len(solutions) * len(named), "answers") as tick:
@@ -163,7 +159,7 @@ def kept(file: Path) -> list[Judgement]:
         with suppress(ValidationError):
             found.append(Judgement.model_validate_json(line))
     if lines and not lines[-1].endswith(b"\n"):
-        with file.open("ab") as stream:
+        with appending(file) as stream:
             stream.write(b"\n")
     return found
 

@@ -20,7 +20,7 @@ from stepmend.locate.locators import Case
 from stepmend.locate.vote import vote
 from stepmend.measure import statistics
 from stepmend.records import Fault, InputError, Problem, Record, Trace, digest
-from stepmend.rundir import append_lines, write_text
+from stepmend.rundir import append_lines, appending, write_text
 
 T = TypeVar("T", bound=Record)
 
@@ -111,7 +111,7 @@ class Log:
             return
         file = self._file(type(records[0]))
         torn = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
-        with file.open("ab") as stream:
+        with appending(file) as stream:
             if torn:
                 stream.write(b"\n")  # closes a line that a crash cut
             append_lines(stream, records)

@@ -27,7 +27,7 @@ from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick
 from stepmend.records import InputError, Problem, Trace, digest
 from stepmend.restore import merged, objectives
-from stepmend.rundir import append_lines
+from stepmend.rundir import append_lines, appending
 
 VERSION = "align-3"
 """Changes whenever the same settings may give another checkpoint."""
@@ -110,7 +110,7 @@ class _Samples:
     def __init__(self, file: Path) -> None:
         """Takes a lock that ends with this object. Raises InputError where another process has it."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = file.open("ab")
+        self._stream = appending(file)
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
