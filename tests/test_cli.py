@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from stepmend import Recipe
 from stepmend.models.reasoner import CHECKPOINTS
 from tests.conftest import WITHOUT_HEAVY
 
@@ -211,3 +212,13 @@ def test_compare_reads_arms_of_one_table(tmp_path):
     assert "two arms or more are needed" in refused(
         "compare", file, "--arm-field", "id", "--id-field", "model", "--correct-field", "ok", "--name", "a"
     )
+
+
+@pytest.mark.parametrize("key", ["judges", "completer"])
+def test_an_address_in_a_run_s_folder_is_sent_no_key(tmp_path, key):
+    spec = "j=m@https://elsewhere.example/v1"
+    recipe = Recipe.make({"locate": {key: [spec] if key == "judges" else spec}})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    line = refused("restore", tmp_path)
+    assert line.endswith("names an address for j, which is sent no key unless you name it: --judge j=MODEL@BASE_URL")
+    assert "elsewhere" not in line

@@ -164,3 +164,25 @@ def test_agreement_is_not_defined_where_there_is_nothing_to_compare():
     assert judges.agreement([[verdict(1), failed], [failed, verdict(2)]]) is None
     assert judges.agreement([[verdict(1), verdict(1)], [verdict(1), verdict(1)], [verdict(2), failed]]) is None
     assert judges.agreement([[verdict(1), verdict(1)], [verdict(None), verdict(None)]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("https://api.openai.com/v1", None),
+        ("HTTPS://API.OpenAI.com:443/v1", None),
+        ("http://api.openai.com/v1", "j"),
+        ("https://api.openai.com.evil.example/v1", "j"),
+        ("https://evil.example/api.openai.com", "j"),
+        ("http://localhost:8000/v1", None),
+        ("http://127.0.0.1:8000", None),
+        ("http://[::1]:8000", None),
+        ("http://127.0.0.1.evil.example", "j"),
+        ("http://[::2]:8000", "j"),
+    ],
+)
+def test_an_address_that_a_folder_names_must_be_named_again(url, asked):
+    spec = f"j=m@{url}"
+    assert judges.unknown([spec], []) == asked
+    assert judges.unknown([spec], [spec]) is None
+    assert judges.unknown([spec], [f"j=m@{url}/other"]) == asked

@@ -86,11 +86,15 @@ def restore(
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+    ] = None,
 ) -> None:
     """Finish a run's restoring; compare it with controls; export the restored checkpoint.
 
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/]
     """
+    from stepmend.locate import judges
     from stepmend.quantize import schemes as table
     from stepmend.recipe import Recipe
     from stepmend.report import card, summary
@@ -100,6 +104,11 @@ def restore(
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
     recipe = Recipe.from_json(folder / "recipe.json")
+    completer = [spec for spec in (recipe.locate.completer,) if spec and "@" in spec]
+    if name := judges.unknown((*recipe.locate.judges, *completer), judge or ()):
+        raise InputError(
+            f"restore: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
+        )
     if scheme is not None and scheme not in recipe.schemes:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
     if scheme is not None and not export:

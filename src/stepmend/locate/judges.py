@@ -6,7 +6,7 @@ answer is kept as it came, so that nothing is asked (and paid) twice. Keys come 
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,6 +129,20 @@ def parse(spec: str, what: str = "judge") -> Judge:
     if not URL.fullmatch(url):
         raise InputError(f"{what} {name}: the address is not http(s)://HOST[:PORT][/PATH]")
     return Judge(name, model, url.rstrip("/"))
+
+
+KNOWN = frozenset({"api.openai.com", "localhost", "127.0.0.1", "[::1]"})
+"""Hosts that a folder's recipe may name: this machine, and the one that OPENAI_API_KEY belongs to (by https)."""
+
+
+def unknown(specs: Iterable[str], named: Iterable[str]) -> str | None:
+    """The name of the first ``NAME=MODEL@BASE_URL`` among ``specs`` that is not in ``named`` and would be sent a key somewhere else."""
+    for judge in (parse(spec) for spec in specs if spec not in {*named}):
+        protocol, _, address = judge.url.lower().partition("://")
+        host = re.sub(r":\d+$", "", address.split("/")[0])
+        if host not in KNOWN or (host == "api.openai.com" and protocol != "https"):
+            return judge.name
+    return None
 
 
 def messages(question: Question) -> list[dict[str, str]]:
