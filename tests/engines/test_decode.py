@@ -1,7 +1,9 @@
 """Decoding from slots: the model's own words, whatever else is decoded, in which order, and wherever work was cut."""
 
 import itertools
+import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -55,6 +57,16 @@ def test_completions_do_not_depend_on_order_or_on_where_work_was_cut(engine, tex
     shuffled = engine.complete([texts[i] for i in order], **options)
     assert shuffled == [whole[i] for i in order]
     assert [engine.complete([texts[i]], **options)[0] for i in order[:2]] == shuffled[:2]
+
+
+def test_a_checkpoints_own_generation_settings_change_nothing(engine, texts, tmp_path):
+    folder = shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "copy")
+    asked = {"do_sample": True, "num_beams": 2, "num_return_sequences": 2, "min_new_tokens": 50, "suppress_tokens": [5, 6, 7]}
+    asked |= {"repetition_penalty": 1.5, "temperature": 3.0, "eos_token_id": engine.model.generation_config.eos_token_id}
+    (folder / "generation_config.json").write_text(json.dumps(asked))
+    other = replace(engine, model=load.load_model(str(folder)))
+    for complete in (LocalEngine.complete, LocalEngine.generate):
+        assert complete(other, texts[:3]) == complete(engine, texts[:3])
 
 
 def test_every_token_is_counted_as_it_is_written(engine, texts):

@@ -218,8 +218,13 @@ def load_model(folder: str, dtype: str = "auto") -> Any:
     A quantized checkpoint is decompressed at once; the wrappers that compressed-tensors lays around each module, to move what lies on
     another device, and around layers whose activations are not quantized, are taken off: here they would do nothing.
     """
+    from transformers import GenerationConfig
+
     device, placed = placement(folder, dtype)
     model = pretrained(folder, dtype=placed).to(device).eval()
+    # How is generated is ours to say: beams, penalties or suppressed tokens of the checkpoint's would make another model of it.
+    ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
     if getattr(model.config, "quantization_config", None) is not None:
         _decompress(model)
     if (Path(folder) / "adapter").is_dir():
