@@ -1,9 +1,13 @@
 """The command line: light to start, one clear line and exit code 2 for what a user can put right."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -222,3 +226,38 @@ def test_an_address_in_a_run_s_folder_is_sent_no_key(tmp_path, key):
     line = refused("restore", tmp_path)
     assert line.endswith("names an address for j, which is sent no key unless you name it: --judge j=MODEL@BASE_URL")
     assert "elsewhere" not in line
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stepmend.cli", "run", "--quick", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "traces.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stepmend: stopped; the same command continues where it was"
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_terminal_will_do(tmp_path, encoding):
+    file = tmp_path / "s.jsonl"
+    file.write_text(json.dumps({"answer": "\\boxed{2}", "gold": "2"}) + "\n")
+    options = {"env": {**os.environ, "PYTHONIOENCODING": encoding}}
+    done = stepmend("grade", file, "--answer-field", "answer", "--gold-field", "gold", **options)
+    assert done.returncode == 0, done.stderr
+    assert stepmend("schemes", **options).returncode == 0
+
+
+def test_control_characters_in_data_are_shown_and_not_obeyed(tmp_path):
+    line = refused("run", "--model", "/no/\x1b[31msuch\x07model", "--out", tmp_path / "run")
+    assert "\\x1b[31msuch\\x07model" in line
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", line)

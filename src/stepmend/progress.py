@@ -1,5 +1,6 @@
 """Live progress: on a terminal a bar with rate and time left for every stage; elsewhere a line every half minute, and one a stage."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 EVERY = 30.0
 """Seconds between lines where the output is no terminal."""
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Text with its control characters written out: what data holds is shown on a terminal, and not obeyed by it."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class Tick(Protocol):
@@ -65,11 +74,11 @@ class Stages:
         if again and not made:
             return
         rate = f" {written / max(passed, 1e-9):8,.0f} tokens/s" if written else ""
-        self.console.print(f"[green]✓[/] {escape(name):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}", highlight=False)
+        self.console.print(f"[green]✓[/] {escape(visible(name)):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}", highlight=False)
 
     def say(self, text: str) -> None:
         """One line between stages."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(visible(text), highlight=False, markup=False)
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The entry point of the command line. What a user can put right is one line on standard error and exit code 2."""
 
 import errno
+import io
 import os
 import sys
 import warnings
@@ -14,12 +15,15 @@ from stepmend.cli import running  # first, as the help lists verbs in the order 
 # isort: split
 from stepmend.cli import benching, measuring
 from stepmend.cli.common import app
+from stepmend.progress import visible
 from stepmend.records import InputError
 
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ended: 128 and the signal's number."""
 PATH_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
@@ -32,10 +36,16 @@ def main() -> None:
     warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
     warnings.showwarning = lambda message, *rest: print(f"stepmend: {message}", file=sys.stderr)
     warnings.filterwarnings("always", module="stepmend")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever a terminal's encoding, and whatever data holds
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except InputError as error:
         _stop(str(error))
     except USAGE_ERRORS as error:
@@ -53,11 +63,11 @@ def main() -> None:
         _stop(f"{error.filename}: {error.strerror}")
     except (typer.Abort, KeyboardInterrupt):
         print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _stop(message: str) -> None:
-    print("stepmend: " + " ".join(message.split()), file=sys.stderr)
+    print("stepmend: " + visible(" ".join(message.split())), file=sys.stderr)
     sys.exit(2)
 
 

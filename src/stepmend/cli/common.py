@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from stepmend.progress import visible
 from stepmend.records import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -45,7 +46,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 def say(screen: "Console", text: str) -> None:
     """Print text as it is: paths and models' words are no markup."""
-    screen.print(text, highlight=False, markup=False, soft_wrap=not screen.is_terminal)
+    screen.print(visible(text), highlight=False, markup=False, soft_wrap=not screen.is_terminal)
 
 
 def show(folder: Path, screen: "Console") -> None:
