@@ -35,7 +35,7 @@ def spread(center, count, seed=0):
     return np.clip(np.random.default_rng(seed).normal(center, 2, count).round(), 0, 10).astype(int).tolist()
 
 
-@pytest.mark.parametrize(("theirs", "mine", "said"), [(2, 7, "earlier"), (7, 2, "later"), (5, 5, "not borne out")])
+@pytest.mark.parametrize(("theirs", "mine", "said"), [(2, 7, "earlier"), (7, 2, "later"), (5, 5, "not significant")])
 def test_faults_are_early_late_or_neither(theirs, mine, said):
     of = regularities(run([(s, None) for s in spread(theirs, 60)], [(s, None) for s in spread(mine, 60, 1)]), "q")["early"]
     assert said in of["sentence"]
@@ -49,8 +49,8 @@ def test_faults_are_early_late_or_neither(theirs, mine, said):
     [
         ({"computational": 30, "procedural": 20, "contextual_oversight": 5}, {}, "Method and execution faults are raised more"),
         ({"contextual_oversight": 50, "computational": 5}, {}, "Conceptual faults are raised more"),
-        ({"computational": 30, "contextual_oversight": 28}, {}, "is not borne out"),
-        ({"computational": 40, "contextual_oversight": 10}, {"computational": 30}, "is not borne out"),
+        ({"computational": 30, "contextual_oversight": 28}, {}, "is not significant"),
+        ({"computational": 40, "contextual_oversight": 10}, {"computational": 30}, "is not significant"),
         ({"computational": 3}, {}, "Too few classified"),
     ],
 )

@@ -53,7 +53,7 @@ def early(regressions: Sequence[Fault], own: Sequence[Fault]) -> dict[str, Any]:
     p = float(mannwhitneyu(theirs, mine).pvalue)
     means = f"on average at {np.mean(theirs):.2f} of the way, full precision's own at {np.mean(mine):.2f}"
     said = f"difference {value:+.2f}, {low:+.2f} to {high:+.2f}".replace("-", "−")
-    verdict = "Faults come earlier" if high < 0 else "Faults come later" if low > 0 else "That faults come early is not borne out"
+    verdict = "Faults come earlier" if high < 0 else "Faults come later" if low > 0 else "That faults come early is not significant"
     return figures | {
         "difference": {"value": value, "low": float(low), "high": float(high)},
         "p": p,
@@ -79,7 +79,7 @@ def raised(found: Found, arm: str, regressions: Sequence[Fault], own: Sequence[F
     low, high = gap.low or 0.0, gap.high or 0.0
     verdict = "Method and execution faults are raised more than conceptual ones" if low > 0 else (
         "Conceptual faults are raised more than those of method and execution" if high < 0 else
-        "That method and execution faults are raised more than conceptual ones is not borne out"
+        "That method and execution faults are raised more than conceptual ones is not significant"
     )  # fmt: skip
     said = [f"{100 * (i.value or 0):+.1f} ({100 * (i.low or 0):+.1f} to {100 * (i.high or 0):+.1f})".replace("-", "−") for i in sides]
     return {
