@@ -49,14 +49,7 @@ class LocalEngine:
     def stream(
         self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """Complete rendered texts: greedily, or sampled at a temperature; hands out (index, completion) as they end.
-
-        Args:
-            texts: All texts of this piece of work; equal ones are sampled apart.
-            temperature: 0 for the likeliest token at each place.
-            seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
-            done: Indices of texts that need no completion any more.
-        """
+        """See ``base.Engine``."""
         if self.batched:
             yield from self._stream_batches(texts, temperature, seed, done)
             return

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, zip_longest
+from itertools import accumulate, count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,11 @@ class _Work:
         if moved is None:
             self.say(f"  codes: solving on {len(self.texts)} solutions ({sum(len(text.ids) for text in self.texts):,} tokens)")
             rescaled, pad = "scales" in self.recipe.kinds, self.tokenizer.pad_token_id
-            moved = codes.solve(self.model, teacher, self.texts, pad, rescaled=rescaled, tick=self._layers())
+            total, done = self.model.config.get_text_config().num_hidden_layers, count(1)
+            moved = codes.solve(
+                self.model, teacher, self.texts, pad, rescaled=rescaled,
+                tick=lambda _: self._say_now_and_then(f"  codes: {next(done)} of {total} layers solved"),
+            )  # fmt: skip
             self._save_codes(moved)
         if not validation:
             return moved, None
@@ -210,17 +214,6 @@ class _Work:
             return 0.0, (start, after)
         self.say(f"  codes: {100 * moved:.1f} % moved; validation KL {_from_to(start, after)}")
         return moved, (start, after)
-
-    def _layers(self) -> Callable[[int], None]:
-        """Says how many decoder layers are solved."""
-        total, done = self.model.config.get_text_config().num_hidden_layers, 0
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            self._say_now_and_then(f"  codes: {done} of {total} layers solved")
-
-        return tick
 
     def _say_now_and_then(self, text: str) -> None:
         """How far a long part of the work is; not said where something was said shortly before."""
