@@ -1,4 +1,4 @@
-"""Whether a full-precision model is fit for a run: the share of the problems that it solves, and whether it writes the step format."""
+"""Whether a full-precision model is fit for a run: how many problems it solves, and whether its solutions end and follow the step format."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,16 +11,19 @@ from stepmend.records import Trace
 
 LOW_ACCURACY = 0.05
 """Accuracy of full precision below which nothing is restored: there is next to nothing to lose."""
+CUT_OFF = 0.5
+"""Share of solutions cut off by the token limit above which a run says that the limit is too low."""
 LOW_FORMAT = 0.5
 """Share of solutions in the step format below which a run names ``stepmend align``."""
 
 
 @dataclass(frozen=True)
 class Fitness:
-    """Full precision on the test problems: accuracy, and the share of solutions in the step format; both in [0, 1]."""
+    """Full precision on the test problems: accuracy, the share of solutions in the step format, and of those cut off; all in [0, 1]."""
 
     accuracy: float
     in_format: float
+    cut_off: float
 
     @property
     def weak(self) -> bool:
@@ -28,7 +31,10 @@ class Fitness:
         return self.accuracy < LOW_ACCURACY
 
     def warnings(self, recipe: Recipe) -> list[str]:
-        """One line each for a model that hardly solves anything, and for one that hardly writes steps."""
+        """One line for each problem: most solutions are cut off (which explains the others), low accuracy, few solutions in the step format."""
+        if self.cut_off > CUT_OFF:
+            share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
+            return [f"{share}; raise measure.max_new_tokens, in another --out"]
         lines = []
         if self.weak:
             then = "restored all the same (restore.within_noise)" if recipe.restore.within_noise else "no scheme is restored"
@@ -46,7 +52,7 @@ class Fitness:
 
 def fitness(traces: Sequence[Trace], right: Outcomes) -> Fitness:
     """The fitness of a full-precision model, from its solutions and whether they are right; there is at least one."""
-    return Fitness(float(right.mean()), share_in_format(traces))
+    return Fitness(float(right.mean()), share_in_format(traces), sum(trace.finish == "length" for trace in traces) / len(traces))
 
 
 def share_in_format(traces: Sequence[Trace]) -> float:
