@@ -1,7 +1,7 @@
-"""What the arms of benchmarks/real.py are made from: bullets, both models' solutions, and what is held out of all of them.
+"""Training and held-out data for the arms of benchmarks/real.py.
 
 For Qwen2.5-Coder-0.5B-Instruct in rtn-w4a16-g128 they come from the recorded run (STEPMEND_DATA/real). Every other model and scheme has a
-run of its own, in a folder of the product's, which a stopped benchmark continues. A model that solves next to nothing has no regressions
+run directory of its own, which an interrupted benchmark resumes. A model that solves next to nothing has no regressions
 to curate from: there whole solutions of full precision stand in for bullets.
 """
 
@@ -67,7 +67,7 @@ RECORDED = ("qwen2.5-coder-0.5b", "rtn-w4a16-g128")
 
 @dataclass(frozen=True)
 class Material:
-    """What every arm of a model and scheme is made from, and measured on. None of it is of test problems.
+    """Training, validation and KL data shared by all arms of a model and scheme; no test problems.
 
     Attributes:
         low: The quantized checkpoint.
@@ -153,7 +153,7 @@ class Recorded:
 
 
 def recorded(model: str, work: Path, validation: int) -> Material:
-    """The material of the recorded run; its checkpoint is rounded anew where it is not there."""
+    """Data from the recorded run. The quantized checkpoint is created if it does not exist."""
     (name, scheme), low = RECORDED, work / "quantized"
     if not low.exists():
         quantizer.quantize(model, schemes.parse(scheme), [], low)
@@ -190,7 +190,7 @@ def _both(found: Iterable[Solved]) -> list[Solution]:
 
 
 def recipe_of(sizes: Model, model: str, scheme: str, benchmark: str, validation: int) -> Recipe:
-    """The product's own run, as far as bullets."""
+    """The recipe of a stepmend run that produces bullets."""
     data = data_of(benchmark).path
     curated = {"problems": sizes.curated + validation, "round": sizes.curated + validation, "bullets": 332}
     values = {"model": model, "schemes": [scheme], "benchmark": benchmark, "data": data}
@@ -199,7 +199,7 @@ def recipe_of(sizes: Model, model: str, scheme: str, benchmark: str, validation:
 
 
 def of_run(sizes: Model, model: str, scheme: str, benchmark: str, work: Path, validation: int) -> Material:
-    """The material of a run of our own: both models solve training problems, and faults are located, as in ``stepmend run``."""
+    """Data from a new run: both models solve training problems, and faults are located, as in ``stepmend run``."""
     recipe = recipe_of(sizes, model, scheme, benchmark, validation)
     with Loop(recipe, work / "run", Stages(Console(stderr=True))) as loop:
         loop.quantize(schemes.parse(scheme), loop.problems("calibration"))

@@ -1,4 +1,4 @@
-"""The arms of benchmarks/real.py: stepmend's own, its peers and its controls, each made from the same material in a process of its own.
+"""The arms of benchmarks/real.py: stepmend's own, its peers and its controls, each trained on the same data in a separate process.
 
 Where a peer has no way to find its learning rate, three are tried for a quarter of the steps, and the one with the least validation KL is
 taken: on the solutions that ours are chosen on, and within the seconds that are counted. NNCF writes OpenVINO's format; here its weights
@@ -217,7 +217,7 @@ def grid_of(scheme: str, method: str) -> str:
 
 
 def recalibrated(same: bool) -> Make:
-    """GPTQ anew, on full precision's own traces or on the very texts that our codes are solved on."""
+    """GPTQ from full precision, calibrated on its own traces or on the texts that our codes are solved on."""
 
     def make(task: Task) -> dict[str, Any]:
         tokenizer = load.load_tokenizer(task.parent)
@@ -253,8 +253,8 @@ ARMS: dict[str, Arm] = {
     "ours-random": Arm(random_solved(), "the same on as many random solved problems", located=True),
     "solved-bullets-only": Arm(changed(tune="codes+scales", steps=0, anchors=0.0), "without anchors, solved and not tuned", located=True),
     "solved-random": Arm(random_solved(tune="codes+scales", steps=0), "the same on as many random solved problems", located=True),
-    "gptq": Arm(recalibrated(False), "GPTQ anew, on 64 own traces", rounded=True),
-    "gptq-same": Arm(recalibrated(True), "GPTQ anew, on the texts that our codes are solved on"),
+    "gptq": Arm(recalibrated(False), "GPTQ, calibrated on 64 of the model's own traces", rounded=True),
+    "gptq-same": Arm(recalibrated(True), "GPTQ, calibrated on the texts that our codes are solved on"),
     "autoround": Arm(rounded, "AutoRound on the same texts", package="auto_round"),
     "qad": Arm(distilled_weights, "QAD on whole traces: all weights, distilled"),
     "efficientqat": Arm(likely_scales, "EfficientQAT's end-to-end phase on whole traces: scales, by likelihood"),

@@ -1,4 +1,4 @@
-"""Whether a full-precision model is fit for a run: how many problems it solves, and whether its solutions end and follow the step format."""
+"""Whether a full-precision model is fit for a run: its accuracy, and the shares of solutions that end and follow the step format."""
 
 import shlex
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Fitness:
         return self.accuracy < LOW_ACCURACY
 
     def warnings(self, recipe: Recipe) -> list[str]:
-        """One line for each problem: most solutions are cut off (which explains the others), low accuracy, few solutions in the step format."""
+        """A line each for low accuracy and a low share in the step format; for solutions cut off, which explain both, one line alone."""
         if self.cut_off > CUT_OFF:
             share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
             return [f"{share}; raise measure.max_new_tokens, in another --out"]
