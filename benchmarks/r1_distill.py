@@ -7,8 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-from stepmend import tables
-from stepmend.measure import behaviour, logs, statistics
+from stepmend import logs, tables
+from stepmend.measure import behaviour, statistics
 from stepmend.measure.compare import compare, named
 from stepmend.report.compared import against_first
 from stepmend.report.summary import percent, points

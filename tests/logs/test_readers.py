@@ -8,7 +8,7 @@ import pytest
 
 from stepmend import InputError, logs
 from stepmend.logs import Fields
-from tests.measure.test_logs import LM_EVAL, inspect_sample, jsonl
+from tests.logs.test_logs import LM_EVAL, inspect_sample, jsonl
 
 
 def outcomes(log):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stepmend import InputError
+from stepmend.logs import Log, Sample
 from stepmend.measure import statistics
 from stepmend.measure.compare import compare, named
-from stepmend.measure.logs import Log, Sample
 from stepmend.report import compared
 
 

@@ -86,7 +86,7 @@ def reshape(tensors):
     ("change", "line"),
     [
         (drop, r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"),
-        (add, r"holds a tensor that its architecture has not, model\.layers\.0\.mlp\.gate\.weight"),
+        (add, r"holds an unexpected tensor, model\.layers\.0\.mlp\.gate\.weight"),
         (reshape, r"model\.norm\.weight|cannot be loaded"),
     ],
 )

@@ -95,8 +95,8 @@ def compare(
     check_out(out, logs)
     if len({file.resolve() for file in logs}) < len(logs):
         raise InputError("compare: one log is given twice")
+    from stepmend.logs import Fields, read_all
     from stepmend.measure import compare as comparing
-    from stepmend.measure.logs import Fields, read_all
     from stepmend.report import compared
 
     fields = Fields(

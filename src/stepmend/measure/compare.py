@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from stepmend.grading import verify
+from stepmend.logs import Log, Sample
 from stepmend.measure import statistics
 from stepmend.measure.broken import broken
-from stepmend.measure.logs import Log, Sample
 from stepmend.records import InputError
 
 Reading = Literal["wrong", "left_out"]

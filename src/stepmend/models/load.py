@@ -135,10 +135,10 @@ def load_tokenizer(folder: str) -> Any:
 
 LOADING = {
     "missing_keys": "lacks the tensor",
-    "unexpected_keys": "holds a tensor that its architecture has not,",
-    "mismatched_keys": "has another shape of",
+    "unexpected_keys": "holds an unexpected tensor,",
+    "mismatched_keys": "holds the wrong shape of",
 }
-"""What transformers says of a loading that was not one to one."""
+"""Loading problems that transformers reports, and how they are said."""
 LARGE = 64_000_000
 """Parameters above which a 16-bit checkpoint may be computed in 16 bits on a CPU."""
 
@@ -190,10 +190,10 @@ def fast_bfloat16() -> bool:
 
 
 def pretrained(folder: str, **options: Any) -> Any:
-    """The model of a checkpoint as transformers loads it, with no code of the checkpoint's own.
+    """Load a checkpoint with transformers, without running code of its own.
 
-    Raises InputError, with a tensor's name, where the file lacks a tensor that the architecture has, holds one that it has not, or one of
-    another shape: transformers would fill the first with random numbers and leave out the second. Tied weights need not be there twice.
+    Raises InputError, with a tensor's name, for missing, unexpected and mis-shaped tensors: transformers would fill missing ones with
+    random numbers and ignore unexpected ones. Tied weights may be missing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -222,7 +222,7 @@ def load_model(folder: str, dtype: str = "auto") -> Any:
 
     device, placed = placement(folder, dtype)
     model = pretrained(folder, dtype=placed).to(device).eval()
-    # How is generated is ours to say: beams, penalties or suppressed tokens of the checkpoint's would make another model of it.
+    # The checkpoint's own generation settings (beams, penalties, suppressed tokens) are not used: they would change its answers.
     ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
     if getattr(model.config, "quantization_config", None) is not None:

@@ -9,9 +9,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from stepmend.logs import Log
 from stepmend.measure import behaviour, statistics
 from stepmend.measure.compare import Compared, is_broken
-from stepmend.measure.logs import Log
 from stepmend.report import page
 from stepmend.report.summary import percent, points
 

@@ -6,8 +6,7 @@ import zipfile
 
 import pytest
 
-from stepmend import InputError
-from stepmend.measure import logs
+from stepmend import InputError, logs
 
 LM_EVAL = {
     "doc_id": 0,
