@@ -261,3 +261,9 @@ def test_control_characters_in_data_are_shown_and_not_obeyed(tmp_path):
     line = refused("run", "--model", "/no/\x1b[31msuch\x07model", "--out", tmp_path / "run")
     assert "\\x1b[31msuch\\x07model" in line
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", line)
+
+
+def test_a_completer_that_is_not_there_is_said_before_any_work(tmp_path):
+    line = refused("run", "--quick", "--set", "locate.completer=/no/model", "--out", tmp_path / "run")
+    assert line.startswith("stepmend: completer: /no/model does not exist")
+    assert not (tmp_path / "run").exists()

@@ -52,6 +52,8 @@ class Loop:
         self.parent = load.locate(recipe.model)
         for scheme in self.schemes:
             quantizer.preflight(self.parent, scheme)
+        if recipe.locate.completer:
+            completers.check(recipe.locate.completer)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
         self.prompt = chat.prompt_for(self.parent, builtin)

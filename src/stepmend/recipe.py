@@ -11,10 +11,21 @@ from stepmend.records import InputError
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
 
+LARGEST = 1_000_000_000
+"""The largest number that any key takes, where it says nothing else."""
+
+
 class Part(BaseModel):
-    """Base of a recipe's parts: immutable, strict about keys it does not know."""
+    """Base of a recipe's parts: immutable, strict about keys it does not know, every number finite and bounded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:  # and so no NaN
+            raise ValueError(f"a number up to {LARGEST:,} is needed")
+        return value
 
 
 class Measure(Part):
@@ -64,6 +75,13 @@ class Locate(Part):
     judges_see_answer: bool = Field(default=True, description="whether judges are told the right answer")
     judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
     judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds to wait for a judge, each time")
+
+    @field_validator("locators")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("each locator once")
+        return names
 
     @field_validator("completer")
     @classmethod
@@ -122,7 +140,7 @@ class Restore(Part):
     features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
     steps: int = Field(
-        default=200, ge=0, description="optimizer steps, at most: distillation ends where validation stops improving; 0: none"
+        default=200, ge=0, le=1_000_000, description="optimizer steps, at most: distillation ends where validation stops improving; 0: none"
     )
     batch_size: int = Field(default=8, ge=1, description="texts a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default: found by a range test")

@@ -15,6 +15,16 @@ def is_server(spec: str) -> bool:
     return "@" in spec
 
 
+def check(spec: str) -> str | None:
+    """The folder of a completer that is a checkpoint; None for a server. Raises InputError where it is not there."""
+    if is_server(spec):
+        return None
+    try:
+        return load.locate(spec)
+    except InputError as error:
+        raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
+
+
 def make(spec: str, max_new_tokens: int, slots: int, dtype: str = "auto") -> Completer:
     """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
 
@@ -26,15 +36,11 @@ def make(spec: str, max_new_tokens: int, slots: int, dtype: str = "auto") -> Com
 
     Raises InputError for what is none of these, and where the model or its tokenizer is not there.
     """
-    if is_server(spec):
+    if (folder := check(spec)) is None:
         judge = judges.parse(spec, what="completer")
         tokenizer, prompt = _tokenizer(judge.model, judge.name), chat.prompt_for(judge.model, builtin=False)
         engine = ServerEngine(judge.name, judge.model, judge.url, tokenizer, max_new_tokens)
     else:
-        try:
-            folder = load.locate(spec)
-        except InputError as error:
-            raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
         tokenizer, prompt = load.load_tokenizer(folder), chat.prompt_for(folder, spec.startswith(load.BUILTIN))
         engine = LocalEngine(load.load_model(folder, dtype), tokenizer, max_new_tokens, slots)
     return Completer(engine, lambda problem: chat.render(tokenizer, prompt, problem.question))
