@@ -37,6 +37,7 @@ import real_page
 from material import MODELS, RECORDED, Material, Recorded, data_of, of_run, recorded
 
 from stepmend import Problem, Trace, grading
+from stepmend.engines import budget
 from stepmend.engines.local import LocalEngine
 from stepmend.grading.verify import Verifier
 from stepmend.models import chat, load
@@ -83,7 +84,8 @@ def divergences(parent: str, folders: dict[str, Path], texts: Sequence[Solution]
 
 
 def engine_of(parent: str, folder: Path, new_tokens: int) -> LocalEngine:
-    return LocalEngine(load.load_model(str(folder)), load.load_tokenizer(parent), new_tokens)
+    model = load.load_model(str(folder))
+    return LocalEngine(model, load.load_tokenizer(parent), new_tokens, budget.slots_for(model.config, new_tokens, model.device.type))
 
 
 def speed(parent: str, folder: Path, prompts: Sequence[str], new_tokens: int) -> float:

@@ -33,7 +33,7 @@ def bench_locate(
     completer: Annotated[str | None, typer.Option(help="A better model for rescue: a checkpoint, or NAME=MODEL@BASE_URL.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations a cut; default as in a run.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens after which a continuation is cut off.")] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Continuations at once.")] = 32,
+    slots: Annotated[int | None, typer.Option(min=1, help="Continuations at once; default: 32, or what fits a GPU.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability below which the vote names no step.")] = 0.5,
     reliabilities: Annotated[Path | None, typer.Option(help="How far each locator is to be believed: a file from --save.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the reliabilities that these labels give; for locate.reliabilities.")] = None,
@@ -88,7 +88,7 @@ def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
 
 def _own(
     solutions: list[Any], locator: Name, settings: dict[str, Any], screen: Any, out: Path, save: Path | None, reliabilities: Path | None,
-    model: str | None, quantized: str | None, max_new_tokens: int | None, slots: int, *, as_json: bool,
+    model: str | None, quantized: str | None, max_new_tokens: int | None, slots: int | None, *, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure by our own steps."""
     from stepmend.locate import labelled, labelling, reliability

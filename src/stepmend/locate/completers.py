@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stepmend.engines import budget
 from stepmend.engines.local import LocalEngine
 from stepmend.engines.openai import ServerEngine
 from stepmend.locate import judges
@@ -25,13 +26,13 @@ def check(spec: str) -> str | None:
         raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
 
 
-def make(spec: str, max_new_tokens: int, slots: int, dtype: str = "auto") -> Completer:
+def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto") -> Completer:
     """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
 
     Args:
         spec: A folder, a hub name, ``builtin:NAME``, or ``NAME=MODEL@BASE_URL``, where MODEL also names the tokenizer.
         max_new_tokens: Tokens after which a continuation is cut off.
-        slots: Continuations at once.
+        slots: Continuations at once; None: what fits.
         dtype: What a checkpoint is computed in.
 
     Raises InputError for what is none of these, and where the model or its tokenizer is not there.
@@ -42,7 +43,8 @@ def make(spec: str, max_new_tokens: int, slots: int, dtype: str = "auto") -> Com
         engine = ServerEngine(judge.name, judge.model, judge.url, tokenizer, max_new_tokens)
     else:
         tokenizer, prompt = load.load_tokenizer(folder), chat.prompt_for(folder, spec.startswith(load.BUILTIN))
-        engine = LocalEngine(load.load_model(folder, dtype), tokenizer, max_new_tokens, slots)
+        model = load.load_model(folder, dtype)
+        engine = LocalEngine(model, tokenizer, max_new_tokens, slots or budget.slots_for(model.config, max_new_tokens, model.device.type))
     return Completer(engine, lambda problem: chat.render(tokenizer, prompt, problem.question))
 
 

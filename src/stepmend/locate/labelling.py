@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stepmend import grading
+from stepmend.engines import budget
 from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine
 from stepmend.grading import verify
@@ -36,7 +37,7 @@ class Setup:
         quantized: The checkpoint that wrote the solutions; None where margins are not asked.
         rates: How far each locator is to be believed.
         max_new_tokens: Tokens after which a continuation is cut off; None: as a run does it.
-        slots: Continuations at once.
+        slots: Continuations at once; None: as a run does it.
         seed: Of sampled continuations.
     """
 
@@ -45,7 +46,7 @@ class Setup:
     quantized: str | None = None
     rates: Reliabilities = field(default_factory=lambda: reliability.DEFAULT)
     max_new_tokens: int | None = None
-    slots: int = 32
+    slots: int | None = None
     seed: int = 0
 
 
@@ -87,7 +88,8 @@ class _Runner:
         """A loaded checkpoint, loaded when first asked for; ``tick`` counts the tokens as they are written."""
         if model not in self.engines:
             loaded = load.load_model(load.locate(model))
-            self.engines[model] = LocalEngine(loaded, self.tokenizer, self.tokens, self.setup.slots)
+            slots = self.setup.slots or budget.slots_for(loaded.config, self.tokens, loaded.device.type)
+            self.engines[model] = LocalEngine(loaded, self.tokenizer, self.tokens, slots)
         return replace(self.engines[model], written=lambda count: tick(0, count))
 
     def labelled(self, solutions: Sequence[Solution]) -> list[Labelled]:

@@ -156,9 +156,9 @@ def placement(folder: str, dtype: str = "auto") -> tuple[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype != "auto":
         return device, getattr(torch, dtype)
-    if device == "cuda":
-        return device, "auto"
     config = config_of(folder)
+    if device == "cuda":
+        return device, getattr(config, "dtype", None) or "auto"
     sixteen = getattr(config, "dtype", None) in (torch.bfloat16, torch.float16)
     return device, torch.bfloat16 if sixteen and _parameters(config) > LARGE and fast_bfloat16() else torch.float32
 
