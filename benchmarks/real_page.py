@@ -23,9 +23,9 @@ have no p. *Loss recovered*: (arm − quantized) / (full − quantized); *accura
 
 KL: mean divergence per token from full precision, natural log, on both models' solutions of training problems on which nothing was
 chosen. There "against ours" is paired over problems (positive: further from full precision than ours). Seconds are those of making an
-arm: range test or search of the rate, validation and export included; those of arms that were made side by side are left out. Peak memory: on a GPU what was allocated there, on a CPU the
-process's. tokens/s: 64 test problems at once, on the device that stands beside it. What is not measured yet, and how:
-[pending](pending.md).
+arm: range test or search of the rate, validation and export included; those of arms that were made side by side are left out. Peak
+memory: on a GPU what was allocated there, on a CPU the process's. tokens/s: 64 test problems at once, on the device that stands beside
+it. What is not measured yet, and how: [pending](pending.md).
 """
 OURS = "ours"
 SEEDS = tuple(f"ours-s{seed}" for seed in range(peers.SEEDS))
