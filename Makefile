@@ -10,8 +10,9 @@ demo: .venv/run
 quick: .venv/run
 	$(BIN)/stepmend run --quick
 
+# One thread each: torch's own threads would wait for one another.
 test: .venv/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The types of the tests need what the tests import.
 check: .venv/check .venv/test
