@@ -58,6 +58,23 @@ def test_restored_differs_in_what_was_tuned_and_in_nothing_else(tiny_llama, low_
     assert all(i in tuned_bytes for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
 
 
+def test_a_range_test_sees_steps_that_rounding_would_undo(low_bit):
+    """A checkpoint's scales are bfloat16: a change of a twentieth of a percent is lost in them."""
+    model = scales.attach(str(low_bit), Restore(tune="scales+norms"))
+    norms = [m for m in model.modules() if torch.nn.utils.parametrize.is_parametrized(m, "weight")]
+    tensors = [*(layer.weight for layer in scales.scales(model).values()), *(lambda n=n: n.weight for n in norms)]
+    before = [make().detach().clone() for make in tensors]
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 5e-4
+    rounded = [make().detach() for make in tensors]
+    assert all(torch.equal(*pair) for pair in zip(before, rounded, strict=True))
+    with scales.unrounded(model):
+        for start, exact in zip(before, (make().detach() for make in tensors), strict=True):
+            assert torch.allclose(exact, start * 1.0005, rtol=1e-6)
+    assert all(torch.equal(*pair) for pair in zip(before, (make().detach() for make in tensors), strict=True))
+
+
 def test_norms_alone_leave_every_scale(tiny_llama, low_bit, tmp_path):
     tune.restore(tiny_llama, low_bit, bullets(), Restore(steps=6, tune="norms", learning_rate=0.01), tmp_path / "restored", seed=0)
     before, after = load_file(low_bit / "model.safetensors"), load_file(tmp_path / "restored/model.safetensors")

@@ -22,7 +22,7 @@ from stepmend.restore.training import Batches, Group, Trained, check, direction,
 from stepmend.restore.validation import Solution, Validation, Verdict, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
-VERSION = "restore-3"
+VERSION = "restore-4"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 """Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
@@ -269,12 +269,13 @@ class _Work:
         return found, tested
 
     def _attempt(self, kind: str, rate: float, towards: Sequence[torch.Tensor], validation: Validation) -> float:
-        """Validation KL where the first steps at a rate lead, for one kind of parameter; the start is put back."""
+        """Validation KL where the first steps at a rate lead, for one kind of parameter, before rounding; the start is put back."""
         (group,) = self._groups({kind: rate})
         of = {id(parameter): change for parameter, change in zip(self.parameters, towards, strict=True)}
         before = [p.detach().clone() for p in group.parameters]
         put(group.parameters, [start + rate * of[id(p)] for p, start in zip(group.parameters, before, strict=True)])
-        value = validation.choose(self.model)
+        with scales.unrounded(self.model):
+            value = validation.choose(self.model)
         put(group.parameters, before)
         self._say_now_and_then(f"  range test: {kind} at {rate:.2g}, validation KL {value:.3g}")
         return value
