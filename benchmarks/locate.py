@@ -41,7 +41,7 @@ from stepmend.report.summary import percent
 ROOT = Path(__file__).parents[1]
 HEAD = "# Locators against labels\n\n`python benchmarks/locate.py` wrote this page.\n\n"
 ORDER = (
-    "A real model", "Its stated probabilities", "Its locators, each alone", "Its error classes",
+    "A real model", "Its stated probabilities", "Its locators, each alone", "Its error classes", "A judge",
     "Every locator against the oracle", "Where the vote is wrong", "Error classes", "Equations", "Steps",
 )  # fmt: skip
 SAMPLES = 8
@@ -353,22 +353,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default, help="the folder of real data (default: STEPMEND_DATA)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "locate", help="where runs are kept; the same command continues them")
     parser.add_argument("--problems", type=int, default=2700, help="curate problems, besides the 900 test ones")
-    parser.add_argument("--only", choices=("real", "equations", "steps", "builtin"), help="write one part, and keep the others")
+    parser.add_argument("--only", choices=("real", "judge", "equations", "steps", "builtin"), help="write one part, and keep the others")
     parser.add_argument("--labels", type=Path, help="real: another file of labelled failures (default: DATA/real/first_faults_60.json)")
     for name, what in (("model", "full-precision checkpoint"), ("quantized", "quantized checkpoint"), ("completer", "better model")):
         parser.add_argument(f"--{name}", help=f"real: the {what}")
+    parser.add_argument("--judge", action="append", default=[], help="judge: NAME=MODEL@BASE_URL; may be repeated")
     parser.add_argument("--max-new-tokens", type=int, default=400, help="real: as many as the solutions were cut off at")
     options = parser.parse_args()
     labels = options.labels or options.data / "real" / "first_faults_60.json"
     models = {"model": options.model, "quantized": options.quantized, "completer": options.completer}
     parts = {
         "real": lambda: locate_real.parts(labels, options.data, models, options.max_new_tokens, options.out / "real"),
+        "judge": lambda: [locate_real.judge_section(labels, options.data, options.judge, options.out / "judgements.jsonl")],
         "equations": lambda: ["\n".join(checked_equations(options.data))],
         "steps": lambda: ["\n".join(segmentation(options.data))],
         "builtin": lambda: builtin(options.out, options.problems),
     }
     page = ROOT / "docs" / "results" / "locate.md"
-    for name in [options.only] if options.only else parts:
+    for name in [options.only] if options.only else [name for name in parts if name != "judge" or options.judge]:
         for section in parts[name]():
             sections.write(page, HEAD, section.rstrip() + "\n", ORDER)
             print(section)

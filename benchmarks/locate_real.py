@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from stepmend.locate import bench, calibration, labelled, labelling
 from stepmend.locate.calibration import Observation, Stated
 from stepmend.locate.labelled import Labelled, share
@@ -38,6 +40,27 @@ def parts(labels: Path, data: Path, models: dict[str, str | None], max_new_token
     who += f" (not {', '.join(left_out)}: no models were given)" if left_out else ""
     who += f"; rescue by {models['completer'] or 'full precision'}, {SAMPLES} samples a cut" if "rescue" in asked else ""
     return [vote_section(who, ready, found), calibrated(ready, found), alone(ready, found, asked), classes(ready, found)]
+
+
+def judge_section(labels: Path, data: Path, specs: Sequence[str], answers: Path) -> str:
+    """LLM judges by ProcessBench's rules, on the labelled steps, told the right answer as in a run."""
+    solutions = bench.read(labels, problems=data / "gsm8k")
+    with bench.asking(specs, answers, None, Console()) as locate:
+        found, notes = locate(solutions)
+    named = [(one, step) for one, step in zip(solutions, found, strict=True) if step not in (None, bench.ABSTAINED)]
+    exact = sum(step == one.label for one, step in named)
+    also = sum(step == one.label or step in one.also for one, step in named)
+    faulty = sum(one.label is not None for one in solutions)
+    who = ", ".join(spec.partition("@")[0] for spec in specs)
+    shares = share(len(named), len(solutions)), share(exact, len(named)), share(also, len(named)), share(exact, faulty)
+    lines = [
+        "## A judge", "",
+        f"The same {len(solutions)} failures, asked of {who} behind an OpenAI-compatible server. Judges choose among the labelled steps, "
+        "and are told the right answer, as in a run.", "",
+        "| judge | names a step | of those exact | of those defensible | exact of all faulty |", "|---|---|---|---|---|",
+        f"| {who} | {' | '.join(shares)} |", "",
+    ]  # fmt: skip
+    return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
 
 
 def left(ready: Sequence[Labelled], found: Sequence[Fault], out: frozenset[str]) -> list[Observation]:
