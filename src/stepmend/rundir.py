@@ -171,7 +171,9 @@ def _unsolved(problem: Problem) -> str:
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to write behind what it holds, made where there is none. Raises InputError for a symbolic link."""
+    """A file opened to write behind what it holds, made where there is none. Raises InputError for a link and what else is no file."""
+    if file.exists() and not file.is_symlink():
+        inputs.regular(file)  # a FIFO would be waited for
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
