@@ -1,9 +1,10 @@
 # make demo: the whole loop on the built-in reasoner. make test: the tests. make check: lint, format, types.
+# make fuzz SECONDS=600: the readers on damaged files, for that long.
 # Each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo quick test check clean
+.PHONY: demo quick test fuzz check clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -13,6 +14,10 @@ quick: .venv/run
 # One thread each: torch's own threads would wait for one another.
 test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+fuzz: SECONDS ?= 600
+fuzz: .venv/test
+	STEPMEND_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
 
 # The types of the tests need what the tests import.
 check: .venv/check .venv/test

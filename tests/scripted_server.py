@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server does: send ``body`` after ``delay`` seconds, or, with ``hang``, nothing until it is closed."""
+    """What the server does: send ``body`` after ``delay`` seconds, or, with ``hang``, nothing until it is closed.
+
+    With ``drip`` it sends a byte that often, in seconds, of its ``body`` or of its ``headers``, until it is closed.
+    """
 
     body: str = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0
     hang: bool = False
+    drip: float = 0
+    drips: Literal["body", "headers"] = "body"
 
 
 def completion(content: str | None, tokens: int | None = 100, **more: Any) -> Reply:
@@ -106,6 +111,10 @@ class ScriptedServer:
                 if reply.hang:
                     self.close_connection = True
                     return
+                if reply.drip:
+                    self.close_connection = True
+                    self._drip(reply)
+                    return
                 data = reply.body.encode()
                 self.send_response(reply.status)
                 for name, value in {"Content-Type": "application/json", **reply.headers, "Content-Length": str(len(data))}.items():
@@ -115,6 +124,15 @@ class ScriptedServer:
                     self.wfile.write(data)
                 except OSError:
                     self.close_connection = True  # the client no longer waits
+
+            def _drip(self, reply: Reply) -> None:
+                begin = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                self.wfile.write(begin + (b"\r\n" if reply.drips == "body" else b"X-Slow: "))
+                while not server._closing.wait(reply.drip):
+                    try:
+                        self.wfile.write(b" ")
+                    except OSError:
+                        return
 
             def log_message(self, format: str, *args: object) -> None:
                 """Says nothing."""

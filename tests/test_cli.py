@@ -88,6 +88,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, line):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "--seeds", "1" + "0" * 23), "--seeds"),
+        (("run", "--judge-budget", "-1"), "--judge-budget"),
+        (("run", "--judge-budget", "nan"), "--judge-budget"),
+        (("run", "--set", "restore.batch_size=1e99"), "restore.batch_size"),
+        (("run", "--judge", "j=m@http://localhost:99999/v1"), "a port from 1 to 65535"),
+        (("run", "--judge", "j=m@http://h.example/v1"), "plain http"),
+        (("run", "--set", "locate.completer=j=m@http://h.example/v1"), "plain http"),
+        (("bench", "locate", "--data", "{tmp}/a.jsonl", "--locator", "judge", "--judge", "j=m@http://h.example/v1"), "plain http"),
+        (("bench", "locate", "--data", "{tmp}/a.jsonl", "--threshold", "nan"), "--threshold"),
+        (("compare", "a", "b", "--threshold", "inf"), "--threshold"),
+        (("compare", "a", "b", "--threshold", "1e99"), "--threshold"),
+        (("align", "builtin:qwen2", "{tmp}/out", "--steps", "9" * 30), "--steps"),
+        (("audit", "{tmp}", "--sample", "x" * 100_000), "--sample"),
+    ],
+)
+def test_numbers_and_addresses_are_bounded(tmp_path, arguments, line):
+    (tmp_path / "a.jsonl").write_text('{"problem": "1 + 1?", "steps": ["2"], "label": -1}\n')
+    said = refused(*(argument.format(tmp=tmp_path) for argument in arguments), cwd=tmp_path)
+    assert line in said and len(said) < 420
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_an_out_of_another_recipe_is_refused(tmp_path):
     from stepmend import Recipe
     from stepmend.recipe import ROUNDED

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from stepmend import progress
@@ -37,6 +38,24 @@ def test_a_stage_that_has_nothing_left_is_shown_once():
         with stages.stage("full: solve curate 1-900", 900, "problems", 900):
             pass
     assert len(console.file.getvalue().splitlines()) == 1
+
+
+def test_lines_of_a_log_are_not_wrapped():
+    console = Console(file=io.StringIO(), width=40)
+    stages = progress.Stages(console)
+    stages.say("  out of memory: 12 solutions at once from here on, and that for the rest of this run")
+    with stages.stage("restored, round 2: solve curate problems 1801-2700", 10, "problems"):
+        pass
+    assert len(console.file.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_bar_says_how_far_it_is_at_any_width(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, _environ={"TERM": "xterm"})
+    with progress.Stages(console).stage("full: solve test", 10, "problems") as tick:
+        tick(4)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    assert "full: solve test" in shown and "4/10" in shown
 
 
 def test_hours_minutes_seconds():

@@ -1,6 +1,7 @@
 """A run's folder: what is whole, what is dropped, what is refused."""
 
 import errno
+import os
 
 import pytest
 
@@ -53,6 +54,21 @@ def theirs(tmp_path):
     file.write_text("theirs")
     yield file
     assert file.read_text() == "theirs"
+
+
+def test_nothing_is_written_into_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "answers.jsonl")
+    for path in (tmp_path / "answers.jsonl", tmp_path):
+        with pytest.raises(InputError, match="not a regular file"):
+            appending(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null"])
+def test_a_damaged_note_is_said_and_left_out(folder, tmp_path, content):
+    folder.note("card", seconds=1)
+    (tmp_path / "run" / "notes" / "placement.json").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"placement\.json: damaged"):
+        assert folder.notes() == {"card": {"seconds": 1}}
 
 
 @pytest.mark.parametrize("name", ["grades.jsonl", ".lock", "recipe.json", "notes", "notes/card.json", "w4-restored"])

@@ -32,7 +32,7 @@ from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Recipe
+from stepmend.recipe import HOW, Recipe
 from stepmend.records import AGAIN, Continuation, Fault, Grade, InputError, Judgement, Problem, Trace, digest
 from stepmend.rundir import RunDir
 
@@ -53,7 +53,8 @@ class Loop:
         for scheme in self.schemes:
             quantizer.preflight(self.parent, scheme)
         if recipe.locate.completer:
-            completers.check(recipe.locate.completer)
+            completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
+        judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
         self.prompt = chat.prompt_for(self.parent, builtin)
@@ -100,7 +101,7 @@ class Loop:
     def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
         kept, known = self.recipe.locate, self.dir.load(Judgement)
-        asked = [judges.parse(spec) for spec in kept.judges]
+        asked = judges.asked(kept.judges, plain_http=kept.plain_http)
         return Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
 
     def run(self) -> None:
@@ -297,7 +298,7 @@ class Loop:
 
     def _located_by(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], *, worked: bool) -> str:
         """The digest of all that decides these faults."""
-        kept = self.settings.model_dump(exclude={"judge_budget", "judge_timeout", "reliabilities", "own_failures"})
+        kept = self.settings.model_dump(exclude=HOW)
         texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
         sizes = self.max_new_tokens, self.batch_size
         of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
@@ -340,7 +341,13 @@ class Loop:
     def _completer(self) -> faults.Completer | None:
         """The recipe's completer; loaded when first asked for."""
         if self.settings.completer and not self.completer:
-            self.completer = completers.make(self.settings.completer, self.max_new_tokens, self.batch_size, self.placed["dtype"])
+            self.completer = completers.make(
+                self.settings.completer,
+                self.max_new_tokens,
+                self.batch_size,
+                self.placed["dtype"],
+                plain_http=self.settings.plain_http,
+            )
         return self.completer
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:

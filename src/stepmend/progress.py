@@ -8,10 +8,12 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 EVERY = 30.0
 """Seconds between lines where the output is no terminal."""
+WIDE = 110
+"""Columns that a bar with all that belongs to it needs."""
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -44,15 +46,17 @@ class Stages:
         """A stage of ``total`` units of work, ``done`` of them earlier; call what it gives with the numbers of units and tokens done."""
         start = said = time.perf_counter()
         made = written = 0
-        columns = (
-            TextColumn("{task.description:<34}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>16}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+        if self.console.width >= WIDE:
+            columns = (
+                TextColumn("{task.description:<34}"),
+                BarColumn(24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:>16}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as bar:
             task = bar.add_task(name, total=total, completed=done, rate="")
@@ -74,11 +78,12 @@ class Stages:
         if again and not made:
             return
         rate = f" {written / max(passed, 1e-9):8,.0f} tokens/s" if written else ""
-        self.console.print(f"[green]✓[/] {escape(visible(name)):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}", highlight=False)
+        line = f"[green]✓[/] {escape(visible(name)):<44} {done + made:>6} {unit:<9} {passed:7.1f} s{rate}"
+        self.console.print(line, highlight=False, soft_wrap=not terminal)
 
     def say(self, text: str) -> None:
         """One line between stages."""
-        self.console.print(visible(text), highlight=False, markup=False)
+        self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 def _clock(seconds: float) -> str:

@@ -1,11 +1,13 @@
 """Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
 
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stepmend import inputs
 from stepmend.records import InputError
 
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
@@ -13,6 +15,19 @@ Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
 LARGEST = 1_000_000_000
 """The largest number that any key takes, where it says nothing else."""
+
+
+LONGEST = 1 << 18
+"""Bytes of a recipe's file."""
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: ten lines of them can stand for gigabytes, and no recipe needs any."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 class Part(BaseModel):
@@ -74,7 +89,8 @@ class Locate(Part):
     judges: tuple[str, ...] = Field(default=(), description="LLM judges, each NAME=MODEL@BASE_URL; keys come from the environment")
     judges_see_answer: bool = Field(default=True, description="whether judges are told the right answer")
     judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
-    judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds to wait for a judge, each time")
+    judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds that a judge has for one answer in all")
+    plain_http: bool = Field(default=False, description="ask judges and completers on other machines by plain http, too")
 
     @field_validator("locators")
     @classmethod
@@ -100,6 +116,10 @@ class Locate(Part):
         for spec in specs:
             judges.parse(spec)
         return specs
+
+
+HOW = {"judge_budget", "judge_timeout", "plain_http", "reliabilities", "own_failures"}
+"""Keys of ``Locate`` that decide no fault by themselves."""
 
 
 class Curate(Part):
@@ -153,7 +173,7 @@ class Restore(Part):
     solve_tokens: int = Field(default=65536, ge=1024, description="codes: tokens of text that they are solved on, at most")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
-    lora_rank: int = Field(default=8, ge=1, description="lora: rank of the adapter; its alpha is twice that")
+    lora_rank: int = Field(default=8, ge=1, le=1024, description="lora: rank of the adapter; its alpha is twice that")
     rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
     within_noise: bool = Field(default=False, description="restore even where the loss is within noise (loss recovered stays undefined)")
 
@@ -216,10 +236,10 @@ class Recipe(Part):
     def from_yaml(cls, file: Path) -> dict[str, Any]:
         """The plain values of a YAML file. Raises InputError where it cannot be read."""
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe: cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-        except (ValueError, RecursionError) as error:
+            values = yaml.load(inputs.text(file, LONGEST), _Plain)
+        except InputError as error:
+            raise InputError(f"recipe: cannot read {error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # PyYAML's own, for values and tags
             raise InputError(f"recipe: {file}: a value that YAML cannot read ({error})") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -233,8 +253,8 @@ class Recipe(Part):
     def from_json(cls, file: Path) -> Self:
         """The recipe a run keeps. Raises InputError where the file is damaged."""
         try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except (ValidationError, UnicodeDecodeError):
+            return cls.model_validate_json(inputs.content(file, LONGEST))
+        except ValidationError:
             raise InputError(f"out: {file} is not a recipe of this version; choose another --out") from None
 
     def differences(self, other: "Recipe") -> list[str]:
@@ -270,8 +290,8 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise InputError(f"--set {assignment}: key=value is needed, as in --set restore.steps=100")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            value = yaml.load(text, _Plain)
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise InputError(f"--set {assignment}: the value is not valid YAML") from None
         *path, last = key.split(".")
         part: dict[str, Any] = {last: value}
@@ -310,4 +330,16 @@ def _explain(item: Any) -> str:
         )
     if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
         return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
-    return f"recipe: {key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    return f"recipe: {key} = {_shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"a huge {type(value).__name__}"
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 120

@@ -31,8 +31,22 @@ AGAIN = "full+again"
 Outcome = Literal["correct", "wrong", "unscored"]
 
 
+LINE = 400
+"""Characters of a line that says what is wrong; of a longer one, which repeats what was given, the middle is left out."""
+
+
+def one_line(text: str) -> str:
+    """A text on one line of at most ``LINE`` characters: its beginning, which says where, and its end, which says what is allowed."""
+    text = " ".join(text.split())
+    half = LINE // 2
+    return text if len(text) <= LINE else f"{text[: half - 3]} … {text[-half:]}"
+
+
 class InputError(ValueError):
     """Something a user can put right: one line that says what, where, and what is allowed. The command line exits with code 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class Record(BaseModel):

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
+from stepmend import inputs
 from stepmend.recipe import Recipe
 from stepmend.records import InputError, Made, Problem, Record
 
@@ -38,8 +39,7 @@ class RunDir:
         if path.exists() and any(path.iterdir()) and not kept.exists() and not (path / ".lock").exists():
             raise InputError(f"out: {path} holds something that is no run; choose another folder or empty this one")
         path.mkdir(parents=True, exist_ok=True)
-        if link := next((p for p in (*path.iterdir(), *(path / "notes").glob("*")) if p.is_symlink()), None):
-            raise InputError(f"out: {link} is a symbolic link; a run reads and writes files of its own folder only")
+        check_files(path, "out")
         self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ class RunDir:
         if not file.exists():
             return []
         good, bad = [], 0
-        for line in file.read_bytes().splitlines(keepends=True):
+        for line in inputs.content(file).splitlines(keepends=True):
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("cut")
@@ -120,7 +120,7 @@ class RunDir:
         """Keep the problems of this run, so that a report needs nothing but the folder."""
         file, problems = self.path / "problems.jsonl", list(problems)
         text = "".join(problem.model_dump_json() + "\n" for problem in problems)
-        if file.exists() and file.read_text(encoding="utf-8") not in (text, "".join(map(_unsolved, problems))):
+        if file.exists() and inputs.text(file) not in (text, "".join(map(_unsolved, problems))):
             raise InputError(f"out: {self.path} was made with other problems (the benchmark's data has changed); choose another --out")
         if not file.exists():
             write_text(file, text)
@@ -133,10 +133,36 @@ class RunDir:
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """All notes, by name."""
-        return {file.stem: json.loads(file.read_text()) for file in sorted((self.path / "notes").glob("*.json"))}
+        found = {}
+        for file in sorted((self.path / "notes").glob("*.json")):
+            try:
+                found[file.stem] = read_note(file)
+            except InputError as error:
+                warnings.warn(f"{error}; what it held is made again", stacklevel=2)
+        return found
 
     def _file(self, kind: type[Record]) -> Path:
         return self.path / f"{kind.__name__.lower()}s.jsonl"
+
+
+def check_files(folder: Path, what: str) -> None:
+    """Whether a run's folder holds nothing but files and folders. Raises InputError for a link, FIFO, socket or device."""
+    for path in (*folder.iterdir(), *(folder / "notes").glob("*")):
+        if path.is_symlink():
+            raise InputError(f"{what}: {path} is a symbolic link; a run reads and writes files of its own folder only")
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"{what}: {path} is not a regular file")
+
+
+def read_note(file: Path) -> dict[str, Any]:
+    """The facts about a finished stage. Raises InputError where the file is damaged."""
+    try:
+        found = json.loads(inputs.content(file))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: damaged")
+    return found
 
 
 def _unsolved(problem: Problem) -> str:
@@ -145,7 +171,9 @@ def _unsolved(problem: Problem) -> str:
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to write behind what it holds, made where there is none. Raises InputError for a symbolic link."""
+    """A file opened to write behind what it holds, made where there is none. Raises InputError for a link and what else is no file."""
+    if file.exists() and not file.is_symlink():
+        inputs.regular(file)  # a FIFO would be waited for
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:

@@ -1,21 +1,23 @@
 """Rows of the files that people have: CSV, JSON Lines, JSON, Parquet, each also with gzip. What cannot be read is one clear line."""
 
 import csv
-import gzip
-import io
 import json
 import math
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from stepmend import inputs
 from stepmend.records import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 CONTAINERS = ("results", "samples", "details", "data", "records", "rows", "eval", "cases", "instances", "predictions", "request_states")
 """Names under which an object may hold its records."""
+
+
+ROW = 64
+"""Bytes that any row takes, whatever it holds."""
 
 
 def kind_of(file: Path) -> str:
@@ -25,20 +27,15 @@ def kind_of(file: Path) -> str:
 
 def read(file: Path) -> list[dict[str, Any]]:
     """All rows of a file, by field name. Raises InputError where it is absent, empty, damaged or of another kind."""
-    if not file.is_file():
-        raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
+    inputs.regular(file)
     kind = kind_of(file)
     if kind not in SUFFIXES or (kind == ".parquet" and file.suffix.lower() == ".gz"):
         named = f"in {file.suffix}" if kind else "without a suffix"
         raise InputError(f"{file}: files {named} are not read; allowed: {', '.join(SUFFIXES)}, and .gz of them")
     try:
         rows = list(_READERS[kind](file))
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text") from None
     except csv.Error as error:
         raise InputError(f"{file}: not a valid table ({error})") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise InputError(f"{file}: not a valid gzip file") from None
     if not rows:
         raise InputError(f"{file}: holds no rows")
     return rows
@@ -46,13 +43,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def parsed(file: Path) -> Any:
     """The content of a JSON file. Raises InputError where it is none."""
-    try:
-        with _open(file) as stream:
-            return _parsed(stream.read(), str(file))
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise InputError(f"{file}: not a valid gzip file") from None
+    with inputs.lines(file) as stream:
+        return _parsed(stream.read(), str(file))
 
 
 def field(row: dict[str, Any], name: str, where: str) -> Any:
@@ -106,15 +98,9 @@ def text_or_none(row: dict[str, Any], name: str, where: str) -> str | None:
     return text(row, name, where)
 
 
-def _open(file: Path, newline: str | None = None) -> io.TextIOBase:
-    if file.suffix.lower() == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline=newline)  # pyright: ignore[reportReturnType]
-    return file.open(encoding="utf-8-sig", newline=newline)
-
-
 def _csv(file: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    with _open(file, newline="") as stream:
+    with inputs.lines(file, newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
@@ -126,7 +112,7 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with _open(file) as stream:
+    with inputs.lines(file) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 # A JSON list under this name: lm-eval 0.4.0 and 0.4.1 write one.
@@ -136,7 +122,7 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
                 yield _mapping(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
 
 
-def _is_list(line: str, stream: io.TextIOBase) -> bool:
+def _is_list(line: str, stream: TextIO) -> bool:
     """Whether a first line begins a list of mappings, and not a record that is a list."""
     begin = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
     return begin.startswith("{")
@@ -190,10 +176,22 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise InputError(f"{file}: reading Parquet needs pyarrow; install it with: pip install pyarrow") from None
+    limit = inputs.bound(inputs.regular(file))
+    left = limit
     try:
-        yield from parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a valid Parquet file ({str(error).splitlines()[0]})") from None
+        with inputs.opened(file) as stream, parquet.ParquetFile(stream) as table:
+            groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+            if sum(group.total_byte_size for group in groups) + ROW * sum(group.num_rows for group in groups) > limit:
+                raise inputs.too_large(file, limit)
+            for batch in table.iter_batches(batch_size=64):
+                left -= batch.nbytes  # what a dictionary or a run length stands for
+                if left < 0:
+                    raise inputs.too_large(file, limit)
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: not a valid Parquet file ({str(error).splitlines()[0] if str(error) else 'damaged'})") from None
 
 
 def _parsed(content: str, where: str) -> Any:

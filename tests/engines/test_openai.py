@@ -1,10 +1,12 @@
 """Completions from an OpenAI-compatible server: a real one on this machine, whose answers a test scripts."""
 
 import json
+import time
 
 import pytest
 
 from stepmend import InputError, Problem
+from stepmend.engines import servers
 from stepmend.engines.openai import ServerEngine
 from stepmend.locate import completers
 from stepmend.models import chat, load
@@ -81,6 +83,31 @@ def test_what_is_no_completion_is_one_line(engine, body):
 def test_a_server_that_only_chats_is_told_apart(engine):
     with ScriptedServer(lambda request: refusal(404)) as server, pytest.raises(InputError, match="/v1/completions"):
         list(engine(server).stream(["a"]))
+
+
+def test_a_server_that_drips_and_one_that_redirects_are_one_line(engine):
+    with ScriptedServer(lambda request: Reply(drip=0.05)) as server, pytest.raises(InputError, match=r"no whole answer within 0\.5 s"):
+        list(engine(server, timeout=0.5).stream(["a", "b"]))
+    with ScriptedServer(echo) as other:
+        moved = Reply("", 307, {"Location": other.url + "/completions"})
+        with ScriptedServer(lambda request: moved) as server, pytest.raises(InputError, match="HTTP 307"):
+            list(engine(server).stream(["a"]))
+        assert other.requests == []
+
+
+def test_an_answer_is_bounded(engine, monkeypatch):
+    monkeypatch.setattr(servers, "LARGEST", 1 << 20)
+    with ScriptedServer(lambda request: written("x" * (1 << 20))) as server, pytest.raises(InputError, match="larger than"):
+        list(engine(server).stream(["a"]))
+
+
+def test_what_is_not_waited_for_ends_at_once(engine):
+    with ScriptedServer(lambda request: Reply(hang=True) if request.body["prompt"] == "b" else echo(request)) as server:
+        found = engine(server).stream(["a", "b"])
+        assert next(found)[0] == 0
+        begin = time.perf_counter()
+        found.close()  # as Ctrl-C does
+        assert time.perf_counter() - begin < 2
 
 
 PROBLEM = Problem(id="p", benchmark="story", split="test", level="all", question="What is 3 * 4?", answer="12")

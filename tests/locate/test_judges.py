@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stepmend import Recipe
 from stepmend.locate import judges
 from stepmend.locate.judges import Judge, Question, Verdict
 from stepmend.records import InputError
@@ -34,6 +35,10 @@ def test_a_spec_is_a_name_a_model_and_an_address():
         ("a=m@http://", "HOST"),
         ("a=m@http:///v1", "HOST"),
         ("a=m@http://h:port/v1", "HOST"),
+        ("a=m@http://h:99999/v1", "a port from 1 to 65535"),
+        ("a=m@http://h:65536/v1", "a port from 1 to 65535"),
+        ("a=m@http://h:0/v1", "a port from 1 to 65535"),
+        ("a=m@http://h:８０/v1", "HOST"),
         ("a=m@http://a..b/v1", "HOST"),
         ("rescue=m@http://h", "locator's own"),
         ("Judges=m@http://h", "locator's own"),
@@ -186,3 +191,16 @@ def test_an_address_that_a_folder_names_must_be_named_again(url, asked):
     assert judges.unknown([spec], []) == asked
     assert judges.unknown([spec], [spec]) is None
     assert judges.unknown([spec], [f"j=m@{url}/other"]) == asked
+
+
+@pytest.mark.parametrize("url", ["https://h.example/v1", "http://localhost:1/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"])
+def test_https_and_this_machine_are_asked(url):
+    assert judges.asked([f"j=m@{url}"], plain_http=False) == [Judge("j", "m", url)]
+
+
+@pytest.mark.parametrize("url", ["http://h.example/v1", "http://localhost.example/v1", "http://10.0.0.1:8000", "HTTP://h"])
+def test_plain_http_to_another_machine_is_asked_where_it_is_allowed(url):
+    with pytest.raises(InputError, match=r"j: plain http to another machine.*plain_http=true"):
+        judges.asked([f"j=m@{url}"], plain_http=False)
+    assert judges.asked([f"j=m@{url}"], plain_http=True)
+    assert Recipe.make({"locate": {"judges": [f"j=m@{url}"]}}).locate.judges  # a folder that names it can be read

@@ -10,6 +10,7 @@ import time
 import pytest
 from scipy.stats import binom
 
+from stepmend.engines import servers
 from stepmend.locate import judges
 from stepmend.locate.judges import Judge, Verdict
 from stepmend.locate.panel import Panel
@@ -351,6 +352,63 @@ def test_an_interruption_keeps_what_was_answered_and_puts_nothing_more():
         assert len(server.requests) == count
         assert len(panel.ask([question(i) for i in range(12)])) == 12
     assert max(request.count for request in server.requests) == 0
+
+
+@pytest.mark.parametrize(
+    ("drips", "reason", "attempts"), [("body", "no whole answer within 1 s", 1), ("headers", "no answer within 1 s", 2)]
+)
+def test_a_server_that_drips_has_its_time_and_no_more(drips, reason, attempts):
+    with ScriptedServer(lambda request: Reply(drip=0.05, drips=drips)) as server:
+        begin = time.perf_counter()
+        verdicts, kept, _ = ask(server.url, timeout=1, retries=1)
+        assert time.perf_counter() - begin < attempts + 4
+        assert len(server.requests) == attempts
+    assert (verdicts[0].outcome, verdicts[0].reason, kept) == ("failed", reason, [])
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_an_answer_is_bounded(monkeypatch, status):
+    monkeypatch.setattr(servers, "LARGEST", 1 << 20)
+    body = said(1) + " " * (1 << 20)
+    with ScriptedServer(lambda request: completion(body, status=status)) as server:
+        verdicts, kept, _ = ask(server.url, retries=0)
+    assert (verdicts[0].outcome, kept) == ("failed", [])
+    assert "its answer is larger than" in verdicts[0].reason
+
+
+def test_an_answer_is_read_as_it_came_and_never_unpacked():
+    with ScriptedServer(lambda request: completion(said(1), headers={"Content-Encoding": "gzip"})) as server:
+        verdicts, _, _ = ask(server.url)
+        assert server.requests[0].headers["accept-encoding"] == "identity"
+    assert verdicts[0].outcome == "fault"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(monkeypatch, status):
+    monkeypatch.setenv("STEPMEND_JUDGE_KEY_J", SECRET)
+    with ScriptedServer(lambda request: completion(said(1))) as other:
+        with ScriptedServer(lambda request: Reply("", status, {"Location": other.url + "/chat/completions"})) as server:
+            verdicts, _, tally = ask(server.url, 3, concurrency=1)
+        assert other.requests == []
+    assert len(server.requests) == 1
+    assert f"HTTP {status}: it redirects to another address" in verdicts[0].reason
+    assert "redirects" in tally["given_up"]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("reply", [Reply(drip=0.05), Reply(drip=0.05, drips="headers"), Reply(hang=True)], ids=["body", "headers", "hang"])
+def test_an_interruption_ends_what_does_not_answer(reply):
+    began = []
+
+    def script(request: Request) -> Reply:
+        began.append(time.perf_counter())
+        interrupt_soon(0.1)
+        return reply
+
+    with ScriptedServer(script) as server:
+        with pytest.raises(KeyboardInterrupt):
+            ask(server.url, timeout=60)
+        assert time.perf_counter() - began[0] < 2
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -28,6 +28,10 @@ def test_a_name_says_what_is_done():
     [
         ("gguf-w4a16-g128", "unknown 'gguf-w4a16-g128'; allowed: rtn-"),
         ("w4a16", "unknown"),
+        ("gptq-w４a16-g128", "unknown"),  # a full-width digit
+        ("gptq-w04a16-g128", "unknown"),
+        ("gptq-w4a16-g00128", "unknown"),
+        ("gptq-w" + "9" * 9000 + "a16", "unknown"),
         ("gptq-w2a16-g128", "gptq is offered as w3a16, w4a16, w8a8"),
         ("awq-w8a8", "awq is offered as"),
         ("gptq-w4a16-g100", "groups of 32, 64, 128"),

@@ -15,13 +15,23 @@ from stepmend.cli import running  # first, as the help lists verbs in the order 
 # isort: split
 from stepmend.cli import benching, measuring
 from stepmend.cli.common import app
+from stepmend.models.load import out_of_memory
 from stepmend.progress import visible
-from stepmend.records import InputError
+from stepmend.records import InputError, one_line
 
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
 HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
+SMALLER = {
+    "run": "lower measure.batch_size (models solving) or restore.batch_size (tuning), as in --set restore.batch_size=2, into another --out",
+    "restore": "run the recipe again with a lower restore.batch_size or measure.batch_size, into another --out",
+    "quantize": "lower --samples, or take a machine with more memory",
+    "align": "lower --problems or --samples, or take a machine with more memory",
+    "bench": "lower --slots, or --max-new-tokens",
+    "grade": "grade the file in parts",
+}
+"""By verb: what to lower where memory runs out."""
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ended: 128 and the signal's number."""
 PATH_ERRORS = frozenset(
@@ -34,7 +44,7 @@ __all__ = ["app", "benching", "main", "measuring", "running"]
 def main() -> None:
     """The entry point: runs a verb, and turns what a user can put right into one line and exit code 2."""
     warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
-    warnings.showwarning = lambda message, *rest: print(f"stepmend: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *rest: print(f"stepmend: {one_line(visible(one_line(str(message))))}", file=sys.stderr)
     warnings.filterwarnings("always", module="stepmend")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -61,13 +71,17 @@ def main() -> None:
         if error.errno not in PATH_ERRORS:
             raise
         _stop(f"{error.filename}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _stop(f"out of memory; {SMALLER.get(sys.argv[1], 'take a smaller part of the input, or a machine with more memory')}")
     except (typer.Abort, KeyboardInterrupt):
         print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
 def _stop(message: str) -> None:
-    print("stepmend: " + visible(" ".join(message.split())), file=sys.stderr)
+    print("stepmend: " + one_line(visible(one_line(message))), file=sys.stderr)
     sys.exit(2)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stepmend.cli.common import JUDGE, app, check_out, console, say
+from stepmend.cli.common import JUDGE, app, check_out, console, finite, say
+from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")
@@ -32,15 +33,18 @@ def bench_locate(
     quantized: Annotated[str | None, typer.Option(help="The checkpoint that wrote the solutions, for margins.")] = None,
     completer: Annotated[str | None, typer.Option(help="A better model for rescue: a checkpoint, or NAME=MODEL@BASE_URL.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations a cut; default as in a run.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens after which a continuation is cut off.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Continuations at once; default: 32, or what fits a GPU.")] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability below which the vote names no step.")] = 0.5,
+    max_new_tokens: Annotated[int | None, typer.Option(min=8, max=LARGEST, help="Tokens after which a continuation is cut off.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Continuations at once; default: 32, or what fits a GPU.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, callback=finite, help="Probability below which the vote names no step.")] = 0.5,
     reliabilities: Annotated[Path | None, typer.Option(help="How far each locator is to be believed: a file from --save.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the reliabilities that these labels give; for locate.reliabilities.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
-    judge_budget: Annotated[int | None, typer.Option(min=1, help="Tokens after which no judge is asked any more.")] = None,
+    judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Ask judges and completers on other machines by plain http, too.")
+    ] = False,
     hide_answer: Annotated[bool, typer.Option("--hide-answer", help="Judges are not told the right answer; in a run they are.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate a random subset of so many solutions.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Evaluate a random subset of so many solutions.")] = None,
     answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
     out: Annotated[Path, typer.Option(help="Where work is kept; the same command continues it.")] = Path("runs/bench-locate"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
@@ -64,7 +68,7 @@ def bench_locate(
     solutions = benches.read(data, limit, problems)
     screen = console(stderr=as_json)
     if by_labelled_steps:
-        with benches.asking(judge or [], answers, judge_budget, screen, shown=not hide_answer) as locate:
+        with benches.asking(judge or [], answers, judge_budget, screen, shown=not hide_answer, plain_http=plain_http) as locate:
             found, notes = locate(solutions)
         figures: dict[str, Any] = benches.figures(solutions, found)
         figures |= {"judges_see_answer": not hide_answer} if judge else {}
@@ -72,7 +76,7 @@ def bench_locate(
         return
     locators = _asked(locator, {"model": model, "quantized": quantized})
     settings = {"locators": locators, "samples": samples, "threshold": threshold, "completer": completer}
-    settings |= {"judges": judge or (), "judge_budget": judge_budget, "judges_see_answer": not hide_answer}
+    settings |= {"judges": judge or (), "judge_budget": judge_budget, "judges_see_answer": not hide_answer, "plain_http": plain_http}
     _own(solutions, locator, settings, screen, out, save, reliabilities, model, quantized, max_new_tokens, slots, as_json=as_json)
 
 

@@ -7,20 +7,31 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from stepmend.progress import visible
+from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Kind = Literal["math", "number"]
 DEMO = Path("runs/demo")
+WIDE = 400
+"""Columns of an output that is no terminal, where nothing should be wrapped."""
 CONTROLS = (
     "What to compare located bullets with, a list with commas: random-step, shuffled-step, whole-response, whole-trace, solved-problems, "
     "sft-chosen, full-tuned."
 )
 JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
+
+
+def finite(value: float | None) -> float | None:
+    """What a number must be: finite and bounded. Raises typer.BadParameter where it is not."""
+    if value is not None and not abs(value) <= LARGEST:  # and so no NaN
+        raise typer.BadParameter(f"{value} is not a number up to {LARGEST:,}")
+    return value
 
 
 def check_out(out: Path, inputs: list[Path]) -> None:
@@ -37,16 +48,39 @@ def check_out(out: Path, inputs: list[Path]) -> None:
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console that is wide enough for our tables where no terminal says how wide it is."""
+    """A console as wide as its terminal; where there is none, as COLUMNS says, or wide enough for any line of ours."""
     from rich.console import Console
 
     made = Console(stderr=stderr)
-    return made if made.is_terminal else Console(stderr=stderr, width=110)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=WIDE)
 
 
 def say(screen: "Console", text: str) -> None:
     """Print text as it is: paths and models' words are no markup."""
     screen.print(visible(text), highlight=False, markup=False, soft_wrap=not screen.is_terminal)
+
+
+def show_table(screen: "Console", table: "Table") -> None:
+    """Print a table where it fits; else its rows one below the other, a line a value, so that no column is squeezed."""
+    from rich.measure import Measurement
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if Measurement.get(screen, screen.options.update(max_width=WIDE), table).maximum <= screen.width:
+        screen.print(table)
+        return
+
+    def plain(cell: Any) -> Text:
+        return Text(visible(Text.from_markup(str(cell)).plain))
+
+    if table.title:
+        screen.print(plain(table.title))
+    headers = [column.header for column in table.columns]
+    for name, *values in zip(*(column.cells for column in table.columns), strict=True):
+        screen.print(plain(name))
+        for header, value in zip(headers[1:], values, strict=True):
+            if value:
+                screen.print(Padding(plain(f"{header}: {value}"), (0, 0, 0, 2), expand=False))
 
 
 def show(folder: Path, screen: "Console") -> None:
@@ -55,7 +89,7 @@ def show(folder: Path, screen: "Console") -> None:
 
     found = summary.read(folder)
     page.write(found, folder / "report.html")
-    screen.print(summary.table(found))
+    show_table(screen, summary.table(found))
     lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
     for line in lines:
         say(screen, line)

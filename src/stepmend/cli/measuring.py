@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stepmend.cli.common import Kind, app, check_out, console, say
+from stepmend.cli.common import Kind, app, check_out, console, finite, say, show_table
 from stepmend.records import InputError
 
 FINISH = (
@@ -78,7 +78,9 @@ def compare(
     sample_field: Annotated[
         str | None, typer.Option(help="Plain tables with several samples a problem: the field that numbers them.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Partial scores: from which score on an answer is right.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(callback=finite, help="Partial scores: from which score on an answer is right.")
+    ] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
@@ -114,7 +116,7 @@ def compare(
         print(json.dumps([pair.figures() for pair in pairs], indent=2))
         return
     screen = console()
-    screen.print(compared.table(pairs))
+    show_table(screen, compared.table(pairs))
     for line in compared.notices(pairs):
         say(screen, line)
     say(screen, f"\nThe page: {out}")

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, silence
+from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, show_table, silence
+from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
@@ -27,9 +28,9 @@ def run(
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
-    judge_budget: Annotated[int | None, typer.Option(help="Tokens after which no judge is asked any more.")] = None,
+    judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
@@ -84,7 +85,7 @@ def restore(
         bool, typer.Option("--guard", help="Refuse to export a model that restoring made worse anywhere beyond noise.")
     ] = False,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     judge: Annotated[
         list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
@@ -136,11 +137,11 @@ def align(
     out: Annotated[Path, typer.Argument(help="The folder of the aligned checkpoint; it must not exist yet.")],
     benchmark: Annotated[str, typer.Option(help="Where training and held-out problems come from.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
-    problems: Annotated[int, typer.Option(min=8, help="Training problems that are sampled.")] = 300,
-    samples: Annotated[int, typer.Option(min=1, help="Samples a problem.")] = 4,
-    held_out: Annotated[int, typer.Option(min=1, help="Held-out problems, solved before and after.")] = 300,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    problems: Annotated[int, typer.Option(min=8, max=LARGEST, help="Training problems that are sampled.")] = 300,
+    samples: Annotated[int, typer.Option(min=1, max=LARGEST, help="Samples a problem.")] = 4,
+    held_out: Annotated[int, typer.Option(min=1, max=LARGEST, help="Held-out problems, solved before and after.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Optimizer steps.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST)] = 0,
 ) -> None:
     """Teach a model the step format from its own correct answers, so that the format teaches no mathematics.
 
@@ -187,8 +188,8 @@ def report(
 @app.command()
 def audit(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
-    sample: Annotated[int, typer.Option(min=1, help="Failed solutions to label, drawn at random.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    sample: Annotated[int, typer.Option(min=1, max=LARGEST, help="Failed solutions to label, drawn at random.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Of the draw.")] = 0,
     score: Annotated[Path | None, typer.Option(help="Labels that the page has saved: print how far the pipeline agrees.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
 ) -> None:
@@ -235,7 +236,7 @@ def schemes() -> None:
             s.loads,
         )
     screen = console()
-    screen.print(shown)
+    show_table(screen, shown)
     for name, text in table.METHODS.items():
         say(screen, f"{name}: {text}")
 
@@ -252,8 +253,8 @@ def benchmarks() -> None:
     for row in sources.listing():
         shown.add_row(*row)
     screen = console()
-    screen.print(shown)
-    screen.print("Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
+    show_table(screen, shown)
+    say(screen, "Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
 
 
 @app.command()
@@ -261,7 +262,7 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
-    samples: Annotated[int, typer.Option(min=8, help="Calibration problems, solved by the model itself.")] = 64,
+    samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Calibration problems, solved by the model itself.")] = 64,
     benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
 ) -> None:

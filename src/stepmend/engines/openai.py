@@ -11,12 +11,25 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from stepmend.engines.base import Completion
+from stepmend.engines.servers import Servers, UnfinishedError
 from stepmend.models import chat
 from stepmend.records import InputError, digest
 
 SEEDS = 1 << 31
 """Servers take seeds below this."""
+
+
+class _Reply(BaseModel):
+    """What we read of a completion."""
+
+    class Choice(BaseModel):
+        text: str
+        finish_reason: str | None = None
+
+    choices: list[Choice] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class ServerEngine:
         tokenizer: The model's own.
         max_new_tokens: Tokens after which a completion is cut off.
         concurrency: Requests at once; the server batches them.
-        timeout: Seconds to wait for one completion.
+        timeout: Seconds that one completion has in all.
     """
 
     name: str
@@ -57,10 +70,11 @@ class ServerEngine:
             times[text] += 1
             if i not in done:
                 asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
-        with openai.OpenAI(api_key=self._key(), base_url=self.url, timeout=self.timeout, max_retries=4) as client:
+        with Servers(self.timeout) as servers:
+            client = servers.client(self.url, self._key(), retries=4)
             pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
             try:
-                futures = {pool.submit(self._complete, client, text, temperature, own): i for i, text, own in asked}
+                futures = {pool.submit(self._complete, servers, client, text, temperature, own): i for i, text, own in asked}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             except openai.OpenAIError as error:
@@ -69,20 +83,22 @@ class ServerEngine:
                     f"completer {self.name}: {f'HTTP {status}' if status else type(error).__name__} from its server; "
                     "it must serve /v1/completions (vLLM, llama.cpp and 'transformers serve' do)"
                 ) from None
+            except UnfinishedError as error:
+                raise InputError(f"completer {self.name}: {error}") from None
             finally:
+                servers.stop()  # where something ended this before all was answered
                 pool.shutdown(cancel_futures=True)
 
     def _key(self) -> str:
         variable = "STEPMEND_JUDGE_KEY_" + self.name.upper().replace("-", "_")
         return os.environ.get(variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
 
-    def _complete(self, client: Any, text: str, temperature: float, seed: int) -> Completion:
-        reply = client.completions.create(
-            model=self.model, prompt=text, max_tokens=self.max_new_tokens, temperature=temperature, seed=seed, top_p=1.0
-        )
-        choice = (getattr(reply, "choices", None) or [None])[0]
-        written = getattr(choice, "text", None)
-        if not isinstance(written, str):
-            raise InputError(f"completer {self.name}: what came back is no completion")
-        finish = "length" if getattr(choice, "finish_reason", None) == "length" else "stop"
-        return Completion(written, tuple(chat.encode(self.tokenizer, written)), finish)
+    def _complete(self, servers: Servers, client: Any, text: str, temperature: float, seed: int) -> Completion:
+        asked = {"model": self.model, "prompt": text, "max_tokens": self.max_new_tokens, "temperature": temperature, "seed": seed}
+        reply = servers.ask(client.completions.with_streaming_response.create, **asked, top_p=1.0)
+        try:
+            choice = _Reply.model_validate_json(reply).choices[0]
+        except ValidationError:
+            raise InputError(f"completer {self.name}: what came back is no completion") from None
+        finish = "length" if choice.finish_reason == "length" else "stop"
+        return Completion(choice.text, tuple(chat.encode(self.tokenizer, choice.text)), finish)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stepmend import grading, tables
+from stepmend import grading, inputs, tables
 from stepmend.benchmarks import sources
 from stepmend.locate import equations, judges
 from stepmend.locate.panel import Panel
@@ -99,12 +99,13 @@ def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solu
     if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(texts):
         raise InputError(f"{where}: label {label!r}; a step's index (0 to {len(texts) - 1}) or -1 is needed")
     worked = known.get(str(problem).strip(), "")
+    also = row["also"] if isinstance(row.get("also"), list) else []
     name = str(row.get("problem_id") or row.get("id") or "")
     return Solution(
         str(problem),
         tuple(texts),
         None if label < 0 else label,
-        also=tuple(i for i in row.get("also") or () if isinstance(i, int) and 0 <= i < len(texts)),
+        also=tuple(i for i in also if isinstance(i, int) and 0 <= i < len(texts)),
         answer=str(row.get("answer") or (grading.gold_of(worked) if worked else "")),
         worked=str(row.get("solution") or worked),
         error_class=row.get("class"),
@@ -126,7 +127,9 @@ Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
 
 
 @contextmanager
-def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True) -> Iterator[Locate]:
+def asking(
+    specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True, plain_http: bool = False
+) -> Iterator[Locate]:
     """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
 
     ``shown`` says whether judges are told the right answer, where it is known, as in a run. Raises InputError as the judges do.
@@ -134,7 +137,7 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
     if not specs:
         yield lambda solutions: ([first_false(s.steps, s.problem) for s in solutions], [])
         return
-    named = [judges.parse(spec) for spec in specs]
+    named = judges.asked(specs, plain_http=plain_http)
     answers.parent.mkdir(parents=True, exist_ok=True)
     known = kept(answers)
     from stepmend.progress import Stages
@@ -154,7 +157,7 @@ def asking(specs: Sequence[str], answers: Path, budget: int | None, console: Any
 def kept(file: Path) -> list[Judgement]:
     """Answers kept before; a line that a crash cut is closed, and what it held is asked again."""
     found = []
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    lines = inputs.content(file).splitlines(keepends=True) if file.exists() else []
     for line in lines:
         with suppress(ValidationError):
             found.append(Judgement.model_validate_json(line))

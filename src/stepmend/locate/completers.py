@@ -16,9 +16,10 @@ def is_server(spec: str) -> bool:
     return "@" in spec
 
 
-def check(spec: str) -> str | None:
-    """The folder of a completer that is a checkpoint; None for a server. Raises InputError where it is not there."""
+def check(spec: str, *, plain_http: bool = False) -> str | None:
+    """The folder of a completer that is a checkpoint; None for a server. Raises InputError where it is not there, or may not be asked."""
     if is_server(spec):
+        judges.asked([spec], plain_http=plain_http, what="completer")
         return None
     try:
         return load.locate(spec)
@@ -26,7 +27,7 @@ def check(spec: str) -> str | None:
         raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
 
 
-def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto") -> Completer:
+def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto", *, plain_http: bool = False) -> Completer:
     """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
 
     Args:
@@ -34,10 +35,11 @@ def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto")
         max_new_tokens: Tokens after which a continuation is cut off.
         slots: Continuations at once; None: what fits.
         dtype: What a checkpoint is computed in.
+        plain_http: Whether a server on another machine is asked by plain http, too.
 
     Raises InputError for what is none of these, and where the model or its tokenizer is not there.
     """
-    if (folder := check(spec)) is None:
+    if (folder := check(spec, plain_http=plain_http)) is None:
         judge = judges.parse(spec, what="completer")
         tokenizer, prompt = _tokenizer(judge.model, judge.name), chat.prompt_for(judge.model, builtin=False)
         engine = ServerEngine(judge.name, judge.model, judge.url, tokenizer, max_new_tokens)

@@ -23,7 +23,7 @@ TAKEN = frozenset({"equations", "rescue", "margins", "reference", "solution", LO
 """The other locators' names, which no judge can have."""
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9_-]+)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
 LABEL = r"[A-Za-z0-9_-]{1,63}"
-URL = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9a-f:.]+\])(:\d{{1,5}})?(/[^?#]*)?", re.IGNORECASE)
+URL = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(/[^?#]*)?", re.IGNORECASE)
 
 PROMPT = "judge-1"
 """Version of the prompt; change it with the prompt, and nothing asked with another one counts as asked."""
@@ -126,21 +126,40 @@ def parse(spec: str, what: str = "judge") -> Judge:
         raise InputError(f"{what}: the name {name} is a locator's own; choose another than {', '.join(sorted(TAKEN))}")
     if "@" in url.split("/")[2] or re.search("[?#]", url):
         raise InputError(f"{what} {name}: the address has credentials, '?' or '#' in it; keys come from the environment only")
-    if not URL.fullmatch(url):
-        raise InputError(f"{what} {name}: the address is not http(s)://HOST[:PORT][/PATH]")
+    address = URL.fullmatch(url)
+    if not address or not 0 < int(address["port"] or 443) < 1 << 16:
+        raise InputError(f"{what} {name}: the address is not http(s)://HOST[:PORT][/PATH] with a port from 1 to 65535")
     return Judge(name, model, url.rstrip("/"))
 
 
-KNOWN = frozenset({"api.openai.com", "localhost", "127.0.0.1", "[::1]"})
-"""Hosts that a folder's recipe may name: this machine, and the one that OPENAI_API_KEY belongs to (by https)."""
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""Hosts that are this machine."""
+
+
+def _host(judge: Judge) -> tuple[str, str]:
+    """The protocol and the host of an address."""
+    protocol, _, address = judge.url.lower().partition("://")
+    return protocol, re.sub(r":[0-9]+$", "", address.split("/")[0])
+
+
+def asked(specs: Iterable[str], *, plain_http: bool, what: str = "judge") -> list[Judge]:
+    """The judges, or ``what`` else, to be asked. Raises InputError for plain http to another machine, unless it is allowed."""
+    found = [parse(spec, what) for spec in specs]
+    for judge in found:
+        protocol, host = _host(judge)
+        if protocol != "https" and host not in LOCAL and not plain_http:
+            raise InputError(
+                f"{what} {judge.name}: plain http to another machine shows key and questions to everybody on the way; use https, or allow "
+                "it with --set locate.plain_http=true (bench: --plain-http)"
+            )
+    return found
 
 
 def unknown(specs: Iterable[str], named: Iterable[str]) -> str | None:
     """The name of the first ``NAME=MODEL@BASE_URL`` among ``specs`` that is not in ``named`` and would be sent a key somewhere else."""
     for judge in (parse(spec) for spec in specs if spec not in {*named}):
-        protocol, _, address = judge.url.lower().partition("://")
-        host = re.sub(r":\d+$", "", address.split("/")[0])
-        if host not in KNOWN or (host == "api.openai.com" and protocol != "https"):
+        protocol, host = _host(judge)
+        if host not in LOCAL and (protocol, host) != ("https", "api.openai.com"):  # the one that OPENAI_API_KEY belongs to
             return judge.name
     return None
 

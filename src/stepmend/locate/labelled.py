@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from stepmend import grading
+from stepmend import grading, inputs
 from stepmend.grading import verify
 from stepmend.locate import calibration, kinds, locators, quantities, reliability, taxonomy
 from stepmend.locate.bench import Solution
@@ -100,7 +100,7 @@ class Log:
     def load(self, kind: type[T]) -> list[T]:
         """All whole records of a kind."""
         found, file = [], self._file(kind)
-        for line in file.read_bytes().splitlines() if file.exists() else []:
+        for line in inputs.content(file).splitlines() if file.exists() else []:
             with suppress(ValidationError):
                 found.append(kind.model_validate_json(line))
         return found

@@ -18,7 +18,7 @@ from stepmend.locate.panel import Panel
 from stepmend.locate.reliability import Reliabilities
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
-from stepmend.recipe import Locate
+from stepmend.recipe import HOW, Locate
 from stepmend.records import Continuation, Fault, InputError, Judgement, Trace, digest
 
 CHUNK = 64
@@ -140,14 +140,15 @@ class _Runner:
     def _made_by(self) -> str:
         """The digest of all that decides a fault, besides its solution."""
         of = [load.checkpoint_digest(load.locate(model)) if model else "" for model in (self.setup.model, self.setup.quantized)]
-        settings = self.settings.model_dump(exclude={"judge_budget", "judge_timeout", "reliabilities", "own_failures"})
+        settings = self.settings.model_dump(exclude=HOW)
         rates = self.setup.rates.model_dump_json()
         return digest("bench", faults.VERSION, grading.VERSION, judges.PROMPT, *of, settings, rates, self.setup.seed, self.tokens)
 
     @contextmanager
     def _locator(self, tick: Tick) -> Iterator[faults.Locator]:
         known = {c.key: Completion(c.text, c.tokens, c.finish) for c in self.log.load(Continuation)}
-        completer = completers.make(self.settings.completer, self.tokens, self.setup.slots) if self.settings.completer else None
+        spec, plain_http = self.settings.completer, self.settings.plain_http
+        completer = completers.make(spec, self.tokens, self.setup.slots, plain_http=plain_http) if spec else None
         needs = MODEL & {*self.settings.locators}
         with Keeper[Continuation](self.log.append) as keep:
             yield faults.Locator(
@@ -165,7 +166,7 @@ class _Runner:
 
     def _panel(self) -> Panel | None:
         """The judges; what they answer is kept, and not asked again."""
-        asked = [judges.parse(spec) for spec in self.settings.judges]
+        asked = judges.asked(self.settings.judges, plain_http=self.settings.plain_http)
         if not asked:
             return None
         budget, timeout = self.settings.judge_budget, self.settings.judge_timeout

@@ -8,23 +8,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
+from stepmend.engines.servers import Servers, UnfinishedError
 from stepmend.locate.judges import FORMAT, PROMPT, Judge, Question, Verdict, line, messages, read
 from stepmend.progress import Tick, silent
 from stepmend.records import InputError, Judgement, digest
 
 if TYPE_CHECKING:
-    from openai import OpenAI, OpenAIError
+    from openai import AsyncOpenAI, OpenAIError
 
 TALLIED = ("asked", "from_kept", "faults", "none", "off_menu", "failed", "not_asked", "tokens")
 UNREACHED = 5
 """So many questions in a row for which a judge cannot be reached, and it is given up for the rest of the run."""
 NO_KEY = "the key is refused (it is read from {variable}, else from OPENAI_API_KEY)"
 REFUSALS = {401: NO_KEY, 402: "nothing is left to pay with", 403: NO_KEY, 404: "no such model or address (most end in /v1)"}
+REDIRECT = "it redirects to another address, which is not asked; name that address if you trust it"
 """Answers after which there is no use in asking a judge anything more."""
 GATEWAY = (502, 503, 504)
 """A gateway's words for a server that cannot be reached."""
@@ -54,7 +55,7 @@ class _Seat:
         self.key = os.environ.get(self.variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         if not (self.key.isascii() and self.key.isprintable()):
             raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY has characters that no key has")
-        self.client: OpenAI | None = None
+        self.client: AsyncOpenAI | None = None
         self.plain = False
         self.unreached = 0
         self.given_up: str | None = None
@@ -79,6 +80,8 @@ class _Seat:
             why = "it cannot be reached"
         elif final := _final(error):
             why = self.given_up = f"HTTP {status}: {final.format(variable=self.variable)}"
+        elif isinstance(error, UnfinishedError):
+            why = str(error)
         else:
             why = f"HTTP {status}: {line(self.hide(str(error)), 200)}" if status else "what came back is no chat completion"
         self.unreached = self.unreached + 1 if isinstance(error, openai.APIConnectionError) or status in GATEWAY else 0
@@ -91,7 +94,8 @@ def _final(error: Exception) -> str | None:
     """Why a judge cannot be asked anything more; None where it can."""
     if getattr(error, "code", None) == "insufficient_quota":
         return REFUSALS[402]
-    return REFUSALS.get(getattr(error, "status_code", 0))
+    status = getattr(error, "status_code", 0)
+    return REDIRECT if 300 <= status < 400 else REFUSALS.get(status)
 
 
 def _pause(error: "OpenAIError", attempt: int) -> float | None:
@@ -113,8 +117,8 @@ class Panel:
     """Judges that are asked together.
 
     ``keep`` gets each answer as it comes (from any thread, one at a time); ``known`` are those kept before, which are not asked again.
-    ``budget`` is in tokens, of all judges together: once it is spent, no new question is put. An attempt ends when nothing comes for
-    ``timeout`` seconds, and is repeated ``retries`` times where that may help.
+    ``budget`` is in tokens, of all judges together: once it is spent, no new question is put. An attempt has ``timeout`` seconds
+    from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times where that may help.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class Panel:
     def ask(self, questions: Sequence[Question], tick: Tick = silent) -> list[list[Verdict]]:
         """Per question one verdict of each judge, in their order; ``tick`` counts verdicts.
 
-        When interrupted it puts no more questions, waits for those already put (their answers are kept, too), and raises.
+        When interrupted it puts no more questions, waits a second for those already put (their answers are kept, too), and raises.
         """
         rows = [[seat.name_of(question) for seat in self._seats] for question in questions]
         places = Counter(itertools.chain(*rows))
@@ -176,15 +180,11 @@ class Panel:
 
     def _put_all(self, put: dict[str, tuple[_Seat, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
         """Puts the questions and keeps the answers; gives the verdicts of those that have none."""
-        import openai
-
         self._stop.clear()
         lost = {}
-        with ExitStack() as stack:
+        with Servers(self.timeout) as self._servers:
             for seat in self._seats:
-                # We ask again ourselves: the client's own waits could not be interrupted.
-                client = openai.OpenAI(api_key=seat.key, base_url=seat.judge.url, timeout=self.timeout, max_retries=0)
-                seat.client = stack.enter_context(client)
+                seat.client = self._servers.client(seat.judge.url, seat.key)
             pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judges")
             try:
                 futures = {pool.submit(self._put, name, *asked): name for name, asked in put.items()}
@@ -194,6 +194,7 @@ class Panel:
                     done(futures[future])
             except BaseException:
                 self._stop.set()
+                self._servers.stop()
                 raise
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -247,11 +248,11 @@ class Panel:
         import openai
 
         assert seat.client
-        create = seat.client.chat.completions.with_raw_response.create
+        create = seat.client.chat.completions.with_streaming_response.create
         attempt = 0
         while True:
             try:
-                return create(model=seat.judge.model, messages=cast(Any, asked), temperature=0, **form).text
+                return self._servers.ask(create, model=seat.judge.model, messages=asked, temperature=0, **form)
             except openai.APIError as error:
                 pause = _pause(error, attempt)
                 if pause is None or attempt >= self.retries or seat.given_up or self._stop.wait(pause):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stepmend import inputs
 from stepmend.locate.kinds import Kind, Written
 from stepmend.records import InputError
 
@@ -68,10 +69,10 @@ class Reliabilities(Part):
 def read(file: Path) -> Reliabilities:
     """The rates of a file. Raises InputError where it cannot be read, or holds something else."""
     try:
-        return Reliabilities.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"locate.reliabilities: cannot read {file}: {error.strerror}") from None
-    except (ValidationError, UnicodeDecodeError):
+        return Reliabilities.model_validate_json(inputs.content(file))
+    except InputError as error:
+        raise InputError(f"locate.reliabilities: cannot read {error}") from None
+    except ValidationError:
         raise InputError(
             f"locate.reliabilities: {file} holds no reliabilities of this version; 'stepmend bench locate --save FILE' writes them"
         ) from None

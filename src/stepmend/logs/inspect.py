@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stepmend import inputs, tables
 from stepmend.grading import finish
 from stepmend.logs import base
 from stepmend.logs.base import Fields, Log, Sample
@@ -19,8 +20,8 @@ def is_log(file: Path) -> bool:
         return True
     if file.suffix != ".json":
         return False
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        begin = stream.read(4096)
+    with inputs.opened(file) as stream:
+        begin = stream.read(4096).decode("utf-8", "replace")
     return begin.lstrip().startswith("{") and re.search(r'"eval"\s*:\s*\{', begin) is not None and '"task"' in begin
 
 
@@ -108,10 +109,7 @@ def _spoken(value: Any) -> Any:
 
 
 def _json(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{file}: not valid JSON") from None
+    found = tables.parsed(file)
     return found, found.get("samples") or []
 
 
@@ -119,12 +117,16 @@ def _zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     with suppress(ModuleNotFoundError):
         import zipfile_zstd  # noqa: F401  # Inspect compresses with zstd, which the standard library reads from Python 3.14 on
     try:
-        with zipfile.ZipFile(file) as archive:
+        with inputs.opened(file) as stream, zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
-            head = json.loads(archive.read("header.json" if "header.json" in names else "_journal/start.json"))
-            if "header.json" not in names:
+            begin = "header.json" if "header.json" in names else "_journal/start.json"
+            wanted = [begin, *(name for name in names if re.fullmatch(r"samples/.+\.json", name))]
+            head, *samples = map(json.loads, inputs.members(file, archive, wanted))
+            if begin != "header.json":
                 head = {**head, "status": head.get("status", "started")}
-            return head, [json.loads(archive.read(name)) for name in names if re.fullmatch(r"samples/.+\.json", name)]
+            return head, samples
+    except (InputError, MemoryError):
+        raise
     except NotImplementedError:
         raise InputError(f"{file}: compressed in a way this Python cannot read; run 'inspect log convert --to json' on it first") from None
     except Exception:  # each compression has its own error for damaged data

@@ -1,12 +1,12 @@
 """lm-evaluation-harness: ``samples_<task>_<date>.jsonl`` of ``--log_samples``, with ``results_<date>.json`` beside it."""
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stepmend import tables
 from stepmend.logs import base
 from stepmend.logs.base import Fields, Log, Sample
 from stepmend.records import InputError
@@ -63,8 +63,8 @@ def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
 def _results(file: Path, task: str) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
     """(version, how it was made, notes) of a task from the results that lm-eval writes beside its samples."""
     found: Any = {}
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
+    with suppress(InputError):
+        found = tables.parsed(file)
     if not isinstance(found, dict):
         return None, {}, ()
     version = (found.get("versions") or {}).get(task)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepmend import tables
+from stepmend import inputs, tables
 from stepmend.logs import every_eval_ever, helm, inspect, lighteval, llama_eval, lm_eval, plain
 from stepmend.logs.base import Fields, Log, Sample
 from stepmend.records import InputError
@@ -38,9 +38,7 @@ def read_all(file: Path, fields: Fields | None = None) -> list[Log]:
     fields = fields or Fields()
     if file.is_dir():
         return [_folder(file, fields)]
-    if not file.is_file():
-        raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
-    if file.stat().st_size == 0:
+    if inputs.regular(file) == 0:
         raise InputError(f"{file}: is empty")
     try:
         logs = _read(file, fields)

@@ -6,6 +6,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from stepmend import inputs
+
 PROMPTS: dict[str, str] = {
     "plain-1": "{question}",
     "steps-1": (
@@ -28,9 +30,10 @@ ALIGNED = "align.json"
 def aligned(folder: str | Path) -> dict[str, Any]:
     """What an aligned checkpoint says of its making; empty where ``folder`` is none."""
     try:
-        return json.loads((Path(folder) / ALIGNED).read_text())
-    except (OSError, ValueError):
+        found = json.loads(inputs.content(Path(folder) / ALIGNED))
+    except (ValueError, RecursionError):  # InputError is a ValueError
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def prompt_for(folder: str, builtin: bool) -> str:

@@ -5,10 +5,12 @@ import json
 import re
 import struct
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stepmend import inputs
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
@@ -54,13 +56,17 @@ def check(folder: Path) -> None:
     """Whether a folder holds a whole checkpoint with tokenizer. Raises InputError that names the file and what is the matter."""
     if not (folder / "config.json").exists():
         raise InputError(f"model: {folder} holds no model (there is no config.json)")
+    list(_read_files(folder))
     _mapping(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not weights:
         raise InputError(f"model: {folder} holds no weights (there is no .safetensors file)")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        missing = {*_mapping(index).get("weight_map", {}).values()} - {file.name for file in weights}
+        named = _mapping(index).get("weight_map", {})
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise InputError(f"model: {index}: weight_map maps tensors to files; the checkpoint is damaged")
+        missing = {*named.values()} - {file.name for file in weights}
         if missing:
             raise InputError(f"model: {folder} lacks {', '.join(sorted(missing))}, which its index names")
     for file in weights:
@@ -71,8 +77,10 @@ def check(folder: Path) -> None:
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
-    except ValueError:
+        found = json.loads(inputs.content(file, HEADER))
+    except InputError as error:
+        raise InputError(f"model: {error}") from None
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InputError(f"model: {file} is not valid JSON, or no object; the checkpoint is damaged")
@@ -99,22 +107,38 @@ def _check_safetensors(file: Path) -> None:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length)) if length < size else None
+            header = json.loads(stream.read(length)) if length < min(size, HEADER) else None
         end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)  # pyright: ignore
         whole = size == 8 + length + end
-    except (struct.error, ValueError, AttributeError, KeyError, TypeError):
+    except (struct.error, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"model: {file} is truncated or damaged; copy the checkpoint again")
 
 
+HEADER = 100_000_000
+"""Bytes of a safetensors header, at most (the format's own limit), and of a checkpoint's JSON file that is read here."""
+READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
+"""What loading reads."""
+
+
+def _read_files(folder: Path) -> Iterator[Path]:
+    """Every file of a checkpoint that loading reads, in order. Raises InputError where one is a FIFO, a device, or a link to nothing."""
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in READ and not file.is_dir():
+            try:
+                inputs.regular(file)
+            except InputError as error:
+                raise InputError(f"model: {error}") from None
+            yield file
+
+
 def checkpoint_digest(folder: str | Path) -> str:
     """What names a checkpoint's content: every file that loading reads, whole."""
     parts = []
-    for file in sorted(Path(folder).rglob("*")):
-        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.name != "README.md":
-            with file.open("rb") as stream:
-                parts.append((str(file.relative_to(folder)), hashlib.file_digest(stream, "sha256").hexdigest()))
+    for file in _read_files(Path(folder)):
+        with file.open("rb") as stream:
+            parts.append((str(file.relative_to(folder)), hashlib.file_digest(stream, "sha256").hexdigest()))
     return digest(parts)
 
 
@@ -131,6 +155,13 @@ def load_tokenizer(folder: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory: Python's, torch's own, a GPU library's, and the CPU allocator's."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    said = isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", str(error)) is not None
+    return isinstance(error, MemoryError) or named or said
 
 
 LOADING = {
@@ -195,14 +226,13 @@ def pretrained(folder: str, **options: Any) -> Any:
     Raises InputError, with a tensor's name, for missing, unexpected and mis-shaped tensors: transformers would fill missing ones with
     random numbers and ignore unexpected ones. Tied weights may be missing.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
+        if out_of_memory(error):
+            raise
         raise InputError(f"model: {folder} cannot be loaded ({_first(error)})") from None
     model, info = loaded
     for kind, what in LOADING.items():

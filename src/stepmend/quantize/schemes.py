@@ -25,7 +25,10 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
 """Method -> (weight bits, activation bits) that it is offered in."""
 
 GROUPS = (32, 64, 128)
-NAME = re.compile(r"(?P<method>[a-z]+)-w(?P<weights>\d+)a(?P<activations>\d+)(-g(?P<group>\d+))?(-(?P<zeros>sym|asym))?(?P<kv>-kv8)?")
+NUMBER = "[1-9][0-9]{0,3}"
+NAME = re.compile(
+    rf"(?P<method>[a-z]+)-w(?P<weights>{NUMBER})a(?P<activations>{NUMBER})(-g(?P<group>{NUMBER}))?(-(?P<zeros>sym|asym))?(?P<kv>-kv8)?"
+)
 
 
 @dataclass(frozen=True)

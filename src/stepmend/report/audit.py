@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stepmend import inputs
 from stepmend.locate import steps
 from stepmend.measure import statistics
 from stepmend.records import ErrorClass, Fault, InputError, digest
@@ -167,14 +168,8 @@ def _run(found: Found, keys: Sequence[str]) -> str:
 
 
 def _read(file: Path) -> Saved:
-    if not file.is_file():
-        raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
     try:
-        return Saved.model_validate_json(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text") from None
+        return Saved.model_validate_json(inputs.text(file))
     except ValidationError as error:
         raise InputError(f"{file}: {_explain(error)}") from None
 

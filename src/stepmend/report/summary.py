@@ -1,6 +1,5 @@
 """The figures of a run, computed from its records."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ import numpy as np
 from pydantic import ValidationError
 from rich.table import Table
 
+from stepmend import inputs
 from stepmend.benchmarks import oracle, story
 from stepmend.measure import fitness, statistics
 from stepmend.recipe import Recipe
 from stepmend.records import AGAIN, EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
+from stepmend.rundir import check_files, read_note
 
 RESTORED = "+restored"
 T = TypeVar("T", bound=Made)
@@ -56,6 +57,7 @@ def read(folder: Path) -> Found:
     """Read a run's folder. Raises InputError where it holds no run, or none that has measured anything yet."""
     if not (folder / "recipe.json").exists():
         raise InputError(f"report: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    check_files(folder, "report")
     try:
         found = _read(folder)
     except (ValueError, OSError) as error:
@@ -68,12 +70,12 @@ def read(folder: Path) -> Found:
 
 
 def _read(folder: Path) -> Found:
-    notes = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "notes").glob("*.json"))}
+    notes = {file.stem: read_note(file) for file in sorted((folder / "notes").glob("*.json"))}
     problems, grades = folder / "problems.jsonl", _by_arm(folder / "grades.jsonl", Grade)
     return Found(
         Recipe.from_json(folder / "recipe.json"),
         notes,
-        {p.id: p for p in map(Problem.model_validate_json, problems.read_bytes().splitlines())} if problems.exists() else {},
+        {p.id: p for p in map(Problem.model_validate_json, inputs.content(problems).splitlines())} if problems.exists() else {},
         _by_arm(folder / "traces.jsonl", Trace),
         grades,
         _unsolved(_by_arm(folder / "faults.jsonl", Fault), grades),
@@ -84,7 +86,7 @@ def _read(folder: Path) -> Found:
 def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
     """Records by arm and problem; the last one counts, and a line that a crash cut does not."""
     found: dict[str, dict[str, T]] = {}
-    for line in file.read_bytes().splitlines() if file.exists() else []:
+    for line in inputs.content(file).splitlines() if file.exists() else []:
         try:
             record = kind.model_validate_json(line)
         except ValidationError:

@@ -1,0 +1,133 @@
+"""Asking servers that may be slow, broken or hostile: each answer comes whole, within its time and size, from the address named.
+
+Requests run on one event loop in a thread of its own, because only there can they be ended at any point; they are asked for from any
+thread.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+LARGEST = 8 << 20
+"""Bytes of one answer."""
+GRACE = 1.0
+"""Seconds that answers under way have when the work is interrupted."""
+
+
+class UnfinishedError(ValueError):
+    """An answer that was begun, and is too large or not whole in time; its text says which. There is no use in asking again."""
+
+
+class Servers:
+    """OpenAI-compatible servers that are asked together; a context manager.
+
+    An answer has ``timeout`` seconds in all, from the request to its last byte, the client's own repetitions included. No redirect is
+    followed: the key and the question go to the address that was named, and to no other.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._clients: list[AsyncOpenAI] = []
+        self._stopped = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def client(self, url: str, key: str, retries: int = 0) -> "AsyncOpenAI":
+        """A client of one address, which repeats a request ``retries`` times where that may help."""
+        import openai
+
+        # What is packed could unpack without end, so nothing packed is asked for, or unpacked.
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_bounded]})
+        made = openai.AsyncOpenAI(
+            api_key=key, base_url=url, timeout=None, max_retries=retries, http_client=http, default_headers={"Accept-Encoding": "identity"}
+        )
+        self._clients.append(made)
+        return made
+
+    def ask(self, create: Callable[..., Any], **asked: Any) -> str:
+        """The body of an answer; ``create`` is a client's ``with_streaming_response.create``.
+
+        Raises openai.OpenAIError as the client does, of which APITimeoutError where the time is over and nothing came; UnfinishedError;
+        and concurrent.futures.CancelledError once ``stop`` has ended it.
+        """
+        return asyncio.run_coroutine_threadsafe(self._ask(create, asked), self._loop).result()
+
+    def stop(self) -> None:
+        """End everything under way, after ``GRACE`` seconds; whoever asked for it gets CancelledError."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, GRACE, self._cancel)
+
+    async def _ask(self, create: Callable[..., Any], asked: dict[str, Any]) -> str:
+        import openai
+
+        if self._stopped:
+            raise asyncio.CancelledError
+        begun = False
+        try:
+            async with asyncio.timeout(self.timeout), create(**asked) as response:
+                begun = True
+                return (await response.read()).decode("utf-8", "replace")
+        except TimeoutError:
+            if begun:
+                raise UnfinishedError(f"no whole answer within {self.timeout:g} s") from None
+            raise openai.APITimeoutError(_http().Request("POST", "")) from None
+
+    def _cancel(self) -> None:
+        self._stopped = True
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for client in self._clients:
+            await client.close()
+        await self._loop.shutdown_asyncgens()
+
+
+def _http() -> Any:
+    """The HTTP library of the installed openai: httpx, or httpx2."""
+    import openai
+
+    client: Any = openai.DefaultAsyncHttpxClient
+    return sys.modules[client.__base__.__module__.partition(".")[0]]
+
+
+async def _bounded(response: Any) -> None:
+    """Lets a response's body be read up to ``LARGEST`` bytes, as it came."""
+
+    class Bounded(_http().AsyncByteStream):
+        """The body, or its beginning."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for part in self.inner:
+                size += len(part)
+                if size > LARGEST:
+                    raise UnfinishedError(f"its answer is larger than {LARGEST:,} bytes")
+                yield part
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+    response.headers.pop("content-encoding", None)
+    response.stream = Bounded(response.stream)
