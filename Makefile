@@ -1,9 +1,10 @@
-# make demo: the whole loop on the built-in reasoner. make test: the tests. make check: lint, format, types.
+# make demo: the whole loop on the built-in reasoner. make test: the tests. make simulations: the slow ones, which are statistics.
+# make check: lint, format, types.
 # Each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo quick test check clean
+.PHONY: demo quick test simulations check clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -11,7 +12,10 @@ quick: .venv/run
 	$(BIN)/stepmend run --quick
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+simulations: .venv/test
+	$(BIN)/python -m pytest -m slow tests/measure
 
 # The types of the tests need what the tests import.
 check: .venv/check .venv/test
