@@ -28,6 +28,7 @@ def test_overrides_are_laid_over_yaml(tmp_path):
         ({"restore": {"objective": "dpo", "keep_chosen": float("inf")}}, "restore.keep_chosen = inf"),
         ({"restore": {"objective": "dpo", "beta": float("nan")}}, "restore.beta = nan"),
         ({"seed": 10**12}, "seed = 1000000000000"),
+        ({"measure": {"margin": 0}}, "measure.margin = 0: input should be greater than 0"),
         ({"restore": 3}, "restore = 3"),
         ({"restore": {"beta": 0.3}}, "recipe: restore: beta has an effect with restore.objective = dpo only"),
         ({"restore": {"objective": "dpo", "weight": "low-entropy"}}, "weight has an effect with restore.objective = distill only"),

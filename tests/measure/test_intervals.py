@@ -17,6 +17,8 @@ def pair(first: int, second: int, n: int) -> Paired:
 @cache
 def limits(first: int, second: int, n: int) -> tuple[float, float]:
     found = paired_interval(pair(first, second, n))
+    assert found.low is not None
+    assert found.high is not None
     return found.low, found.high
 
 

@@ -9,7 +9,7 @@ N, FULL = 900, 16 / 17
 
 
 def draw(rng, loss, recovered=None):
-    """Full precision, a model that is ``loss`` worse, and one that is restored; without ``recovered`` an independent redraw of the second."""
+    """Full precision, a model that is ``loss`` worse, and a restored one: without ``recovered`` an independent redraw of the second."""
     ease = 1 - rng.random(N) ** 16  # problems differ, so that the arms' outcomes are alike; its mean is 0.94
     full, quantized = rng.random(N) < ease, rng.random(N) < ease * (1 - loss / FULL)
     if recovered is None:

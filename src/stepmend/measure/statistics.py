@@ -52,6 +52,11 @@ class Paired:
     def n(self) -> int:
         return self.both_right + self.only_first + self.only_second + self.both_wrong
 
+    @property
+    def swapped(self) -> "Paired":
+        """The same with the second arm first."""
+        return Paired(self.both_right, self.only_second, self.only_first, self.both_wrong, self.p)
+
 
 def paired(first: Outcomes, second: Outcomes) -> Paired:
     """Discordant counts and the exact McNemar test (a two-sided binomial test of the discordant pairs; McNemar, 1947)."""
