@@ -21,8 +21,8 @@ problems that no test problem overlaps: of qwen2.5-coder-0.5b in rtn-w4a16-g128 
 paired score interval, which excludes 0 exactly where McNemar's exact p is below 0.05, else a bootstrap over problems. p: McNemar's exact
 test, or paired sign flips where seeds are pooled; Holm's method over the arms of a column, so that an interval may exclude 0 beside a
 larger p. `ours` pools the seeds, which are replicates of training: outcomes are averaged within each problem, and intervals and p are
-over problems, for these seeds. Single seeds have no p. Which arms are made does not depend on
-the loss measured here. *Loss recovered*: (arm − quantized) / (full − quantized); *accuracy kept*: arm / full.
+over problems, for these seeds. Single seeds have no p. Which arms are made does not depend on the loss measured here. *Loss recovered*:
+(arm − quantized) / (full − quantized); *accuracy kept*: arm / full.
 
 KL: mean divergence per token from full precision, natural log, on both models' solutions of training problems on which nothing was
 chosen. There "against ours" is paired over problems (positive: further from full precision than ours). Seconds are those of making an
