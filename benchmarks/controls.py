@@ -33,7 +33,8 @@ HEAD = """# Located bullets beside their controls
 
 `python benchmarks/controls.py` wrote this page, section by section: `stepmend run --controls … --match both` on the same bullets. Held-out
 `story` problems. "Ahead by": located minus control, 95 % paired bootstrap over problems, seeds (replicates of training) averaged within
-each problem: it speaks of other problems, not of other seeds; p: paired sign flips, adjusted by Holm's method within a section. Tokens: supervised ones, over all steps.
+each problem: it speaks of other problems, not of other seeds; p: paired sign flips, adjusted by Holm's method within a
+section. Tokens: supervised ones, over all steps.
 
 """
 
