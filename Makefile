@@ -1,19 +1,23 @@
 # make demo: the whole loop on the built-in reasoner. make test: the tests. make check: lint, format, types.
-# make fuzz SECONDS=600: the readers on damaged files, for that long.
+# make simulations: the slow tests, which are statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
 # Each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
+# One thread each: torch's own threads would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo quick test fuzz check clean
+.PHONY: demo quick test simulations fuzz check clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
 quick: .venv/run
 	$(BIN)/stepmend run --quick
 
-# One thread each: torch's own threads would wait for one another.
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+simulations: .venv/test
+	$(PYTEST) -m slow tests/measure
 
 fuzz: SECONDS ?= 600
 fuzz: .venv/test

@@ -32,8 +32,9 @@ are asked for where random ones are beaten."""
 HEAD = """# Located bullets beside their controls
 
 `python benchmarks/controls.py` wrote this page, section by section: `stepmend run --controls … --match both` on the same bullets. Held-out
-`story` problems. "Ahead by": located minus control, seeds pooled, 95 % paired bootstrap over problems with seeds kept together; p: paired
-sign flips, adjusted by Holm's method within a section. Tokens: supervised ones, over all steps.
+`story` problems. "Ahead by": located minus control, 95 % paired bootstrap over problems, seeds (replicates of training) averaged within
+each problem: it speaks of other problems, not of other seeds; p: paired sign flips, adjusted by Holm's method within a
+section. Tokens: supervised ones, over all steps.
 
 """
 

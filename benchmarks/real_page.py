@@ -17,9 +17,12 @@ HEAD = """# A real model, beside its peers
 Made by `python benchmarks/real.py` from `docs/results/data/real/`, which holds each arm's outcome on every problem it solved. Prompt
 `steps-1`, greedy, one solution a problem. Parents are 4-bit GGUF releases, dequantized to bfloat16. Located bullets come from training
 problems that no test problem overlaps: of qwen2.5-coder-0.5b in rtn-w4a16-g128 from a recorded run, whose outcomes of `full` and
-`quantized` these are (one H200, bfloat16), else from a run of the benchmark's own. Intervals: 95 %, problems resampled. p: McNemar's
-exact test, or paired sign flips where seeds are pooled; Holm's method over the arms of a column. `ours` pools the seeds; single seeds
-have no p. *Loss recovered*: (arm − quantized) / (full − quantized); *accuracy kept*: arm / full.
+`quantized` these are (one H200, bfloat16), else from a run of the benchmark's own. Intervals: 95 %; of one solution a problem Tango's
+paired score interval, which excludes 0 exactly where McNemar's exact p is below 0.05, else a bootstrap over problems. p: McNemar's exact
+test, or paired sign flips where seeds are pooled; Holm's method over the arms of a column, so that an interval may exclude 0 beside a
+larger p. `ours` pools the seeds, which are replicates of training: outcomes are averaged within each problem, and intervals and p are
+over problems, for these seeds. Single seeds have no p. Which arms are made does not depend on the loss measured here. *Loss recovered*:
+(arm − quantized) / (full − quantized); *accuracy kept*: arm / full.
 
 KL: mean divergence per token from full precision, natural log, on both models' solutions of training problems on which nothing was
 chosen. There "against ours" is paired over problems (positive: further from full precision than ours). Seconds are those of making an
@@ -106,12 +109,6 @@ def ids_of(found: Outcomes, *arms: str) -> list[str]:
     return [i for i in each[0] if all(i in of for of in each)] if each else []
 
 
-def p_value(first: statistics.Shares, second: statistics.Shares) -> float:
-    if first.ndim == second.ndim == 1:
-        return statistics.paired(first.astype(bool), second.astype(bool)).p
-    return statistics.permutation(first, second)
-
-
 def against(found: Outcomes, names: Iterable[str], other: str) -> dict[str, tuple[str, float]]:
     """Of every arm: its difference from another one with the interval, and p adjusted over the arms."""
     cells, p = {}, {}
@@ -119,7 +116,7 @@ def against(found: Outcomes, names: Iterable[str], other: str) -> dict[str, tupl
         if ids := ids_of(found, arm, other):
             one, two = shares(found, arm, ids), shares(found, other, ids)
             gap = statistics.difference(one, two)
-            cells[arm], p[arm] = f"{points(gap.value)} ({points(gap.low)} to {points(gap.high)})", p_value(one, two)
+            cells[arm], p[arm] = f"{points(gap.value)} ({points(gap.low)} to {points(gap.high)})", statistics.permutation(one, two)
     adjusted = dict(zip(p, statistics.holm(list(p.values())), strict=True)) if p else {}
     return {arm: (cells[arm], adjusted[arm]) for arm in cells}
 

@@ -102,6 +102,33 @@ def test_a_model_that_solves_next_to_nothing_is_told_so_and_not_restored(data, t
     assert ("  rtn-w4a16-g64: full precision solves under 5 % of the problems; not restored" in said) == (not restored)
 
 
+@pytest.mark.parametrize("lossy", ["test", "curate"])
+def test_what_is_restored_is_decided_on_curate_problems_alone(data, tiny_llama, tmp_path, monkeypatch, lossy):
+    values = {"model": tiny_llama, "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]}
+    said, done = [], []
+
+    def solve(loop, arm, problems, split):
+        right = arm == "full" or not split.startswith(lossy)
+        for p in problems:
+            loop.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if right else "wrong")
+        return {p.id: Trace(problem=p.id, arm=arm, made_by="t", text="2", tokens=(1,), finish="stop") for p in problems}
+
+    monkeypatch.setattr(Loop, "solve", solve)
+    for name in ("quantize", "damage", "locate", "locate_alone"):
+        monkeypatch.setattr(Loop, name, lambda *_: None)
+    monkeypatch.setattr(Mend, "run", lambda mend, *_: done.append(mend.scheme))
+    with Loop(Recipe.make(values), tmp_path / "run") as loop:
+        monkeypatch.setattr(loop.stages, "say", said.append)
+        loop.run()
+        why = loop.dir.notes()["gate-rtn-w4a16-g64"]["why"]
+        count = len(loop.problems("curate"))
+    assert done == (["rtn-w4a16-g64"] if lossy == "curate" else [])
+    assert (why is None) == (lossy == "curate")
+    assert any(f"no loss beyond noise on {count} curate problems (McNemar p = 1); not restored" in line for line in said) == (
+        lossy == "test"
+    )
+
+
 MATCHES = {"same": str.isupper, "overlap": lambda q: q.startswith("Think"), "near": lambda q: " 50 more" in q}
 
 

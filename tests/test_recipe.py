@@ -32,6 +32,7 @@ def test_overrides_are_laid_over_yaml(tmp_path):
         ({"restore": {"features": "1e99"}}, "restore.features"),
         ({"restore": {"lora_rank": 10**9}}, "restore.lora_rank"),
         ({"locate": {"judge_timeout": float("inf")}}, "locate.judge_timeout = inf"),
+        ({"measure": {"margin": 0}}, "measure.margin = 0: input should be greater than 0"),
         ({"restore": 3}, "restore = 3"),
         ({"restore": {"beta": 0.3}}, "recipe: restore: beta has an effect with restore.objective = dpo only"),
         ({"restore": {"objective": "dpo", "weight": "low-entropy"}}, "weight has an effect with restore.objective = distill only"),

@@ -124,11 +124,13 @@ class Loop:
             quantized = self.solve(name, test, "test")
             self.damage(name, test, full)
             self.locate(name, test, full, quantized, "test")
-            pair = statistics.paired(*(self.outcomes(test, arm) for arm in ("full", name)))
-            if (why := fitness.obstacle(fit, pair)) and not self.recipe.restore.within_noise:
+            mend = Mend(self, name)
+            why = None if self.recipe.restore.within_noise else fitness.obstacle(fit, mend.loss)
+            self.dir.note(f"gate-{name}", why=why)
+            if why:
                 self.stages.say(f"  {name}: {why}")
                 continue
-            Mend(self, name).run(test, full)
+            mend.run(test, full)
         self.locate_alone(test, full)
         if self.panel and self.panel.used:  # else what an earlier call has noted stays
             self.dir.note("judges", **self.panel.tally())

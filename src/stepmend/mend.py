@@ -71,6 +71,11 @@ class Mend:
             loop.locate(arm, test, full, restored, "test")
             self.effects(arm, test, full)
 
+    def loss(self) -> statistics.Paired:
+        """Full precision paired with the quantized model on the first round of curate problems: what decides whether it is restored."""
+        part = [solved.problem for solved in next(self.rounds(self.scheme)).values()]
+        return statistics.paired(*(self.loop.outcomes(part, arm) for arm in ("full", self.scheme)))
+
     def rounds(self, arm: str) -> Iterator[dict[str, Solved]]:
         """The curate problems as full precision and an arm solve them, round by round."""
         loop, pool, size = self.loop, self.loop.problems("curate"), self.loop.recipe.curate.round
@@ -84,8 +89,8 @@ class Mend:
         """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
         loop = self.loop
         made_by = digest(
-            "curate", grading.VERSION, faults.VERSION, arm, loop.digest("full"), loop.digest(arm), loop.prompt, loop.recipe.model_dump(),
-            loop.problem_ids("test"),
+            "curate", grading.VERSION, faults.VERSION, arm, loop.digest("full"), loop.digest(arm), loop.prompt,
+            loop.recipe.model_dump(exclude={"measure": {"margin"}}), loop.problem_ids("test"),
         )  # fmt: skip
         note = f"curate-{arm}"
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:

@@ -53,6 +53,9 @@ class Measure(Part):
         default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
     )
     noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
+    margin: float = Field(
+        default=1.0, gt=0, le=100, allow_inf_nan=False, description="points that an arm may lose and still be called not worse"
+    )
 
 
 class Quantize(Part):

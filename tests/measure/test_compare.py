@@ -27,6 +27,7 @@ def test_figures_of_a_pair():
     assert figures["mcnemar_p"] == pytest.approx(0.625)
     assert figures["difference"]["value"] == pytest.approx(-0.25)
     assert figures["difference"]["low"] < -0.25 < figures["difference"]["high"]
+    assert (figures["verdict"], figures["margin"]) == ("not shown", 1.0)
 
 
 def test_every_two_arms_the_first_ones_first():
@@ -66,6 +67,22 @@ def test_what_may_be_concluded():
     assert clear.sentence().startswith("b loses 40.0 points (")
     close = compare([log("a", [True] * 90 + [False] * 10), log("b", [True] * 89 + [False] * 11)])[0]
     assert "is shown (−1.0 points; with 100 problems" in close.sentence()
+
+
+def test_the_interval_does_not_contradict_the_sentence():
+    few = compare([log("a", [True] * 40 + [False] * 10), log("b", [True] * 44 + [False] * 6)])[0]  # 4 gained, none lost
+    assert few.p == 0.125
+    assert few.difference.low < 0 < few.difference.high
+    assert compare([log("a", [True] * 5), log("b", [True] * 5)])[0].difference.low < 0
+
+
+def test_not_worse_is_said_with_its_margin():
+    many = [log("a", [True] * 900 + [False] * 100), log("b", [True] * 898 + [False] * 102)]
+    said = compare(many)[0].sentence()
+    assert "is shown (−0.2 points; with 1000 problems" in said
+    assert said.endswith("b is not worse by more than 1.0 points (−0.9 to +0.4, 95 %).")
+    strict = compare(many, margin=0.5)[0]
+    assert (strict.figures()["verdict"], "not worse" in strict.sentence()) == ("not shown", False)
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,19 @@ def test_the_command_that_aligns_takes_the_run_s_problems():
     ("right", "low", "why"),
     [
         (100, 50, None),
-        (100, 99, "no loss beyond noise (McNemar p = 1); not restored (restore.within_noise=true restores all the same)"),
+        (
+            *(100, 99),
+            "no loss beyond noise on 100 curate problems (McNemar p = 1); not restored (restore.within_noise=true restores all the same)",
+        ),
         (50, 100, "no loss beyond noise"),
         (4, 0, "full precision solves under 5 % of the problems; not restored"),
     ],
 )
 def test_why_a_scheme_is_not_restored(right, low, why):
     pair = statistics.paired(np.arange(100) < right, np.arange(100) < low)
-    found = fitness.obstacle(fit(100, right), pair)
+    found = fitness.obstacle(fit(100, right), lambda: pair)
     assert found is None if why is None else (found or "").startswith(why)
+
+
+def test_a_model_that_is_too_weak_solves_no_curate_problems():
+    assert fitness.obstacle(fit(100, 4), lambda: pytest.fail("they were solved")) is not None

@@ -33,7 +33,7 @@ def test_figures_have_their_shape_and_add_up(found):
     for scheme in figures["schemes"].values():
         assert set(scheme) == {
             *("recovery", "loss_recovered", "accuracy_kept", "mcnemar_p", "bullets", "restore_seconds", "regressions_located"),
-            "oracle_agreement",
+            *("oracle_agreement", "holm"),
         }
         assert scheme["loss_recovered"] == scheme["recovery"]
         assert set(scheme["recovery"]) == {"value", "low", "high", "reason"}

@@ -1,6 +1,7 @@
 """What restoring did: effects against noise, controls against located bullets, and what is exported."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,20 @@ def test_nothing_worse_is_said_where_nothing_is():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL - {3}})
     of = effects.effects(run, SCHEME)
     assert (of["gained"], of["lost"], of["worse"]) == (30, 1, [])
-    assert "nothing is worse beyond noise" in effects.sentences(run)[0]
+    assert "nothing is shown to be worse" in effects.sentences(run)[0]
+    assert (of["accuracy"]["n"], of["accuracy"]["verdict"], of["margin"]) == (N, "not worse", 1.0)
+    assert "accuracy +48.3 (+32.4 to +62.7) points" in effects.sentences(run)[0]
+    assert "n = 60: not worse by more than 1.0 points (95 %)" in effects.sentences(run)[0]
+
+
+def test_what_is_shown_neither_way_is_said():
+    of = effects.effects(found({"full": FULL, SCHEME: LOW, RESTORED: LOW}), SCHEME)
+    assert (of["worse"], of["accuracy"]["verdict"]) == ([], "not shown")
+    assert of["undecided"] == ["easy", "hard", "cut off", "in a loop", "without a boxed answer"]
+    assert "not shown to be within 1.0 points; not shown either way: easy, hard" in of["shown"]
+    wide = found({"full": FULL, SCHEME: LOW, RESTORED: LOW})
+    wide = replace(wide, recipe=Recipe.make({"schemes": [SCHEME], "measure": {"margin": 20}}))
+    assert (effects.effects(wide, SCHEME)["undecided"], effects.effects(wide, SCHEME)["accuracy"]["verdict"]) == ([], "not worse")
 
 
 def test_a_level_that_got_worse_is_said_though_the_whole_got_better():
@@ -92,7 +106,7 @@ def test_a_claim_must_hold_against_either_step_under_every_budget(control, budge
         run.notes[f"control-{arm}"] = {**note, "control": control, "budget": budget}
     sentence = controlled.controls(run, SCHEME)["sentence"]
     assert (
-        sentence == f"Located steps were not shown to matter here: +0.0 points (+0.0 to +0.0, p = 1) against {control}, at equal {budget}."
+        sentence == f"Located steps were not shown to matter here: +0.0 points (−8.9 to +8.9, p = 1) against {control}, at equal {budget}."
     )
 
 
@@ -149,6 +163,30 @@ def test_the_guard_refuses_what_got_worse_and_without_it_the_card_says_so(checkp
     assert not (tmp_path / "out").exists()
     card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=False)
     assert "Worse than before, beyond noise" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_guard_refuses_what_is_not_shown_to_be_within_the_margin(checkpoint, tmp_path):
+    run = found({"full": FULL, SCHEME: LOW, RESTORED: LOW}, {f"effects-{RESTORED}": BETTER})
+    with pytest.raises(InputError, match=r"\+0.0 \(−8.9 to \+8.9\) points on 60 problems, not shown to be within 1.0 points"):
+        card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scheme_that_the_gate_held_back_says_why_it_was_not_restored():
+    why = "no loss beyond noise on 900 curate problems (McNemar p = 0.4); not restored"
+    assert summary.recovery(found({"full": FULL, SCHEME: LOW}, {f"gate-{SCHEME}": {"why": why}}), SCHEME).reason == why
+
+
+def test_several_schemes_are_adjusted_together_and_restored_ones_apart():
+    arms = {"full": FULL, SCHEME: LOW, "rtn-w4a16-g128": FULL - set(range(6)), RESTORED: FULL - {1}}
+    run = replace(found(arms), recipe=Recipe.make({"schemes": [SCHEME, "rtn-w4a16-g128"]}))
+    of = summary.against_full(run)
+    assert of["rtn-w4a16-g128"]["mcnemar_p"] == of["rtn-w4a16-g128"]["holm"] == 0.03125
+    assert of[SCHEME]["holm"] == pytest.approx(2 * of[SCHEME]["mcnemar_p"])
+    assert (of[RESTORED]["holm"], of[RESTORED]["n"]) == (1.0, N)
+    shown = summary.figures(run)
+    assert shown["schemes"][SCHEME]["holm"] == shown["arms"][SCHEME]["against_full"]["holm"] == of[SCHEME]["holm"]
+    assert shown["arms"]["full"]["against_full"] is None
 
 
 def test_the_guard_refuses_what_was_not_measured(checkpoint, tmp_path):

@@ -83,6 +83,7 @@ def compare(
     ] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
+    margin: Annotated[float, typer.Option(min=0, max=100, help="Points that an arm may lose and still be called not worse.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print every pair's figures as one JSON list.")] = False,
 ) -> None:
@@ -110,7 +111,7 @@ def compare(
             f"compare: {len(arms)} arm(s) and {len(name or [])} --name; two arms or more are needed, and one name for each, or none"
         )
     found = comparing.named([log for log, _ in arms], name or [], [folder for _, folder in arms])
-    pairs = comparing.compare(found)
+    pairs = comparing.compare(found, margin)
     compared.write(pairs, out)
     if as_json:
         print(json.dumps([pair.figures() for pair in pairs], indent=2))

@@ -82,7 +82,8 @@ def restore(
         Path | None, typer.Option(help="Copy the restored checkpoint here, with a model card; it must not exist yet.")
     ] = None,
     guard: Annotated[
-        bool, typer.Option("--guard", help="Refuse to export a model that restoring made worse anywhere beyond noise.")
+        bool,
+        typer.Option("--guard", help="Refuse to export a model that is worse anywhere, or not shown to be within measure.margin points."),
     ] = False,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,

@@ -23,6 +23,7 @@ class Compared:
     """Two arms on the problems that both have. ``shares`` are in the order of ``problems``.
 
     ``unscored_as`` says how what nothing scored is read: as wrong, or left out, with the problems that one arm then has no sample of.
+    ``margin`` is by how many points the second may be worse and still be called not worse.
     """
 
     first: Log
@@ -30,6 +31,7 @@ class Compared:
     problems: list[str]
     unpaired: int
     unscored_as: Reading = "wrong"
+    margin: float = statistics.MARGIN
 
     @cached_property
     def shares(self) -> tuple[statistics.Shares, statistics.Shares]:
@@ -53,13 +55,13 @@ class Compared:
 
     @cached_property
     def p(self) -> float:
-        """Exact McNemar; for shares, the paired test of the shares."""
+        """Exact McNemar; for shares, sign flips of the shares' differences."""
         first, second = self.shares
         return statistics.permutation(first, second) if self.of_shares else self.paired.p
 
     @cached_property
     def difference(self) -> statistics.Interval:
-        """Second minus first, with its interval."""
+        """Second minus first, with its interval; with one sample a problem it excludes 0 exactly where ``p`` is below 0.05."""
         first, second = self.shares
         return statistics.difference(second, first)
 
@@ -125,6 +127,8 @@ class Compared:
             "both_wrong": pair.both_wrong,
             "mcnemar_p": self.p,
             "difference": {"value": change.value, "low": change.low, "high": change.high},
+            "verdict": statistics.verdict(change, self.margin),
+            "margin": self.margin,
             "smallest_detectable": statistics.smallest_detectable(pair),
         }
 
@@ -151,11 +155,15 @@ class Compared:
         least = statistics.smallest_detectable(pair)
         rest = "any would go unseen" if least is None else f"one of less than {100 * least:.1f} points may well go unseen"
         shown = _points(change.value or 0)
-        return f"No difference between {self.second.name} and {self.first.name} is shown ({shown} points; with {pair.n} problems, {rest})."
+        said = f"No difference between {self.second.name} and {self.first.name} is shown ({shown} points; with {pair.n} problems, {rest})."
+        if statistics.verdict(change, self.margin) == "not worse":
+            words = statistics.verdict_text("not worse", self.margin).removesuffix(" (95 %)")
+            said += f" {self.second.name} is {words} ({_points(change.low)} to {_points(change.high)}, 95 %)."
+        return said
 
 
-def compare(logs: Sequence[Log]) -> list[Compared]:
-    """Every two of the arms, those with the first one first.
+def compare(logs: Sequence[Log], margin: float = statistics.MARGIN) -> list[Compared]:
+    """Every two of the arms, those with the first one first; ``margin`` as in ``Compared``.
 
     Raises InputError where nobody scored an arm, where two have no problem in common or differ in format, task or its version, or where
     the question or the gold answer differs within a pair.
@@ -164,7 +172,7 @@ def compare(logs: Sequence[Log]) -> list[Compared]:
         if all(sample.value is None for samples in log.samples.values() for sample in samples):
             raise InputError(f"compare: nobody scored {log.name}: none of its {len(log.samples)} problems is right or wrong")
     pairs = sorted(itertools.combinations(range(len(logs)), 2))
-    return [_pair(logs[a], logs[b]) for a, b in pairs]
+    return [replace(_pair(logs[a], logs[b]), margin=margin) for a, b in pairs]
 
 
 def is_broken(log: Log) -> str | None:

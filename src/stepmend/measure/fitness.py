@@ -1,7 +1,7 @@
 """Whether a full-precision model is fit for a run: its accuracy, and the shares of solutions that end and follow the step format."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stepmend.locate.steps import in_format
@@ -68,10 +68,17 @@ def align_command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def obstacle(fit: Fitness, pair: Paired) -> str | None:
-    """Why a scheme is not restored, given full precision's fitness and its outcomes paired with the scheme's; None where it is."""
+def obstacle(fit: Fitness, pair: Callable[[], Paired]) -> str | None:
+    """Why a scheme is not restored; None where it is.
+
+    ``pair`` gives full precision's outcomes paired with the scheme's on curate problems, and is called only where they are needed. Test
+    problems decide nothing: a loss that is reported because it looked large on the very problems it is reported on is too large on
+    average, and a useless restoration would seem to recover part of it.
+    """
     if fit.weak:
         return f"full precision solves under {100 * LOW_ACCURACY:.0f} % of the problems; not restored"
-    if pair.p >= 0.05 or pair.only_first <= pair.only_second:
-        return f"no loss beyond noise (McNemar p = {pair.p:.2g}); not restored (restore.within_noise=true restores all the same)"
+    of = pair()
+    if of.p >= 0.05 or of.only_first <= of.only_second:
+        counts = f"{of.n} curate problems (McNemar p = {of.p:.2g})"
+        return f"no loss beyond noise on {counts}; not restored (restore.within_noise=true restores all the same)"
     return None

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.report import effects, summary
@@ -29,8 +30,8 @@ SERVED = "In vLLM: `vllm serve FOLDER --enable-lora --lora-modules mended=FOLDER
 def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -> None:
     """Copy a run's restored checkpoint to ``out``, whole or not at all, and write its model card.
 
-    Raises InputError where nothing was restored, ``out`` exists, or ``guard`` is set and the restored model is worse anywhere beyond
-    noise, or was not measured.
+    Raises InputError where nothing was restored, ``out`` exists, or ``guard`` is set and the restored model is shown to be worse
+    anywhere, is not shown to be within the margin of the quantized model's accuracy, or was not measured.
     """
     arm = final(found, scheme)
     if arm is None:
@@ -45,6 +46,12 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -
         raise InputError(f"export: refused by --guard, not measured: {'; '.join(measured['missing'])}; 'stepmend restore {folder}' does")
     if guard and measured and measured["worse"]:
         raise InputError(f"export: refused by --guard, restoring made something worse beyond noise: {'; '.join(measured['worse'])}")
+    if guard and measured and measured["accuracy"]["verdict"] != "not worse":
+        shown = statistics.verdict_text(measured["accuracy"]["verdict"], measured["margin"])
+        raise InputError(
+            f"export: refused by --guard, accuracy against the quantized model: {summary.span(measured['accuracy'])} points on "
+            f"{measured['accuracy']['n']} problems, {shown}; more test problems, or a larger measure.margin, may show it"
+        )
 
     def fill(part: Path) -> None:
         shutil.copytree(checkpoint, part, dirs_exist_ok=True)
@@ -78,7 +85,15 @@ def text(found: Found, scheme: str, arm: str) -> str:
         f"Loss recovered, (restored − quantized) / (full − quantized): {summary.recovery_text(summary.recovery(found, scheme))}.",
         f"Accuracy kept, over full precision's: {percent(summary.accuracy_kept(found, scheme))} quantized, "
         f"{percent(summary.accuracy_kept(found, arm))} restored.",
-        *([f"Turned right: {measured['gained']}; turned wrong: {measured['lost']}."] if measured else []),
+        f"The restored model, {summary.beside_full(found, arm)}.",
+        *(
+            [
+                f"Turned right: {measured['gained']}; turned wrong: {measured['lost']}.",
+                f"Against the quantized model: {effects.verdict_text(measured)}.",
+            ]
+            if measured
+            else []
+        ),
         "",
         *(["## Worse than before, beyond noise", "", *[f"- {line}" for line in worse], ""] if worse else []),
         "## Run card",

@@ -1,4 +1,7 @@
-"""Whether located steps mattered: located bullets against every control, paired by problem, seeds pooled."""
+"""Whether located steps mattered: located bullets against every control, paired by problem, seeds pooled.
+
+Seeds are replicates of training: each problem's outcome is averaged over them. Intervals and p are over problems, for these seeds.
+"""
 
 from typing import Any
 
@@ -8,6 +11,7 @@ from stepmend.measure import statistics
 from stepmend.report.summary import Found, points
 
 LOCATED = "located"
+SEEDS = "Seeds are replicates of training, averaged within each problem; intervals and p are over problems, for these seeds."
 ENOUGH = 3
 """Seeds below which a sentence says that they are few."""
 ELSEWHERE = ("random-step", "shuffled-step")
@@ -34,7 +38,7 @@ def controls(found: Found, scheme: str) -> dict[str, Any] | None:
         row |= {key: float(np.mean([note[key] for note in notes])) for key in ("tokens", "seconds", "bullets")}
         rows.append(row)
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
-        row["p"] = p
+        row |= {"raw_p": row["p"], "p": p}
     first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "bullets": located[0]["bullets"]}
     first |= {"tokens": float(np.mean([note["tokens"] for note in located]))}
     return {"located": first, "rows": rows, "sentence": _sentence(rows)}
@@ -73,7 +77,7 @@ def sentences(found: Found) -> list[str]:
     lines = []
     for scheme in found.recipe.schemes:
         if scheme in found.arms and (of := controls(found, scheme)):
-            lines.append(f"{scheme}: {of['sentence']}")
+            lines.append(f"{scheme}: {of['sentence']} {SEEDS}")
             lines += [f"  located minus {row['name']}: {_said(row)}; {row['tokens']:,.0f} tokens" for row in of["rows"]]
     return lines
 

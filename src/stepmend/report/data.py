@@ -29,6 +29,7 @@ def blob(found: Found) -> dict[str, Any]:
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
+        "margin": found.recipe.measure.margin,
         "own_failures": found.recipe.locate.own_failures,
         "warnings": summary.fit(found).warnings(found.recipe),
         "judges": {name: summary.judge_text(tally) for name, tally in found.notes.get("judges", {}).items()},
@@ -41,7 +42,7 @@ def _interval(interval: statistics.Interval) -> dict[str, Any]:
 
 
 def _arm(found: Found, arm: str) -> dict[str, Any]:
-    outcomes, full = found.outcomes(arm), found.outcomes("full")
+    outcomes, full, against = found.outcomes(arm), found.outcomes("full"), summary.against_full(found)
     levels = list(dict.fromkeys(p.level for p in found.test))
     counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
     return {
@@ -49,7 +50,9 @@ def _arm(found: Found, arm: str) -> dict[str, Any]:
         "accuracy": _interval(statistics.accuracy(outcomes)),
         "levels": {level: _interval(statistics.accuracy(found.outcomes(arm, level))) for level in levels},
         "difference": _interval(statistics.difference(outcomes, full)),
-        "p": statistics.paired(full, outcomes).p,
+        "p": against[arm]["mcnemar_p"] if arm in against else 1.0,
+        "holm": against[arm]["holm"] if arm in against else 1.0,
+        "beside_full": summary.beside_full(found, arm) if arm in against else "",
         "accuracy_kept": summary.accuracy_kept(found, arm),
         "loss_recovered": _interval(summary.recovery(found, summary.scheme_of(arm), arm)) if summary.RESTORED in arm else None,
         "unscored": counts["unscored"],

@@ -7,9 +7,8 @@ import numpy as np
 
 from stepmend.measure import behaviour, statistics
 from stepmend.records import Grade, Trace
-from stepmend.report.summary import Found, final, points, tuning
+from stepmend.report.summary import Found, final, points, span, tuning
 
-LEVEL = 0.05
 MEASURES = {
     "question": "loss on the questions' text (nats a token)",
     "kl": "KL from full precision where both models were right (nats a token)",
@@ -25,63 +24,92 @@ ENDINGS: dict[str, tuple[str, Callable[[Trace, Grade], bool]]] = {
 def effects(found: Found, scheme: str) -> dict[str, Any] | None:
     """What the restored model does otherwise than the low-bit one, by level and beyond accuracy; None where nothing was restored.
 
-    ``levels``: paired counts a level, with Holm's adjustment over the levels. ``measures``: means before and after, and the change with
-    its 95 % interval over problems. ``endings``: odd ones before and after, with Holm's adjustment over them. ``worse``: one sentence for
-    everything that is worse beyond noise. ``missing``: what should have been measured and was not.
+    ``accuracy``: the change over all problems. ``levels``: paired counts a level. ``endings``: odd ones before and after. Each with its
+    change in accuracy or share, the 95 % interval, McNemar's p (``mcnemar_p``; ``p`` is adjusted by Holm's method over the levels, or the
+    endings) and the verdict by the recipe's margin. ``measures``: means before and after, and the change with its 95 % interval over
+    problems. ``worse``: one sentence for everything that is shown to be worse, by more than the margin where that applies.
+    ``undecided``: what is shown neither to be worse nor to be within the margin. ``missing``: what should have been measured and was not.
     """
     restored = final(found, scheme)
     if restored is None:
         return None
     names = list(dict.fromkeys(p.level for p in found.test))
+    margin = found.recipe.measure.margin
     pairs = [statistics.paired(found.outcomes(scheme, level), found.outcomes(restored, level)) for level in names]
     adjusted = statistics.holm([pair.p for pair in pairs])
-    levels = [
-        {"level": name, "n": pair.n, "lost": pair.only_first, "gained": pair.only_second, "p": p}
-        for name, pair, p in zip(names, pairs, adjusted, strict=True)
-    ]
+    levels = [{"level": name, **_row(pair, margin, p)} for name, pair, p in zip(names, pairs, adjusted, strict=True)]
     note = found.notes.get(f"effects-{restored}", {})
     measures = {name: {**note[name], "text": text} for name, text in MEASURES.items() if name in note}
-    total = statistics.paired(found.outcomes(scheme), found.outcomes(restored))
-    worse = [
-        f"{row['level']}: {row['lost']} right answers turned wrong and {row['gained']} wrong ones right (p = {row['p']:.2g})"
-        for row in levels
-        if row["lost"] > row["gained"] and row["p"] < LEVEL
-    ]
-    if total.only_first > total.only_second and total.p < LEVEL:
-        worse.append(f"accuracy: {points((total.only_second - total.only_first) / total.n)} points (p = {total.p:.2g})")
-    worse += [f"{m['text']}: {m['before']:.4f} before, {m['after']:.4f} after" for m in measures.values() if m["low"] > 0]
+    total = _row(statistics.paired(found.outcomes(scheme), found.outcomes(restored)), margin)
     endings = _endings(found, scheme, restored)
-    worse += [
-        f"solutions {row['ending']}: {row['before']} before, {row['after']} after (p = {row['p']:.2g})"
-        for row in endings
-        if row["after"] > row["before"] and row["p"] < LEVEL
-    ]
+    worse = _worse(levels, total, measures, endings)
+    undecided = [row.get("level") or row["ending"] for row in (*levels, *endings) if row["verdict"] == "not shown"]
+    undecided += [m["text"] for m in measures.values() if m["low"] <= 0 < m["high"]]
     if (change := tuning(found, scheme).get("chosen_change") or 0.0) < 0:
         worse.append(f"the bullets' own chosen texts: {-change:.3f} nats a token less likely (raise restore.keep_chosen)")
-    counts = {"lost": total.only_first, "gained": total.only_second}
+    counts = {"lost": total["lost"], "gained": total["gained"], "accuracy": total, "margin": margin, "undecided": undecided}
+    counts |= {"shown": _shown(total, margin, undecided)}
     missing = [] if note else list(MEASURES.values())
     return {"arm": restored, "levels": levels, **counts, "measures": measures, "endings": endings, "worse": worse, "missing": missing}
 
 
+def _worse(
+    levels: list[dict[str, Any]], total: dict[str, Any], measures: dict[str, dict[str, Any]], endings: list[dict[str, Any]]
+) -> list[str]:
+    """A sentence for everything that is shown to be worse."""
+    worse = [
+        f"{row['level']}: {row['lost']} right answers turned wrong and {row['gained']} wrong ones right (p = {row['p']:.2g})"
+        for row in levels
+        if row["verdict"] == "worse"
+    ]
+    if total["verdict"] == "worse":
+        worse.append(f"accuracy: {points(total['value'])} points (p = {total['p']:.2g})")
+    worse += [f"{m['text']}: {m['before']:.4f} before, {m['after']:.4f} after" for m in measures.values() if m["low"] > 0]
+    return worse + [
+        f"solutions {row['ending']}: {row['before']} before, {row['after']} after (p = {row['p']:.2g})"
+        for row in endings
+        if row["verdict"] == "worse"
+    ]
+
+
+def _row(pair: statistics.Paired, margin: float, p: float | None = None) -> dict[str, Any]:
+    """What two paired arms show; the change is second minus first, and ``p`` the adjusted one where several are tested."""
+    change = statistics.paired_interval(pair.swapped)
+    shown = statistics.verdict(change, margin, p=p)
+    counts = {"n": pair.n, "lost": pair.only_first, "gained": pair.only_second, "mcnemar_p": pair.p, "p": pair.p if p is None else p}
+    return counts | {"value": change.value, "low": change.low, "high": change.high, "verdict": shown}
+
+
 def _endings(found: Found, scheme: str, restored: str) -> list[dict[str, Any]]:
-    """How many solutions have each odd ending, before and after, and the exact McNemar test of the difference."""
+    """How many solutions have each odd ending, before and after, and the change of the share of those that have not."""
 
     def odd(arm: str, of: Callable[[Trace, Grade], bool]) -> statistics.Outcomes:
         return np.array([of(found.traces[arm][p.id], found.grades[arm][p.id]) for p in found.test], dtype=bool)
 
     pairs = [(text, odd(scheme, of), odd(restored, of)) for text, of in ENDINGS.values()]
-    adjusted = statistics.holm([statistics.paired(before, after).p for _, before, after in pairs])
+    paired = [statistics.paired(~before, ~after) for _, before, after in pairs]
+    adjusted = statistics.holm([pair.p for pair in paired])
     return [
-        {"ending": text, "n": len(before), "before": int(before.sum()), "after": int(after.sum()), "p": p}
-        for (text, before, after), p in zip(pairs, adjusted, strict=True)
+        {"ending": text, "before": int(before.sum()), "after": int(after.sum()), **_row(pair, found.recipe.measure.margin, p)}
+        for (text, before, after), pair, p in zip(pairs, paired, adjusted, strict=True)
     ]
 
 
 def sentences(found: Found) -> list[str]:
-    """One line a restored scheme: what turned wrong, and what is worse beyond noise."""
+    """One line a restored scheme: what turned wrong, whether it is worse than the quantized model, and what else is."""
     lines = []
     for scheme in found.recipe.schemes:
         if scheme in found.arms and (of := effects(found, scheme)):
-            worse = f"worse beyond noise: {'; '.join(of['worse'])}" if of["worse"] else "nothing is worse beyond noise"
-            lines.append(f"{of['arm']}: {of['gained']} turned right, {of['lost']} turned wrong; {worse}")
+            lines.append(f"{of['arm']}: {of['gained']} turned right, {of['lost']} turned wrong; {verdict_text(of)}")
     return lines
+
+
+def verdict_text(of: dict[str, Any]) -> str:
+    """What is shown of a restored model against the quantized one it started from, from its effects."""
+    worse = f"worse beyond noise: {'; '.join(of['worse'])}" if of["worse"] else "nothing is shown to be worse"
+    return f"{of['shown']}; {worse}"
+
+
+def _shown(total: dict[str, Any], margin: float, undecided: list[str]) -> str:
+    rest = f"; not shown either way: {', '.join(undecided)}" if undecided else ""
+    return f"accuracy {span(total)} points, n = {total['n']}: {statistics.verdict_text(total['verdict'], margin)}{rest}"

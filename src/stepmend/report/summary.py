@@ -111,19 +111,39 @@ def figures(found: Found) -> dict[str, Any]:
 
 def _arm(found: Found, arm: str) -> dict[str, Any]:
     counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
+    against = against_full(found)
     return {
         "n": len(found.test),
         "correct": counts["correct"],
         "wrong": counts["wrong"],
         "unscored": counts["unscored"],
+        "against_full": against.get(arm),
         "accuracy": counts["correct"] / len(found.test),
         "accuracy_kept": accuracy_kept(found, arm),
         "step_format": fitness.share_in_format([found.traces[arm][p.id] for p in found.test]),
     }
 
 
+def against_full(found: Found) -> dict[str, dict[str, Any]]:
+    """Every arm but full precision, against it: ``n``, the difference with its interval, McNemar's p, the verdict, and ``holm``.
+
+    ``holm`` is p with Holm's adjustment over the schemes: over all quantized arms, and apart from those over all restored ones of a round.
+    """
+    full, rows = found.outcomes("full"), dict[str, dict[str, Any]]()
+    for arm in found.arms[1:]:
+        outcomes = found.outcomes(arm)
+        change, pair = statistics.difference(outcomes, full), statistics.paired(full, outcomes)
+        shown = statistics.verdict(change, found.recipe.measure.margin)
+        rows[arm] = {"n": pair.n, "value": change.value, "low": change.low, "high": change.high, "mcnemar_p": pair.p, "verdict": shown}
+    for kind in {arm.partition("+")[2] for arm in rows}:
+        arms = [arm for arm in rows if arm.partition("+")[2] == kind]
+        for arm, p in zip(arms, statistics.holm([rows[arm]["mcnemar_p"] for arm in arms]), strict=True):
+            rows[arm]["holm"] = p
+    return rows
+
+
 def _scheme(found: Found, scheme: str) -> dict[str, Any]:
-    full, quantized = found.outcomes("full"), found.outcomes(scheme)
+    against = against_full(found)[scheme]
     recovered, restored = recovery(found, scheme), final(found, scheme)
     shown = {"value": recovered.value, "low": recovered.low, "high": recovered.high, "reason": recovered.reason}
     faults = list(found.faults.get(scheme, {}).values())
@@ -134,7 +154,8 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
             "quantized": accuracy_kept(found, scheme),
             "restored": accuracy_kept(found, restored) if restored else None,
         },
-        "mcnemar_p": statistics.paired(full, quantized).p,
+        "mcnemar_p": against["mcnemar_p"],
+        "holm": against["holm"],
         "bullets": len(found.bullets.get(scheme, [])),
         "restore_seconds": tuning(found, scheme).get("seconds"),
         "regressions_located": sum(fault.step is not None for fault in faults),
@@ -168,7 +189,7 @@ def scheme_of(arm: str) -> str:
 def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.Interval:
     """The loss recovered in a scheme by ``arm``, or its last restored one: (restored − quantized) / (full − quantized) accuracy.
 
-    With its interval; None with a reason where it is undefined.
+    On all test problems, none of which decided whether to restore. With its interval; None with a reason where it is undefined.
     """
     full, quantized = found.outcomes("full"), found.outcomes(scheme)
     restored = arm or final(found, scheme)
@@ -195,7 +216,7 @@ def _unrestored(found: Found, scheme: str) -> str:
         return "no state was better on held-out problems; the quantized model is returned unchanged"
     if fit(found).weak and not found.recipe.restore.within_noise:
         return f"full precision solves under {100 * fitness.LOW_ACCURACY:.0f} % of the problems; not restored"
-    return "not restored yet"
+    return found.notes.get(f"gate-{scheme}", {}).get("why") or "not restored yet"
 
 
 def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
@@ -228,26 +249,24 @@ def capabilities(found: Found, arm: str) -> dict[str, int]:
 def table(found: Found) -> Table:
     """The closing table: accuracy a level, the paired loss, and what of it was recovered; fits 100 columns."""
     levels = list(dict.fromkeys(p.level for p in found.test))
-    columns = ("against full (95 %)", "p", "loss recovered (95 %)")
+    several, against = len(found.recipe.schemes) > 1, against_full(found)
+    columns = ("against full (95 %)", "p (Holm)" if several else "p", "loss recovered (95 %)")
     shown = Table("arm", *levels, "all", *columns, title=f"{len(found.test)} held-out problems")
     for column in shown.columns[: len(levels) + 2]:
         column.no_wrap = True
-    full = found.outcomes("full")
     for arm in found.arms:
         outcomes = found.outcomes(arm)
-        pair, change = statistics.paired(full, outcomes), statistics.difference(outcomes, full)
         by_level = [percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels]
-        against = (
-            ["", ""] if arm == "full" else [f"{points(change.value)} ({points(change.low)} to {points(change.high)})", f"{pair.p:.2g}"]
-        )
+        cells = [span(against[arm]), p_text(against[arm], several)] if arm in against else ["", ""]
         back = recovery_text(recovery(found, scheme_of(arm), arm)) if RESTORED in arm else ""
-        shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *against, back)
+        shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *cells, back)
     return shown
 
 
 def notices(found: Found) -> list[str]:
     """What a reader of the table must be told."""
     lines = [f"{s}: {recovery_sentence(found, s)}" for s in found.recipe.schemes if s in found.arms]
+    lines += [f"{arm}: {beside_full(found, arm)}." for s in found.recipe.schemes if s in found.arms and (arm := final(found, s))]
     lines.append(f"Step format: followed by {percent(fit(found).in_format)} of full precision's solutions.")
     if noise := noise_floor(found):
         changed = noise["lost"] + noise["gained"]
@@ -299,10 +318,27 @@ def recovery_sentence(found: Found, scheme: str) -> str:
     return f"accuracy kept {percent(accuracy_kept(found, scheme))} quantized{after}; loss recovered {back}"
 
 
+def beside_full(found: Found, arm: str) -> str:
+    """What is shown of an arm's accuracy beside full precision's, in words."""
+    outcomes, margin = found.outcomes(arm), found.recipe.measure.margin
+    shown = statistics.verdict(statistics.difference(outcomes, found.outcomes("full")), margin)
+    return f"against full precision {statistics.verdict_text(shown, margin)}, n = {len(outcomes)}"
+
+
 def kinds_text(tune: str) -> str:
     """What is restored, in words: ``codes+scales+norms`` is codes, scales and norms."""
     *most, last = tune.replace("lora", "an adapter").split("+")
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def span(of: Mapping[str, Any]) -> str:
+    """A difference in points with its interval."""
+    return f"{points(of['value'])} ({points(of['low'])} to {points(of['high'])})"
+
+
+def p_text(of: Mapping[str, Any], several: bool) -> str:
+    """A p value, where several schemes are tested with Holm's adjustment in brackets."""
+    return f"{of['mcnemar_p']:.2g} ({of['holm']:.2g})" if several else f"{of['mcnemar_p']:.2g}"
 
 
 def percent(value: float | None) -> str:

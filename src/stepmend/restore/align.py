@@ -341,19 +341,20 @@ def _align(
 
 def lines(found: Aligned) -> list[str]:
     """What a reader must be told, a sentence a line."""
+    shown = statistics.verdict(found.difference)
     points = [100 * (value or 0.0) for value in (found.difference.value, found.difference.low, found.difference.high)]
     said = [
         f"Tuned on {found.kept} solutions of {found.taught} of {found.asked:,} training problems: of {found.drawn:,} solutions, "
         f"{found.right / found.drawn:.0%} were right and {found.formed / found.drawn:.0%} in the step format.",
         f"Held-out solutions in the step format: {found.format_before:.1%} before, {found.format_after:.1%} after (n = {found.n}).",
         f"Held-out accuracy: {found.accuracy_before.value:.1%} before, {found.accuracy_after.value:.1%} after: {points[0]:+.1f} points "
-        f"(95 % interval {points[1]:+.1f} to {points[2]:+.1f}; McNemar p = {found.p:.2g}).",
+        f"(95 % interval {points[1]:+.1f} to {points[2]:+.1f}; McNemar p = {found.p:.2g}): {statistics.verdict_text(shown)}.",
     ]
     if found.shown:
         said.append("The prompt alone gave too few solutions in the format, so it was shown by two worked examples while sampling.")
     if found.leaked:
         said.append(f"{found.leaked} training problems were left out: they are, or overlap, held-out ones.")
-    if found.p < 0.05 and points[0] < 0:
+    if shown == "worse":
         said.append("Accuracy fell beyond noise: try fewer steps, or more training problems.")
     return said
 
