@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models import load
+from stepmend.models import check, load
 from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
@@ -24,19 +24,19 @@ BATCH = 16
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every linear layer a scheme applies to, read from the configuration alone (no weights are loaded)."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load.config_of(folder))
-    found = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return {name: widths for name, widths in found.items() if not name.endswith("lm_head")}
+    found = check.layers_of(load.skeleton(load.config_of(folder)))
+    return {layer.name: (layer.rows, layer.columns) for layer in found if layer.quantized}
 
 
-def preflight(folder: str, scheme: schemes.Scheme) -> None:
-    """What can be known before work starts. Raises InputError where the scheme does not suit the checkpoint."""
-    if getattr(load.config_of(folder), "quantization_config", None) is not None:
+def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
+    """What becomes of every layer, before work starts. Raises InputError where the scheme does not suit the checkpoint."""
+    config = load.config_of(folder)
+    if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent")
-    schemes.check_widths(scheme, linear_widths(folder))
+    model = load.skeleton(config)
+    layers = check.layers_of(model)
+    check.refuse(model, scheme, layers)
+    return layers
 
 
 def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> None:
@@ -49,7 +49,17 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
     if scheme.calibrated and not texts:
         raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts)
+    _check_codes(model, preflight(folder, scheme), scheme)
     save(model, tokenizer, out)
+
+
+def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
+    """Raises InputError where a layer that the scheme is for was left in full precision."""
+    held = {name for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None}
+    for layer in layers:
+        inside = layer.why == check.EXPERTS and any(name.startswith(f"{layer.name}.") for name in held)
+        if layer.quantized and layer.name not in held and not inside:
+            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not take it")
 
 
 def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
@@ -57,7 +67,13 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     from compressed_tensors.offload import remove_dispatch
 
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
-        model, tokenizer = _oneshot(folder, scheme, texts)
+        try:
+            model, tokenizer = _oneshot(folder, scheme, texts)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # llm-compressor and what it traces raise many kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(f"scheme: {scheme.name} cannot be made of this model: llm-compressor says {first}") from error
         remove_dispatch(model)  # else what is rounded below are copies on the GPU
     _round_to_storage(model, folder)
     return model, tokenizer
@@ -88,7 +104,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
-    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
+    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme, _left_alone(model))}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
         rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
@@ -100,6 +116,10 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
         arguments |= {"pipeline": "datafree"}
     oneshot(**arguments)
     return model, tokenizer
+
+
+def _left_alone(model: Any) -> list[str]:
+    return check.ignored(check.layers_of(model))
 
 
 def _round_to_storage(model: Any, folder: str) -> None:

@@ -35,10 +35,10 @@ def attach(folder: str, recipe: Restore) -> Any:
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
         further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)
         further.peft_config["default"].base_model_name_or_path = folder
-        return further
+        return further.eval()  # gradients flow all the same, and nothing is dropped out
     targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    return get_peft_model(model, lora).eval()
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

@@ -19,14 +19,23 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.head import Head
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
 
 READ = 16
 """Texts read at once before training."""
+
+
+def still(module: Any) -> None:
+    """Take away the dropout that a layer's own forward pass does."""
+    for name, value in vars(module).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(module, name, 0.0)
 
 
 class Loss:
@@ -67,8 +76,11 @@ class Loss:
     def checkpoint_gradients(self) -> None:
         """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
         self.checkpointing = True
-        self.student.train()
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.student.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # what the layer asks for; all that is in it stays as it is, without dropout
+                still(module)
 
     def read(self, teacher: Any) -> None:
         """Read what the full-precision model ``teacher``, or the low-bit one before tuning, says of the texts."""
@@ -97,7 +109,7 @@ class Loss:
 
         def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                teacher_NV = self.head(teacher_NH).float()
+                teacher_NV = self.head(teacher_NH)
             divergence_N = objectives.distill(head_of(self.student, student_NH), teacher_NV)
             return torch.stack([divergence_N, objectives.weights(teacher_NV, self.recipe.weight)], dim=1)
 
@@ -118,7 +130,7 @@ class Loss:
         return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
     def _read_teacher(self, teacher: Any) -> None:
-        self.head = teacher.get_output_embeddings()
+        self.head = Head(teacher)
         with torch.no_grad():
             for begin in range(0, len(self.rows), READ):
                 rows = self.rows[begin : begin + READ]
