@@ -207,7 +207,18 @@ def pretrained(folder: str, **options: Any) -> Any:
         if names := sorted(map(str, info[kind])):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
+    _settle(model, options.get("dtype"))
     return model
+
+
+def _settle(model: Any, dtype: Any) -> None:
+    """Bring to float32, where that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
+    import torch
+
+    if dtype is torch.float32:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor.data = tensor.data.float()
 
 
 def skeleton(config: Any) -> Any:
@@ -231,14 +242,24 @@ def plain_linears(config: Any) -> Iterator[None]:
 
     import torch
 
-    linear, home = torch.nn.Linear, sys.modules[kind_of(config).__module__]
+    kind = kind_of(config)
+    linear, home = torch.nn.Linear, sys.modules[kind.__module__]
+    common = next(one for one in kind.__mro__ if "_init_weights" in vars(one))
+    initialise = common._init_weights
     found = {name: value for name, value in vars(home).items() if isinstance(value, type) and issubclass(value, linear)}
     patched = {name: value for name, value in found.items() if value is not linear and _is_plain(value)}
+
+    def spare(model: Any, module: Any) -> None:  # families' own initialising reads a weight that compressed layers have not
+        if getattr(module, "quantization_scheme", None) is None:
+            initialise(model, module)
+
     for name in patched:
         setattr(home, name, linear)
+    common._init_weights = spare
     try:
         yield
     finally:
+        common._init_weights = initialise
         for name, value in patched.items():
             setattr(home, name, value)
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from stepmend.rundir import make_folder, write_text
 
 BATCH = 16
 """Calibration rows that go through the model at once."""
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Dtypes by their names in a safetensors file."""
+EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
+"""The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
 
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
@@ -50,7 +56,7 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
         raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts)
     _check_codes(model, preflight(folder, scheme), scheme)
-    save(model, tokenizer, out)
+    save(model, tokenizer, out, folder)
 
 
 def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
@@ -79,7 +85,7 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     return model, tokenizer
 
 
-def save(model: Any, tokenizer: Any, out: Path) -> None:
+def save(model: Any, tokenizer: Any, out: Path, parent: str) -> None:
     """Write what ``compress`` made, in the compressed-tensors format and the parent's dtype. The model in memory is compressed too."""
     dtype = model.config.dtype
 
@@ -87,8 +93,14 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
         part = part.resolve()  # what follows changes the working directory
         with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
             model.save_pretrained(part, save_compressed=True)
+        names, kept = _expert_names(model), _parents_dtypes(parent)
         for file in part.glob("*.safetensors"):
-            _store(file, dtype)
+            _store(file, dtype, names, kept)
+        index = part / "model.safetensors.index.json"
+        if index.exists() and names:
+            held = json.loads(index.read_text())
+            held["weight_map"] = {_renamed(name, names): file for name, file in held["weight_map"].items()}
+            write_text(index, json.dumps(held, indent=2) + "\n")
         config = json.loads((part / "config.json").read_text())
         write_text(part / "config.json", json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
         tokenizer.save_pretrained(part)
@@ -128,19 +140,56 @@ def _round_to_storage(model: Any, folder: str) -> None:
     The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
     """
     dtype = getattr(load.config_of(folder), "dtype", None) or torch.float32
+    kept = _parents_dtypes(folder)
     quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
     for name, tensor in model.state_dict().items():
         if tensor.dtype.is_floating_point and name not in quantized:
-            tensor.copy_(tensor.to(dtype))
+            tensor.copy_(tensor.to(kept.get(name, dtype)))
     model.config.dtype = dtype
 
 
-def _store(file: Path, dtype: torch.dtype) -> None:
-    """Rewrite the floats of a safetensors file in ``dtype``, which by now holds them exactly."""
+def _store(file: Path, dtype: torch.dtype, names: dict[str, str], kept: dict[str, torch.dtype]) -> None:
+    """Rewrite a safetensors file with each float in its parent's dtype (``kept``), or in ``dtype``; and experts by their family's names."""
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in load_file(file).items()}
+    tensors = {_renamed(name, names): t for name, t in load_file(file).items()}
+    tensors = {name: t.to(kept.get(name, dtype)) if t.dtype == torch.float32 else t for name, t in tensors.items()}
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _parents_dtypes(folder: str) -> dict[str, torch.dtype]:
+    """The dtype of every float tensor in a checkpoint's files, by its name there."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                kind = FLOATS.get(opened.get_slice(name).get_dtype())
+                found |= {name: kind} if kind else {}
+    return found
+
+
+def _expert_names(model: Any) -> dict[str, str]:
+    """What the parts of an expert are called in the family's files, where that is not what llm-compressor calls them (Mixtral: w1)."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    found: dict[str, str] = {}
+    for one in get_checkpoint_conversion_mapping(model.config.get_text_config().model_type) or []:
+        if isinstance(one, WeightConverter) and all("experts" in pattern for pattern in one.source_patterns):
+            own = [pattern.removesuffix(".weight").rpartition(".")[2] for pattern in one.source_patterns]
+            target = one.target_patterns[0] if isinstance(one.target_patterns, list) else one.target_patterns
+            usual = ["gate_proj", "up_proj"] if target.endswith("gate_up_proj") else ["down_proj"] if target.endswith("down_proj") else []
+            if len(usual) == len(own):
+                found |= dict(zip(usual, own, strict=True))
+    return {usual: own for usual, own in found.items() if usual != own}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """A tensor's name with the part of an expert called as in ``names``."""
+    match = EXPERT.fullmatch(name)
+    return f"{match[1]}{names.get(match[2], match[2])}{match[3]}" if match else name
 
 
 @contextmanager

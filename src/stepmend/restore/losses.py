@@ -57,7 +57,7 @@ class Loss:
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
-        self.checkpointing = False
+        self.checkpointing, self.packed = False, True
         if recipe.objective == "dpo":
             rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
             self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
@@ -87,6 +87,7 @@ class Loss:
         if self.recipe.objective == "distill":
             self._read_teacher(teacher)
         if self.recipe.objective == "dpo":
+            self.packed = objectives.packs(self.student, self.pairs, self.pad)
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
@@ -144,11 +145,13 @@ class Loss:
         found = []
         with torch.no_grad():
             for begin in range(0, len(self.pairs), READ):
-                found.append(torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad), dim=1))
+                found.append(
+                    torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad, packed=self.packed), dim=1)
+                )
         return torch.cat(found)
 
     def _preference(self, batch: Sequence[int]) -> torch.Tensor:
-        chosen_B, rejected_B = objectives.pairs_of(self.student, [self.pairs[i] for i in batch], self.pad)
+        chosen_B, rejected_B = objectives.pairs_of(self.student, [self.pairs[i] for i in batch], self.pad, packed=self.packed)
         before_B2 = self.reference_B2[list(batch)]
         # DPO alone lowers the chosen text's likelihood as well; the second term keeps it (TRL calls its weight rpo_alpha).
         kept = -chosen_B.sum() / sum(self.targets[i] for i in batch)

@@ -271,6 +271,20 @@ def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 
+def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
+    from safetensors import safe_open
+    from transformers.core_model_loading import revert_weight_conversion
+
+    there: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            there |= set(opened.keys())
+    same = {name: value for name, value in values.items() if name in there}
+    other = {name: value for name, value in values.items() if name not in there}
+    return same | revert_weight_conversion(model, other) if other else same
+
+
 def export(model: Any, folder: Path, out: Path) -> None:
     """Copy the checkpoint ``folder`` to ``out`` with what was trained in place of its own; every other byte is the same."""
     import shutil
@@ -278,7 +292,7 @@ def export(model: Any, folder: Path, out: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    values = trained(model)
+    values = by_file_names(model, trained(model), folder)
 
     def fill(part: Path) -> None:
         written = 0
