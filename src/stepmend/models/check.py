@@ -48,8 +48,8 @@ def layers_of(model: Any) -> list[Layer]:
     for name, module in model.named_modules():
         held = [p for p in module.parameters(recurse=False) if p.ndim >= 2]
         if held and (module is not inputs or not tied):
-            largest = max(held, key=lambda p: p.numel())
-            rows, columns = (largest.shape[-2], largest.shape[-1]) if largest.ndim > 1 else (1, largest.shape[0])
+            # Of experts the tensor whose columns the fewest groups divide.
+            rows, columns = min((p.shape[-2:] for p in held), key=lambda shape: shape[1] & -shape[1])
             why = _why_not(name, module, module is outputs, body, stack)
             experts = why == EXPERTS
             size = sum(p.numel() for p in held)

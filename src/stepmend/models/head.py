@@ -27,9 +27,15 @@ class _Hidden(BaseModelOutputWithPast):
 
 
 class _Given(nn.Module):
-    """Stands in for the body: returns the hidden states that it was given."""
+    """Stands in for the body: returns the hidden states that it was given, and has the body's plain settings."""
 
     hidden_1NH: torch.Tensor | None = None
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        for name, value in vars(body).items():
+            if not name.startswith("_") and (name == "config" or isinstance(value, int | float | str | None)):
+                setattr(self, name, value)
 
     def forward(self, *_: Any, **__: Any) -> _Hidden:
         return _Hidden(last_hidden_state=self.hidden_1NH)  # pyright: ignore[reportArgumentType]
@@ -45,7 +51,7 @@ class Head:
     def __init__(self, model: Any) -> None:
         """Raises InputError where the model's body is not to be found."""
         base = unwrapped(model)
-        self.shell, self.given = _without(base, path_of(base)), _Given()
+        self.shell, self.given = _without(base, path_of(base)), _Given(base.get_submodule(path_of(base)))
         *parents, name = path_of(base).split(".")
         self.shell.get_submodule(".".join(parents))._modules[name] = self.given
 

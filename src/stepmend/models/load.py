@@ -250,7 +250,7 @@ def plain_linears(config: Any) -> Iterator[None]:
     patched = {name: value for name, value in found.items() if value is not linear and _is_plain(value)}
 
     def spare(model: Any, module: Any) -> None:  # families' own initialising reads a weight that compressed layers have not
-        if getattr(module, "quantization_scheme", None) is None:
+        if not any(hasattr(one, "quantization_scheme") for one in (module, *module.children())):
             initialise(model, module)
 
     for name in patched:

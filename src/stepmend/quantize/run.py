@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from stepmend.rundir import make_folder, write_text
 BATCH = 16
 """Calibration rows that go through the model at once."""
 
+PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
+"""The text on which a checkpoint, loaded anew, is compared with the quantizer's model."""
+NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
+"""How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
 EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
@@ -45,18 +50,44 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     return layers
 
 
-def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> None:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all.
+def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> dict[str, Any]:
+    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all; gives ``check.summary`` of its layers.
 
-    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, or
-    needs texts and there are none.
+    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
+    texts and there are none, leaves a layer in full precision that it is for, or where the checkpoint, loaded anew, is another model.
     """
-    preflight(folder, scheme)
+    layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
         raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts)
-    _check_codes(model, preflight(folder, scheme), scheme)
+    _check_codes(model, layers, scheme)
+    made_TV = _logits(model, tokenizer)
     save(model, tokenizer, out, folder)
+    del model
+    load.free()
+    _check_reload(made_TV, out, scheme, any(layer.why == check.EXPERTS for layer in layers))
+    return check.summary(layers)
+
+
+def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Logits [T, V] of the probe text."""
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
+
+
+def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, experts: bool) -> None:
+    """Raises InputError, and keeps nothing, where the checkpoint's logits are not those of the model that the quantizer made."""
+    loaded = load.load_model(str(out))
+    rounded = scheme.activation_bits < 16 or scheme.kv_bits
+    # transformers makes experts dense in the dtype of their scales, which is a 16-bit one.
+    share = NEAR["rounded" if rounded else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
+    error = float((_logits(loaded, load.load_tokenizer(str(out))) - made_TV).abs().max())
+    if not error <= share * float(made_TV.abs().max()):
+        shutil.rmtree(out)
+        raise InputError(
+            f"scheme: {scheme.name}: loaded anew, the checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
+        )
 
 
 def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
@@ -88,6 +119,8 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
 def save(model: Any, tokenizer: Any, out: Path, parent: str) -> None:
     """Write what ``compress`` made, in the compressed-tensors format and the parent's dtype. The model in memory is compressed too."""
     dtype = model.config.dtype
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    alone = [name for name, module in linear if getattr(module, "quantization_scheme", None) is None]
 
     def fill(part: Path) -> None:
         part = part.resolve()  # what follows changes the working directory
@@ -102,7 +135,10 @@ def save(model: Any, tokenizer: Any, out: Path, parent: str) -> None:
             held["weight_map"] = {_renamed(name, names): file for name, file in held["weight_map"].items()}
             write_text(index, json.dumps(held, indent=2) + "\n")
         config = json.loads((part / "config.json").read_text())
-        write_text(part / "config.json", json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        # llm-compressor writes names as they are in the file; transformers looks for those of its modules.
+        config["quantization_config"]["ignore"] = sorted({*config["quantization_config"]["ignore"], *alone})
+        write_text(part / "config.json", json.dumps(config, indent=2) + "\n")
         tokenizer.save_pretrained(part)
         (part / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's own; ours says more
 

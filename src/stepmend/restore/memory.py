@@ -54,7 +54,7 @@ def inner_width(model: Any) -> int:
 def _outputs(model: Any) -> int:
     """Numbers a token that layers keep besides: outputs that one scale a row or an adapter changes, before and after."""
     rows = sum(scaled.change.numel() for scaled in scales.scales(model).values() if scaled.groups == 1)
-    return 2 * (rows + sum(m.base_layer.out_features for m in model.modules() if hasattr(m, "lora_A")))
+    return 2 * (rows + sum(getattr(m.base_layer, "out_features", 0) for m in model.modules() if hasattr(m, "lora_A")))
 
 
 def available(device: torch.device) -> int:
