@@ -64,6 +64,7 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"time_step_rank": 4},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gptj": {"rotary_dim": 16},
+    "codegen": {"rotary_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128},
@@ -300,12 +301,12 @@ generating from what was exported. *Refused* is refused by `stepmend check`, and
 """
 
 
-def page(found: list[dict[str, Any]]) -> str:
-    """The page, in Markdown."""
+def page(found: list[dict[str, Any]], known: int) -> str:
+    """The page, in Markdown, on what was found so far; ``known`` is how many types there are."""
     import importlib.metadata as metadata
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "llmcompressor", "compressed-tensors", "torch"))
-    parts = [f"{versions}; one CPU thread.\n"]
+    parts = [f"{versions}; one CPU thread. {len(found)} types were walked; transformers' causal mapping has {known}.\n"]
     for verdict, title in (("works", "Works"), ("refused", "Refused before work"), ("fails", "Fails"), ("not built", "Not built small")):
         mine = [one for one in found if one["verdict"] == verdict]
         parts.append(f"## {title}: {len(mine)}\n")
@@ -344,8 +345,8 @@ def main() -> None:
         print(f"{family}: {found[-1]['verdict']} ({found[-1]['seconds']:.0f} s) {faults}", flush=True)
         if given.only:
             print("".join(found[-1]["traces"].values()))
-    if not given.only:
-        PAGE.write_text(page(found))
+        else:
+            PAGE.write_text(page(found, len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)))
 
 
 if __name__ == "__main__":

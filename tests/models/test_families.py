@@ -66,13 +66,17 @@ def made(request, tmp_path_factory):
 
 
 def test_what_check_says_is_quantized_holds_codes(made):
-    _, parent, low = made
+    kind, parent, low = made
     layers = run.preflight(parent, schemes.parse(SCHEME))
     student = scales.attach(str(low), Restore())
     assert {layer.name for layer in layers if layer.tuned} == scales.scales(student).keys()
     held = [name for name in load_file(low / "model.safetensors") if name.endswith("weight_packed")]
     assert len(held) >= sum(layer.quantized for layer in layers)
     assert check.summary(layers)["share quantized"] > 0.4
+    experts = 2 * 4 * 3 if kind == "experts by names of their own" else 0
+    left = scales.untuned(student, low)
+    assert len(left) == experts
+    assert all(".block_sparse_moe.experts." in name for name in left)
 
 
 def test_losses_are_those_of_the_models_own_logits(made):

@@ -249,9 +249,12 @@ def plain_linears(config: Any) -> Iterator[None]:
     found = {name: value for name, value in vars(home).items() if isinstance(value, type) and issubclass(value, linear)}
     patched = {name: value for name, value in found.items() if value is not linear and _is_plain(value)}
 
-    def spare(model: Any, module: Any) -> None:  # families' own initialising reads a weight that compressed layers have not
-        if not any(hasattr(one, "quantization_scheme") for one in (module, *module.children())):
+    def spare(model: Any, module: Any) -> None:
+        try:
             initialise(model, module)
+        except AttributeError:  # families' own initialising reads weights that compressed layers have not, and which need none
+            if not any(hasattr(one, "quantization_scheme") for one in (module, *module.children())):
+                raise
 
     for name in patched:
         setattr(home, name, linear)

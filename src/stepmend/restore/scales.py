@@ -273,16 +273,29 @@ def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
 
 def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
-    from safetensors import safe_open
     from transformers.core_model_loading import revert_weight_conversion
 
-    there: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            there |= set(opened.keys())
+    there = _names(folder)
     same = {name: value for name, value in values.items() if name in there}
     other = {name: value for name, value in values.items() if name not in there}
     return same | revert_weight_conversion(model, other) if other else same
+
+
+def untuned(model: Any, folder: Path) -> list[str]:
+    """Layers with codes in the checkpoint's files that are not among those being tuned: experts that transformers holds in one tensor."""
+    tuned = by_file_names(model, {f"{name}.weight_scale": layer.change for name, layer in scales(model).items()}, folder)
+    return sorted(name.removesuffix(".weight_scale") for name in _names(folder) - tuned.keys() if name.endswith(".weight_scale"))
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of all tensors in a checkpoint's files."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= set(opened.keys())
+    return found
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

@@ -143,6 +143,9 @@ class _Work:
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
+        if self.kind is scales and (left := scales.untuned(self.model, self.quantized)):
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            self.say(f"  codes and scales of {len(left)} quantized layers stay as they are: {left[0]}{more}")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
         teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
         validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
