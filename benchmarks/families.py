@@ -40,7 +40,7 @@ LIMIT = 300.0
 LARGEST = 20_000_000
 """Parameters of a checkpoint that counts as small."""
 STEPS, RATE = 40, 3e-3
-TRAIN, TEST, TOKENS = 32, 2, 24
+TRAIN, TEST, TOKENS = 96, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
 
 SMALL: dict[str, int] = {
@@ -192,7 +192,7 @@ def serves(folder: Path) -> str:
 
 BOTH = ("rtn-w3a16-g32", "gptq-w4a16-g32")
 KEYS = (
-    f"measure.max_new_tokens={TOKENS} measure.batch_size=16 quantize.calibration=8 curate.bullets=4 curate.round=16 curate.problems=16 "
+    f"measure.max_new_tokens={TOKENS} measure.batch_size=16 quantize.calibration=8 curate.bullets=4 curate.round=48 curate.problems=48 "
     "restore.steps=2 restore.batch_size=2 restore.validation=0 restore.within_noise=true locate.samples=1 measure.noise_floor=false"
 ).split()
 

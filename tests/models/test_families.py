@@ -36,13 +36,14 @@ KINDS = {
     "windows": ("Mistral", {"sliding_window": 8}),
     "fused projections": ("Phi3", {}),
 }
-"""What is peculiar, by the family that stands for it and what its configuration sets."""
+WITHOUT = {"norms without weights": ("Olmo", {"head_dim": None})}
+"""What is peculiar, by the family that stands for it and what its configuration sets; all steps are tried on those of KINDS."""
 SCHEME = "rtn-w4a16-g32"
 
 
 def make(kind: str, folder: Path) -> str:
     """Save a tiny random checkpoint in bfloat16."""
-    family, own = KINDS[kind]
+    family, own = (KINDS | WITHOUT)[kind]
     tokenizer = reasoner.make_tokenizer()
     torch.manual_seed(0)
     values = {key: value for key, value in (SIZE | own).items() if value is not None or key == "bos_token_id"}
@@ -135,6 +136,15 @@ def test_norms_of_one_plus_weight_move_relative_to_what_they_multiply_by(tmp_pat
     assert scales.offset_of(torch.nn.RMSNorm(8)) == 0
     stored = scales.Stored(torch.zeros(3), torch.float32, offset=1.0)
     assert torch.equal(stored(torch.full((3,), 0.25)), torch.full((3,), 0.25))
+
+
+def test_a_model_whose_norms_hold_no_weights_is_tuned_without(tmp_path):
+    parent = make("norms without weights", tmp_path / "parent")
+    run.quantize(parent, schemes.parse(SCHEME), [], tmp_path / "low")
+    done = tune.restore(parent, tmp_path / "low", bullets(2), Restore(steps=2, tune="scales+norms"), tmp_path / "out", seed=0)
+    assert len(done.losses) == 2
+    with pytest.raises(InputError, match="has no such parameters"):
+        tune.restore(parent, tmp_path / "low", bullets(2), Restore(steps=2, tune="norms"), tmp_path / "norms", seed=0)
 
 
 def test_float32_tensors_of_a_16_bit_checkpoint_stay_so(tmp_path):

@@ -19,7 +19,7 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 """What the small linear layers that choose experts are called; rounding them sends tokens elsewhere (llm-compressor's examples leave
 them)."""
 NARROW = 16
-"""Rows below which a linear layer is left alone: it holds next to nothing, and gates as narrow as this decide much."""
+"""Rows or columns below which a linear layer is left alone: it holds next to nothing, and gates as narrow as this decide much."""
 EXPERTS = "experts in one tensor"
 
 
@@ -85,7 +85,7 @@ def _why_not(name: str, module: Any, is_head: bool, body: str, stack: str) -> st
             return f"{type(module).__name__} computes something else than a linear layer"
         if name.rpartition(".")[2] in ROUTERS:
             return "it chooses experts"
-        return "" if module.out_features >= NARROW else f"narrower than {NARROW} rows"
+        return "" if min(module.out_features, module.in_features) >= NARROW else f"narrower than {NARROW}"
     if type(module).__name__ == "Conv1D":
         return "Conv1D, a linear layer stored the other way round"
     if "experts" in name.rpartition(".")[2].lower() and any(p.ndim == 3 for p in module.parameters(recurse=False)):

@@ -163,3 +163,8 @@ def range_test(start: float, attempt: Callable[[float], float]) -> tuple[float |
         elif chosen is not None or value > 1.5 * start:
             break
     return chosen, tried
+
+
+def from_to(before: float, after: float) -> str:
+    """Two values in three significant digits."""
+    return f"{before:.3g} before, {after:.3g} after"
