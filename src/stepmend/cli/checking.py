@@ -36,9 +36,9 @@ def check(
     load.load_tokenizer(folder)
     config = load.config_of(folder)
     made = load.skeleton(config)
-    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS)
-    counts = checking.summary(layers)
     device, dtype = load.placement(folder)
+    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, getattr(dtype, "itemsize", 2))
+    counts = checking.summary(layers)
     facts = {
         "family": config.model_type,
         "parameters": sum(p.numel() for p in made.parameters()),

@@ -152,12 +152,12 @@ def summary(layers: Sequence[Layer]) -> dict[str, Any]:
     }
 
 
-def memory(model: Any, layers: Sequence[Layer], texts: int, batch: int, tokens: int) -> dict[str, float]:
-    """Bytes that tuning is expected to need by purpose, as ``restore.memory.estimate`` counts them, for bullets of ``tokens`` tokens."""
+def memory(model: Any, layers: Sequence[Layer], texts: int, batch: int, tokens: int, element: int) -> dict[str, float]:
+    """Bytes that tuning is expected to need by purpose, as ``restore.memory.estimate`` counts them, for bullets of ``tokens`` tokens,
+    in numbers of ``element`` bytes."""
     from stepmend.restore import memory as estimates
 
     config = model.config.get_text_config()
-    element = 2 if getattr(config, "dtype", None) is not None and config.dtype.itemsize == 2 else 4
     held = element * sum(prod(p.shape) for p in model.parameters())
     width, depth = config.hidden_size, config.num_hidden_layers
     scales = sum(layer.numbers for layer in layers if layer.tuned) / 128
