@@ -292,3 +292,20 @@ def test_a_completer_that_is_not_there_is_said_before_any_work(tmp_path):
     line = refused("run", "--quick", "--set", "locate.completer=/no/model", "--out", tmp_path / "run")
     assert line.startswith("stepmend: completer: /no/model does not exist")
     assert not (tmp_path / "run").exists()
+
+
+def test_check_says_what_would_be_done_and_run_refuses_the_same(tmp_path):
+    done = stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["quantized"], facts["tuned"], facts["left alone"]) == (28, 28, {"the head": 1})
+    assert facts["memory"]["model"] >= 4 * 2_000_000
+    assert sum(layer["quantized"] for layer in facts["layers"]) == 28
+    shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))
+    line = refused("check", tmp_path / "odd", "--scheme", "rtn-w4a16-g128")
+    assert "groups of 128 do not divide the 500 columns" in line
+    given = ("--model", tmp_path / "odd", "--scheme", "rtn-w4a16-g128", "--out", tmp_path / "out")
+    assert line == refused("run", *given)
+    assert not (tmp_path / "out").exists()

@@ -263,9 +263,10 @@ class Loop:
         texts = [self.prompt_of(p) + traces[p.id].text + self.tokenizer.eos_token for p in calibration] if traces else []
         with self.stages.stage(f"{scheme.name}: quantize", 1, "model") as tick:
             begin = time.perf_counter()
-            quantizer.quantize(self.parent, scheme, texts, out)
+            layers = quantizer.quantize(self.parent, scheme, texts, out)
             tick(1)
-        self.dir.note(note, made_by=made_by, seconds=time.perf_counter() - begin, checkpoint=load.checkpoint_digest(out))
+        facts = {"seconds": time.perf_counter() - begin, "checkpoint": load.checkpoint_digest(out), "layers": layers}
+        self.dir.note(note, made_by=made_by, **facts)
 
     def regressions(self, arm: str, problems: Sequence[Problem]) -> list[Problem]:
         """Problems that full precision solves and the arm does not."""

@@ -35,7 +35,7 @@ def check_reload(parent: str, name: str, out) -> None:
     model, tokenizer = run.compress(parent, schemes.parse(name), texts)
     with torch.no_grad():
         before = logits(model, ids)
-        run.save(model, tokenizer, out)
+        run.save(model, tokenizer, out, parent)
         after = logits(load.load_model(str(out)), ids)
         full = logits(load.load_model(parent), ids)
     # Beside a GPU the quantizer leaves its model on the CPU; a last bit's difference is a whole step where activations are rounded.

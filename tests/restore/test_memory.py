@@ -70,7 +70,7 @@ if twice == "True":
     loss.checkpoint_gradients()
 parts = memory.estimate(model, tuned, loss, 128)
 loss.read(load_model(parent))
-kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, loss.head.weight))
+kept = sum(t.numel() * t.element_size() for t in (*loss.targets_NH, *loss.questions_NH, *loss.head.parameters()))
 assert kept == parts["teacher"], (kept, parts)
 gpu = torch.cuda.is_available()
 kb = lambda name: int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stepmend.engines import slots as cache
+from stepmend.models.head import unwrapped
 
 
 @dataclass
@@ -116,7 +117,7 @@ def by_columns(model: Any) -> None:
 
     Values, shapes and memory stay the same. The head stays as it is, for where it is tied the embedding is read from it row by row.
     """
-    head = cache.base_of(model).get_output_embeddings()
+    head = unwrapped(model).get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
             weight = module.weight

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import forward
+from stepmend.models.head import body_of
 
 NAME = "stepmend-slots"
 """The attention function's name in the interface of transformers."""
@@ -156,11 +157,6 @@ def _using(model: Any, slots: Slots) -> Iterator[None]:
         _active.reset(token)
 
 
-def base_of(model: Any) -> Any:
-    """The model inside an adapter's wrapper, or the model."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 @torch.inference_mode()
 def prefill(model: Any, slots: Slots, slot: int, ids: Sequence[int]) -> torch.Tensor:
     """Read a prompt, alone, into a slot; the logits [1, V] of what follows it."""
@@ -178,11 +174,8 @@ def step(model: Any, slots: Slots, tokens: Sequence[int]) -> torch.Tensor:
 
 
 def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor) -> torch.Tensor:
-    base = base_of(model)
     with _using(model, slots):
-        return getattr(base, base.base_model_prefix)(
-            input_ids=ids_BT, position_ids=place_BT, past_key_values=slots, use_cache=True
-        ).last_hidden_state
+        return body_of(model)(input_ids=ids_BT, position_ids=place_BT, past_key_values=slots, use_cache=True).last_hidden_state
 
 
 def supported(model: Any) -> bool:

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from stepmend.models.head import Head, body_of
+
 WIDTH = 16
 """Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
 ALIKE = 0.8
@@ -23,9 +25,7 @@ def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tenso
 
 def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]], **options: Any) -> torch.Tensor:
     """The last hidden states, behind the final norm, at (row, place) pairs: [N, H]. No logits are made."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    body = getattr(base, base.base_model_prefix)
-    hidden_BTH = body(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
+    hidden_BTH = body_of(model)(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
     return hidden_BTH[row_N, place_N]
 
@@ -54,8 +54,7 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
 
 def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
     """Float32 logits [N, V] of last hidden states."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return base.get_output_embeddings()(hidden_NH).float()
+    return Head(model)(hidden_NH)
 
 
 def in_pieces(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:

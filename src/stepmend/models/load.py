@@ -6,6 +6,7 @@ import re
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -195,11 +196,7 @@ def placement(folder: str, dtype: str = "auto") -> tuple[str, Any]:
 
 
 def _parameters(config: Any) -> int:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    return sum(p.numel() for p in skeleton(config).parameters())
 
 
 @cache
@@ -226,10 +223,11 @@ def pretrained(folder: str, **options: Any) -> Any:
     Raises InputError, with a tensor's name, for missing, unexpected and mis-shaped tensors: transformers would fill missing ones with
     random numbers and ignore unexpected ones. Tied weights may be missing.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
+        with plain_linears(config := config_of(folder)):
+            loaded: Any = kind_of(config).from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
+    except InputError:
+        raise
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
         if out_of_memory(error):
             raise
@@ -239,7 +237,92 @@ def pretrained(folder: str, **options: Any) -> Any:
         if names := sorted(map(str, info[kind])):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
+    _settle(model, options.get("dtype"))
     return model
+
+
+def _settle(model: Any, dtype: Any) -> None:
+    """Bring to float32, where that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
+    import torch
+
+    if dtype is torch.float32:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor.data = tensor.data.float()
+
+
+def skeleton(config: Any) -> Any:
+    """The model of a configuration without its numbers, on the meta device. Raises InputError where transformers has no causal one."""
+    import torch
+
+    try:
+        with plain_linears(config), torch.device("meta"):
+            return kind_of(config)._from_config(config)
+    except Exception as error:  # transformers and a checkpoint's own values raise many kinds
+        raise InputError(f"model: no causal model of type {config.model_type!r} can be made ({_first(error)})") from None
+
+
+@contextmanager
+def plain_linears(config: Any) -> Iterator[None]:
+    """Inside, a family's own subclass of ``nn.Linear`` that computes just what ``nn.Linear`` does is ``nn.Linear``.
+
+    llm-compressor would calibrate such a subclass (Falcon's), and compressed-tensors would then save it dense.
+    """
+    import sys
+
+    import torch
+
+    kind = kind_of(config)
+    linear, home = torch.nn.Linear, sys.modules[kind.__module__]
+    common = next(one for one in kind.__mro__ if "_init_weights" in vars(one))
+    initialise = common._init_weights
+    found = {name: value for name, value in vars(home).items() if isinstance(value, type) and issubclass(value, linear)}
+    patched = {name: value for name, value in found.items() if value is not linear and _is_plain(value)}
+
+    def spare(model: Any, module: Any) -> None:
+        try:
+            initialise(model, module)
+        except AttributeError:  # families' own initialising reads weights that compressed layers have not, and which need none
+            if not any(hasattr(one, "quantization_scheme") for one in (module, *module.children())):
+                raise
+
+    for name in patched:
+        setattr(home, name, linear)
+    common._init_weights = spare
+    try:
+        yield
+    finally:
+        common._init_weights = initialise
+        for name, value in patched.items():
+            setattr(home, name, value)
+
+
+def kind_of(config: Any) -> Any:
+    """The class that a configuration's model is of: a causal one, or one that reads images too, of which only the text is used.
+
+    Raises InputError where there is neither.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        kind: Any = auto._model_mapping.get(type(config), None)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(kind, tuple):
+            named = [one for one in kind if one.__name__ in (config.architectures or [])]
+            kind = (named or list(kind))[0]
+        if kind is not None:
+            return kind
+    raise InputError(f"model: {config.model_type} is no causal model; one that continues a text is needed")
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a subclass of ``nn.Linear`` is made as that is, and computes the same; tried on a small one."""
+    import torch
+
+    if kind.__init__ is not torch.nn.Linear.__init__:
+        return False
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
+        layer, states = kind(8, 4), torch.randn(3, 8)
+        return bool(torch.allclose(layer(states), torch.nn.functional.linear(states, layer.weight, layer.bias), atol=1e-6))
 
 
 def load_model(folder: str, dtype: str = "auto") -> Any:

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import os
+import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models import load
+from stepmend.models import check, load
 from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
@@ -21,35 +23,80 @@ from stepmend.rundir import make_folder, write_text
 BATCH = 16
 """Calibration rows that go through the model at once."""
 
+PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
+"""The text on which a checkpoint, loaded anew, is compared with the quantizer's model."""
+NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
+"""How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Dtypes by their names in a safetensors file."""
+EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
+"""The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
+
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every linear layer a scheme applies to, read from the configuration alone (no weights are loaded)."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load.config_of(folder))
-    found = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return {name: widths for name, widths in found.items() if not name.endswith("lm_head")}
+    found = check.layers_of(load.skeleton(load.config_of(folder)))
+    return {layer.name: (layer.rows, layer.columns) for layer in found if layer.quantized}
 
 
-def preflight(folder: str, scheme: schemes.Scheme) -> None:
-    """What can be known before work starts. Raises InputError where the scheme does not suit the checkpoint."""
-    if getattr(load.config_of(folder), "quantization_config", None) is not None:
+def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
+    """What becomes of every layer, before work starts. Raises InputError where the scheme does not suit the checkpoint."""
+    config = load.config_of(folder)
+    if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent")
-    schemes.check_widths(scheme, linear_widths(folder))
+    model = load.skeleton(config)
+    layers = check.layers_of(model)
+    check.refuse(model, scheme, layers)
+    return layers
 
 
-def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> None:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all.
+def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> dict[str, Any]:
+    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all; gives ``check.summary`` of its layers.
 
-    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, or
-    needs texts and there are none.
+    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
+    texts and there are none, leaves a layer in full precision that it is for, or where the checkpoint, loaded anew, is another model.
     """
-    preflight(folder, scheme)
+    layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
         raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts)
-    save(model, tokenizer, out)
+    _check_codes(model, layers, scheme)
+    made_TV = _logits(model, tokenizer)
+    save(model, tokenizer, out, folder)
+    del model
+    load.free()
+    _check_reload(made_TV, out, scheme, any(layer.why == check.EXPERTS for layer in layers))
+    return check.summary(layers)
+
+
+def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Logits [T, V] of the probe text."""
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
+
+
+def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, experts: bool) -> None:
+    """Raises InputError, and keeps nothing, where the checkpoint's logits are not those of the model that the quantizer made."""
+    loaded = load.load_model(str(out))
+    rounded = scheme.activation_bits < 16 or scheme.kv_bits
+    # transformers makes experts dense in the dtype of their scales, which is a 16-bit one.
+    share = NEAR["rounded" if rounded else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
+    error = float((_logits(loaded, load.load_tokenizer(str(out))) - made_TV).abs().max())
+    if not error <= share * float(made_TV.abs().max()):
+        shutil.rmtree(out)
+        raise InputError(
+            f"scheme: {scheme.name}: loaded anew, the checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
+        )
+
+
+def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
+    """Raises InputError where a layer that the scheme is for was left in full precision."""
+    held = {name for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None}
+    for layer in layers:
+        inside = layer.why == check.EXPERTS and any(name.startswith(f"{layer.name}.") for name in held)
+        if layer.quantized and layer.name not in held and not inside:
+            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not take it")
 
 
 def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
@@ -57,24 +104,41 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     from compressed_tensors.offload import remove_dispatch
 
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
-        model, tokenizer = _oneshot(folder, scheme, texts)
+        try:
+            model, tokenizer = _oneshot(folder, scheme, texts)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # llm-compressor and what it traces raise many kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(f"scheme: {scheme.name} cannot be made of this model: llm-compressor says {first}") from error
         remove_dispatch(model)  # else what is rounded below are copies on the GPU
     _round_to_storage(model, folder)
     return model, tokenizer
 
 
-def save(model: Any, tokenizer: Any, out: Path) -> None:
+def save(model: Any, tokenizer: Any, out: Path, parent: str) -> None:
     """Write what ``compress`` made, in the compressed-tensors format and the parent's dtype. The model in memory is compressed too."""
     dtype = model.config.dtype
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    alone = [name for name, module in linear if getattr(module, "quantization_scheme", None) is None]
 
     def fill(part: Path) -> None:
         part = part.resolve()  # what follows changes the working directory
         with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
             model.save_pretrained(part, save_compressed=True)
+        names, kept = _expert_names(model), _parents_dtypes(parent)
         for file in part.glob("*.safetensors"):
-            _store(file, dtype)
+            _store(file, dtype, names, kept)
+        index = part / "model.safetensors.index.json"
+        if index.exists() and names:
+            held = json.loads(index.read_text())
+            held["weight_map"] = {_renamed(name, names): file for name, file in held["weight_map"].items()}
+            write_text(index, json.dumps(held, indent=2) + "\n")
         config = json.loads((part / "config.json").read_text())
-        write_text(part / "config.json", json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        # llm-compressor writes names as they are in the file; transformers looks for those of its modules.
+        config["quantization_config"]["ignore"] = sorted({*config["quantization_config"]["ignore"], *alone})
+        write_text(part / "config.json", json.dumps(config, indent=2) + "\n")
         tokenizer.save_pretrained(part)
         (part / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's own; ours says more
 
@@ -88,7 +152,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
-    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme)}
+    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme, _left_alone(model))}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
         rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
@@ -102,25 +166,66 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     return model, tokenizer
 
 
+def _left_alone(model: Any) -> list[str]:
+    return check.ignored(check.layers_of(model))
+
+
 def _round_to_storage(model: Any, folder: str) -> None:
     """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
 
     The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
     """
     dtype = getattr(load.config_of(folder), "dtype", None) or torch.float32
+    kept = _parents_dtypes(folder)
     quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
     for name, tensor in model.state_dict().items():
         if tensor.dtype.is_floating_point and name not in quantized:
-            tensor.copy_(tensor.to(dtype))
+            tensor.copy_(tensor.to(kept.get(name, dtype)))
     model.config.dtype = dtype
 
 
-def _store(file: Path, dtype: torch.dtype) -> None:
-    """Rewrite the floats of a safetensors file in ``dtype``, which by now holds them exactly."""
+def _store(file: Path, dtype: torch.dtype, names: dict[str, str], kept: dict[str, torch.dtype]) -> None:
+    """Rewrite a safetensors file with each float in its parent's dtype (``kept``), or in ``dtype``; and experts by their family's names."""
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in load_file(file).items()}
+    tensors = {_renamed(name, names): t for name, t in load_file(file).items()}
+    tensors = {name: t.to(kept.get(name, dtype)) if t.dtype == torch.float32 else t for name, t in tensors.items()}
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _parents_dtypes(folder: str) -> dict[str, torch.dtype]:
+    """The dtype of every float tensor in a checkpoint's files, by its name there."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                kind = FLOATS.get(opened.get_slice(name).get_dtype())
+                found |= {name: kind} if kind else {}
+    return found
+
+
+def _expert_names(model: Any) -> dict[str, str]:
+    """What the parts of an expert are called in the family's files, where that is not what llm-compressor calls them (Mixtral: w1)."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    found: dict[str, str] = {}
+    for one in get_checkpoint_conversion_mapping(model.config.get_text_config().model_type) or []:
+        if isinstance(one, WeightConverter) and all("experts" in pattern for pattern in one.source_patterns):
+            own = [pattern.removesuffix(".weight").rpartition(".")[2] for pattern in one.source_patterns]
+            target = one.target_patterns[0] if isinstance(one.target_patterns, list) else one.target_patterns
+            usual = ["gate_proj", "up_proj"] if target.endswith("gate_up_proj") else ["down_proj"] if target.endswith("down_proj") else []
+            if len(usual) == len(own):
+                found |= dict(zip(usual, own, strict=True))
+    return {usual: own for usual, own in found.items() if usual != own}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """A tensor's name with the part of an expert called as in ``names``."""
+    match = EXPERT.fullmatch(name)
+    return f"{match[1]}{names.get(match[2], match[2])}{match[3]}" if match else name
 
 
 @contextmanager

@@ -5,6 +5,7 @@ A name reads ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``; without `
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +101,8 @@ def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
             raise InputError(f"scheme: {scheme.name}: groups of {scheme.group} do not divide the {columns} columns of {name}; {instead}")
 
 
-def recipe_of(scheme: Scheme) -> list[Any]:
-    """The llm-compressor modifiers of a scheme. A KV-cache scheme sits on the same modifier as the weights."""
+def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",)) -> list[Any]:
+    """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -115,7 +116,7 @@ def recipe_of(scheme: Scheme) -> list[Any]:
         inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
     common: dict[str, Any] = {
         "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)},
-        "ignore": ["lm_head"],
+        "ignore": list(left_alone),
     }
     if scheme.kv_bits:
         common["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)  # pyright: ignore

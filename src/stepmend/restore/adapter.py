@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models import load
+from stepmend.models import check, load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
 
@@ -35,10 +35,19 @@ def attach(folder: str, recipe: Restore) -> Any:
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
         further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)
         further.peft_config["default"].base_model_name_or_path = folder
-        return further
-    targets = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
+        return further.eval()  # gradients flow all the same, and nothing is dropped out
+    stack = check.decoder_stack(model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith(f"{stack}.")]
+    targets = [name for name in linear if _takes(model, name)]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    return get_peft_model(model, lora).eval()
+
+
+def _takes(model: Any, name: str) -> bool:
+    """Whether a linear layer takes an adapter: not the output of a state-space layer, whose kernels read the weight past the adapter
+    (PEFT refuses it)."""
+    parent, _, child = name.rpartition(".")
+    return not (child == "out_proj" and hasattr(model.get_submodule(parent), "conv1d"))
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

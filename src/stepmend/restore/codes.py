@@ -6,6 +6,7 @@ Both models' hidden states go through the stack side by side. Within a layer, li
 Tensor names carry their shape: M rows, N columns, T tokens, B texts.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from stepmend.models.forward import collate
+from stepmend.models.head import body_of
 from stepmend.restore.grid import Sums, resolve, smoothing
 from stepmend.restore.scales import ScaleLinear, scales
 
@@ -124,25 +126,34 @@ def decoder_stack(model: Any) -> str:
 
 
 def _entering(model: Any, layers: nn.ModuleList, ids_BT: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """What enters the first decoder layer, [B, T, H], and the further arguments of every one; no layer is computed."""
+    """What enters the first decoder layer, [B, T, H], and the further arguments of every one; only the first layer is computed."""
     arguments: list[dict[str, Any]] = []
     entering: list[torch.Tensor] = []
-
-    def record(hidden: torch.Tensor, **further: Any) -> torch.Tensor:
-        arguments.append(further)
-        entering.append(hidden)
-        return hidden
-
     originals = [layer.forward for layer in layers]
-    base = getattr(model, model.base_model_prefix)
+    first: list[Any] = []
+
+    def record(*given: Any, **further: Any) -> Any:
+        named = dict(zip(_names(layers[len(arguments)]), given, strict=False)) | further
+        hidden = named.pop(_names(layers[len(arguments)])[0])
+        arguments.append(named)
+        entering.append(hidden)
+        if not first:
+            first.append(originals[0](hidden, **named))
+        return (hidden, *first[0][1:]) if isinstance(first[0], tuple) else hidden
+
     for layer in layers:
         layer.forward = record
     try:
-        base(input_ids=ids_BT, use_cache=False)
+        body_of(model)(input_ids=ids_BT, use_cache=False)
     finally:
         for layer, original in zip(layers, originals, strict=True):
             layer.forward = original
     return entering[0], arguments
+
+
+def _names(layer: nn.Module) -> list[str]:
+    """The names of a layer's arguments; hidden states come first."""
+    return [name for name in inspect.signature(type(layer).forward).parameters if name != "self"]
 
 
 def _run(layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:

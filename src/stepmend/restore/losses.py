@@ -19,14 +19,23 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.head import Head
 from stepmend.recipe import Restore
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
 
 READ = 16
 """Texts read at once before training."""
+
+
+def still(module: Any) -> None:
+    """Take away the dropout that a layer's own forward pass does."""
+    for name, value in vars(module).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(module, name, 0.0)
 
 
 class Loss:
@@ -48,7 +57,7 @@ class Loss:
         self.targets_NH: list[torch.Tensor] = []
         self.questions_NH: list[torch.Tensor] = []
         self.head: Any = None
-        self.checkpointing = False
+        self.checkpointing, self.packed = False, True
         if recipe.objective == "dpo":
             rejected = [objectives.rejected_row(tokenizer, bullet, span, recipe.prefix) for bullet in bullets]
             self.pairs = [objectives.pack(row, other) for row, other in zip(self.rows, rejected, strict=True)]
@@ -67,14 +76,18 @@ class Loss:
     def checkpoint_gradients(self) -> None:
         """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
         self.checkpointing = True
-        self.student.train()
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.student.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # what the layer asks for; all that is in it stays as it is, without dropout
+                still(module)
 
     def read(self, teacher: Any) -> None:
         """Read what the full-precision model ``teacher``, or the low-bit one before tuning, says of the texts."""
         if self.recipe.objective == "distill":
             self._read_teacher(teacher)
         if self.recipe.objective == "dpo":
+            self.packed = objectives.packs(self.student, self.pairs, self.pad)
             self.reference_B2 = self.preferences()
 
     def __call__(self, batch: Sequence[int]) -> torch.Tensor:
@@ -97,7 +110,7 @@ class Loss:
 
         def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                teacher_NV = self.head(teacher_NH).float()
+                teacher_NV = self.head(teacher_NH)
             divergence_N = objectives.distill(head_of(self.student, student_NH), teacher_NV)
             return torch.stack([divergence_N, objectives.weights(teacher_NV, self.recipe.weight)], dim=1)
 
@@ -118,7 +131,7 @@ class Loss:
         return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
     def _read_teacher(self, teacher: Any) -> None:
-        self.head = teacher.get_output_embeddings()
+        self.head = Head(teacher)
         with torch.no_grad():
             for begin in range(0, len(self.rows), READ):
                 rows = self.rows[begin : begin + READ]
@@ -132,11 +145,13 @@ class Loss:
         found = []
         with torch.no_grad():
             for begin in range(0, len(self.pairs), READ):
-                found.append(torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad), dim=1))
+                found.append(
+                    torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad, packed=self.packed), dim=1)
+                )
         return torch.cat(found)
 
     def _preference(self, batch: Sequence[int]) -> torch.Tensor:
-        chosen_B, rejected_B = objectives.pairs_of(self.student, [self.pairs[i] for i in batch], self.pad)
+        chosen_B, rejected_B = objectives.pairs_of(self.student, [self.pairs[i] for i in batch], self.pad, packed=self.packed)
         before_B2 = self.reference_B2[list(batch)]
         # DPO alone lowers the chosen text's likelihood as well; the second term keeps it (TRL calls its weight rpo_alpha).
         kept = -chosen_B.sum() / sum(self.targets[i] for i in batch)

@@ -29,7 +29,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths))
     layers = config.num_hidden_layers
     dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.groups > 1)
-    kept = element * (tokens * (layers * (STATES * width + 4 * config.intermediate_size) + _outputs(model)) + 2 * dense)
+    kept = element * (tokens * (layers * (STATES * width + 4 * inner_width(model)) + _outputs(model)) + 2 * dense)
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
     targets += sum(sorted(loss.questions)[-batch_size:])
     return {
@@ -41,10 +41,20 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     }
 
 
+def inner_width(model: Any) -> int:
+    """The width inside the feed-forward part: the configuration's, or where it has none that of the widest layer but the head."""
+    config = model.config.get_text_config()
+    if isinstance(width := getattr(config, "intermediate_size", None), int):
+        return width
+    widths = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    widths += [scaled.centred_MN.shape[0] for scaled in scales.scales(model).values()]
+    return max((width for width in widths if width != config.vocab_size), default=4 * config.hidden_size)
+
+
 def _outputs(model: Any) -> int:
     """Numbers a token that layers keep besides: outputs that one scale a row or an adapter changes, before and after."""
     rows = sum(scaled.change.numel() for scaled in scales.scales(model).values() if scaled.groups == 1)
-    return 2 * (rows + sum(m.base_layer.out_features for m in model.modules() if hasattr(m, "lora_A")))
+    return 2 * (rows + sum(getattr(m.base_layer, "out_features", 0) for m in model.modules() if hasattr(m, "lora_A")))
 
 
 def available(device: torch.device) -> int:

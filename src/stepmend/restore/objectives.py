@@ -18,6 +18,9 @@ from stepmend.records import Bullet
 Span = Literal["step", "prefix", "tail", "whole"]
 Weight = Literal["uniform", "low-entropy", "small-margin"]
 
+SAME = {2: 2e-2, 4: 1e-3, 8: 1e-3}
+"""How far, as a share, a pair's log-probabilities in one row may be from those of each side alone, by the bytes of a number."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -97,12 +100,43 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return [(r, t) for r, row in enumerate(rows) for t in range(row.question - 1)]
 
 
-def pairs_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once."""
+def pairs_of(model: Any, pairs: Sequence[Pair], pad: int, *, packed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once where ``packed``."""
+    sums_of = _sums if packed else _apart
     groups = alike([len(pair.ids) for pair in pairs])
-    sums_B2 = torch.cat([_sums(model, [pairs[i] for i in group], pad) for group in groups])
+    sums_B2 = torch.cat([sums_of(model, [pairs[i] for i in group], pad) for group in groups])
     back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
     return sums_B2[back, 0], sums_B2[back, 1]
+
+
+def packs(model: Any, pairs: Sequence[Pair], pad: int) -> bool:
+    """Whether a model reads both sides of a pair in one row as it reads each alone; tried on the longest pair.
+
+    Recurrent and convolution layers know no mask, and a mask of ours takes the place of a sliding window's.
+    """
+    longest = [max(pairs, key=lambda pair: len(pair.ids))]
+    with torch.no_grad():
+        try:
+            together = torch.stack(pairs_of(model, longest, pad))
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False  # a model that takes no mask of four dimensions, or no positions
+        alone = torch.stack(pairs_of(model, longest, pad, packed=False))
+    return bool((together - alone).abs().max() <= SAME[model.dtype.itemsize] * alone.abs().max().clamp(min=1))
+
+
+def _apart(model: Any, pairs: Sequence[Pair], pad: int) -> torch.Tensor:
+    """Both sums of every pair, [B, 2], each side in a row of its own."""
+    rows, where, tokens, side_of = list[tuple[int, ...]](), list[tuple[int, int]](), list[int](), list[int]()
+    for number, pair in enumerate(pairs):
+        moved = pair.split - pair.shared
+        rows += [pair.ids[: pair.split], pair.ids[: pair.shared] + pair.ids[pair.split :]]
+        for side, targets in enumerate((pair.chosen, pair.rejected)):
+            where += [(2 * number + side, place - moved if side and place >= pair.split else place) for place, _ in targets]
+            tokens += [token for _, token in targets]
+            side_of += [2 * number + side] * len(targets)
+    loss_N = likelihoods(model, states_of(model, rows, where, pad), torch.tensor(tokens, device=model.device))
+    sums = torch.zeros(2 * len(pairs), device=model.device).index_add(0, torch.tensor(side_of, device=model.device), -loss_N)
+    return sums.view(-1, 2)
 
 
 def _sums(model: Any, pairs: Sequence[Pair], pad: int) -> torch.Tensor:

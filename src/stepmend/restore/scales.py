@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -68,20 +69,21 @@ class Stored(nn.Module):
     """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start.
 
     The change is float32; the tensor has the dtype of its start, which is what is computed in. It stays at least ``floor`` times its start.
-    ``rounded`` is False inside ``unrounded``.
+    ``offset`` is what the module adds to the tensor before it is used: the change is relative to their sum. ``rounded`` is False inside
+    ``unrounded``.
     """
 
     rounded = True
 
-    def __init__(self, start: torch.Tensor, storage: torch.dtype, floor: float = -math.inf) -> None:
+    def __init__(self, start: torch.Tensor, storage: torch.dtype, floor: float = -math.inf, offset: float = 0.0) -> None:
         super().__init__()
-        self.storage, self.floor = storage, floor
+        self.storage, self.floor, self.offset = storage, floor, offset
         self.start: torch.Tensor
         self.register_buffer("start", start.detach().clone(), persistent=False)
 
     def exact(self, change: torch.Tensor) -> torch.Tensor:
         """The tensor before it is rounded, in float32 where the change is."""
-        return self.start * (1 + change).clamp(min=self.floor)
+        return self.start * (1 + change).clamp(min=self.floor) + (self.offset * change if self.offset else 0.0)
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
         exact = self.exact(change)
@@ -230,13 +232,29 @@ def attach(folder: str, recipe: Restore) -> Any:
             layer.change.requires_grad_("scales" in recipe.kinds)
             setattr(model.get_submodule(parent), child, layer)
         elif "norms" in recipe.kinds and _is_norm(module):
-            stored, weight = Stored(module.weight, storage), module.get_parameter("weight")
+            weight = module.get_parameter("weight")
+            stored = Stored(weight, storage, offset=offset_of(module))
             weight.data = weight.data.float()  # what is tuned is float32, whatever is computed in
             parametrize.register_parametrization(module, "weight", stored, unsafe=True)
             module.get_parameter("parametrizations.weight.original").requires_grad_(True)
     model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
     del model.ct_decompress_hook
-    return model.train()
+    return model.eval()  # gradients flow all the same, and nothing is dropped out
+
+
+def offset_of(norm: nn.Module) -> float:
+    """What a norm adds to its weight: 1 where it multiplies by (1 + weight), as Gemma's do, else 0. Found by trying."""
+    weight = norm.get_parameter("weight")
+    states = torch.linspace(0.5, 2, weight.numel(), device=weight.device, dtype=weight.dtype)[None, None]
+    biased = {name: torch.zeros_like(p) for name, p in norm.named_parameters() if name == "bias"}
+    values = []
+    for held in (torch.zeros_like(weight), torch.ones_like(weight)):
+        try:
+            values.append(float(functional_call(norm, {**biased, "weight": held}, (states,)).float().abs().mean()))
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return 0.0  # a norm that takes more than hidden states
+    zero, one = values
+    return round(zero / (one - zero), 3) if one > zero else 0.0
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -277,6 +295,33 @@ def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 
+def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    there = _names(folder)
+    same = {name: value for name, value in values.items() if name in there}
+    other = {name: value for name, value in values.items() if name not in there}
+    return same | revert_weight_conversion(model, other) if other else same
+
+
+def untuned(model: Any, folder: Path) -> list[str]:
+    """Layers with codes in the checkpoint's files that are not among those being tuned: experts that transformers holds in one tensor."""
+    tuned = by_file_names(model, {f"{name}.weight_scale": layer.change for name, layer in scales(model).items()}, folder)
+    return sorted(name.removesuffix(".weight_scale") for name in _names(folder) - tuned.keys() if name.endswith(".weight_scale"))
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of all tensors in a checkpoint's files."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= set(opened.keys())
+    return found
+
+
 def export(model: Any, folder: Path, out: Path) -> None:
     """Copy the checkpoint ``folder`` to ``out`` with what was trained in place of its own; every other byte is the same."""
     import shutil
@@ -284,7 +329,7 @@ def export(model: Any, folder: Path, out: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    values = trained(model)
+    values = by_file_names(model, trained(model), folder)
 
     def fill(part: Path) -> None:
         written = 0

@@ -19,7 +19,7 @@ from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, codes, memory, objectives, scales
 from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, Group, Trained, check, direction, put, train
-from stepmend.restore.validation import Solution, Validation, Verdict, range_test, verdict
+from stepmend.restore.validation import Solution, Validation, Verdict, from_to, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
 VERSION = "restore-4"
@@ -127,6 +127,9 @@ class _Work:
         self.kind = adapter if recipe.tune == "lora" else scales
         self.model = self.kind.attach(str(quantized), recipe)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.kinds = sorted({_kind(name, recipe) for name, p in self.model.named_parameters() if p.requires_grad})
+        if recipe.kinds - {"codes"} and not self.kinds:
+            raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters")
         rows = [solution.row(self.tokenizer) for solution in anchors]
         self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows)
         self.batches = Batches(len(self.loss.rows), recipe.batch_size, seed)
@@ -143,6 +146,8 @@ class _Work:
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
+        if self.kind is scales and (left := scales.untuned(self.model, self.quantized)):
+            self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
         teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
         validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
@@ -156,7 +161,7 @@ class _Work:
         _check_head(self.model, self.loss.rows[0])
         trained, tested = Trained(), {}
         if tuned:
-            _preflight(self.backward, self.loss, self.recipe)
+            _preflight(self.backward, self.loss, self.recipe, self.kinds)
             rates, tested = self._rates(rates, validation)
             trained = self._train(rates, validation, tick)
         else:
@@ -206,13 +211,13 @@ class _Work:
             return moved, None
         after = validation.choose(self.model)
         if after >= start:
-            self.say(f"  codes: validation KL {_from_to(start, after)}: not better, so the quantized codes are kept")
+            self.say(f"  codes: validation KL {from_to(start, after)}: not better, so the quantized codes are kept")
             for name, layer in scales.scales(self.model).items():
                 layer.set_codes(before[name][0])
                 layer.set_scale(before[name][1])
                 layer.solved = layer.rescaled = False
             return 0.0, (start, after)
-        self.say(f"  codes: {100 * moved:.1f} % moved; validation KL {_from_to(start, after)}")
+        self.say(f"  codes: {100 * moved:.1f} % moved; validation KL {from_to(start, after)}")
         return moved, (start, after)
 
     def _say_now_and_then(self, text: str) -> None:
@@ -253,18 +258,19 @@ class _Work:
         self, given: dict[str, float] | None, validation: Validation | None
     ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
         """The peak rate of every kind: given, the recipe's, or by a range test; and what the test tried."""
-        kinds = sorted(self.recipe.kinds - {"codes"})
         if given is not None:
             return given, {}
         if not validation or self.recipe.learning_rate or self.recipe.objective != "distill":
-            return dict.fromkeys(kinds, rate_of(self.recipe)), {}
+            return dict.fromkeys(self.kinds, rate_of(self.recipe)), {}
         found, tested, start = dict[str, float](), dict[str, list[tuple[float, float]]](), validation.choose(self.model)
         towards = direction(self.parameters, lambda number: self.backward(self.batches[number]), TRIAL)
-        for kind in kinds:
+        for kind in self.kinds:
             rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, towards, validation))
             if rate is not None:
                 found[kind] = rate
-        said = (f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} not tuned (no rate lowers validation KL)" for kind in kinds)
+        said = (
+            f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} not tuned (no rate lowers validation KL)" for kind in self.kinds
+        )
         self.say(f"  range test: {'; '.join(said)}")
         return found, tested
 
@@ -300,11 +306,11 @@ class _Work:
         if trained.curve:
             at, best = min(trained.curve, key=lambda point: point[1])
             steps = f"{len(trained.losses)} of {self.recipe.steps} steps, state of step {at} kept"
-            self.say(f"  tuning: {steps}; validation KL {_from_to(trained.curve[0][1], best)}")
+            self.say(f"  tuning: {steps}; validation KL {from_to(trained.curve[0][1], best)}")
         if judged and other:
             change = f"change {judged.after - judged.before:+.2g} ({judged.low:+.2g} to {judged.high:+.2g}, 95 %)"
-            self.say(f"  {judged.problems} further held-out problems: KL {_from_to(judged.before, judged.after)}; {change}")
-            self.say(f"  plain prose: KL {_from_to(*other)}")
+            self.say(f"  {judged.problems} further held-out problems: KL {from_to(judged.before, judged.after)}; {change}")
+            self.say(f"  plain prose: KL {from_to(*other)}")
 
     def _export(self, kept: bool) -> tuple[float, float]:
         """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
@@ -313,11 +319,6 @@ class _Work:
             return _compare(self.model, self.out, self.loss.rows[0])
         make_folder(self.out, lambda part: shutil.copytree(self.quantized, part, dirs_exist_ok=True) and None)
         return 0.0, 0.0
-
-
-def _from_to(before: float, after: float) -> str:
-    """Two values in three significant digits."""
-    return f"{before:.3g} before, {after:.3g} after"
 
 
 def _check_head(model: Any, row: objectives.Row) -> None:
@@ -340,7 +341,7 @@ def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say
     say(memory.text(memory.estimate(model, parameters, loss_of, size), free, loss_of.checkpointing))
 
 
-def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore) -> None:
+def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore, kinds: Sequence[str]) -> None:
     """The longest batch that may come, before any step.
 
     Raises InputError where memory, loss or gradient does not do, or a kind of what is tuned would not move.
@@ -350,7 +351,7 @@ def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe
         check(backward(sorted(range(len(lengths)), key=lambda i: lengths[i])[-recipe.batch_size :]))
     except torch.OutOfMemoryError:
         raise InputError("restore: the longest bullets do not fit into memory; lower restore.batch_size, in another --out") from None
-    reached: dict[str, float] = dict.fromkeys(sorted(recipe.kinds - {"codes"}), 0.0)
+    reached: dict[str, float] = dict.fromkeys(kinds, 0.0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             reached[_kind(name, recipe)] += float(parameter.grad.abs().sum())

@@ -15,6 +15,7 @@ import torch
 from stepmend.measure import statistics
 from stepmend.models import chat
 from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.head import Head
 from stepmend.restore import objectives
 
 READ = 16
@@ -40,7 +41,7 @@ class Readings:
     """Full precision's last hidden states at the targets of texts, from which its distributions are made again: no model stands by."""
 
     def __init__(self, teacher: Any, rows: Sequence[objectives.Row], pad: int) -> None:
-        self.rows, self.pad, self.head = list(rows), pad, teacher.get_output_embeddings()
+        self.rows, self.pad, self.head = list(rows), pad, Head(teacher)
         self.states: list[torch.Tensor] = []
         for part in self._parts():
             with torch.no_grad():
@@ -58,7 +59,7 @@ class Readings:
         """Each text's mean KL(full precision || student), and the share of targets where both have the same first token."""
 
         def of(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
-            student_NV, teacher_NV = head_of(student, student_NH), self.head(teacher_NH).float()
+            student_NV, teacher_NV = head_of(student, student_NH), self.head(teacher_NH)
             same_N = (student_NV.argmax(-1) == teacher_NV.argmax(-1)).float()
             return torch.stack([objectives.distill(student_NV, teacher_NV), same_N], dim=1)
 
@@ -162,3 +163,8 @@ def range_test(start: float, attempt: Callable[[float], float]) -> tuple[float |
         elif chosen is not None or value > 1.5 * start:
             break
     return chosen, tried
+
+
+def from_to(before: float, after: float) -> str:
+    """Two values in three significant digits."""
+    return f"{before:.3g} before, {after:.3g} after"

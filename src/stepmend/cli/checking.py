@@ -1,0 +1,67 @@
+"""The verb that says what would be done to a model, and what would not, before any work."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from stepmend.cli.common import app, console, say, silence
+
+TOKENS, BATCH, TEXTS = 400, 8, 900
+"""Tokens of a solution, texts of a step and texts read once that the memory is estimated for: the default recipe on ordinary solutions."""
+GIB = 1 << 30
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
+    scheme: Annotated[list[str] | None, typer.Option(help="A scheme to check the model for; may be given again.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Say what would be quantized and tuned, what left alone and why, and the memory needed. Reads no weights.
+
+    Example: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/]; exit code 2 where a run would be refused
+    """
+    from stepmend.quantize import schemes as table
+    from stepmend.recipe import Recipe
+
+    parsed = [table.parse(name) for name in scheme or Recipe().schemes]
+    silence()
+    from stepmend.models import check as checking
+    from stepmend.models import load
+    from stepmend.quantize import run as quantizer
+
+    folder = load.locate(model)
+    layers, *_ = [quantizer.preflight(folder, one) for one in parsed]
+    load.load_tokenizer(folder)
+    config = load.config_of(folder)
+    made = load.skeleton(config)
+    device, dtype = load.placement(folder)
+    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, getattr(dtype, "itemsize", 2))
+    counts = checking.summary(layers)
+    facts = {
+        "family": config.model_type,
+        "parameters": sum(p.numel() for p in made.parameters()),
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "schemes": [one.name for one in parsed],
+        **counts,
+        "memory": parts,
+    }
+    if as_json:
+        print(json.dumps(facts | {"layers": [vars(layer) for layer in layers]}, indent=2))
+        return
+    screen = console()
+    say(screen, f"{config.model_type}, {facts['parameters'] / 1e6:,.1f} M parameters; {device}, {facts['dtype']}")
+    say(screen, f"quantized: {counts['quantized']} modules, {100 * counts['share quantized']:.1f} % of the numbers in matrices")
+    say(screen, f"codes and scales tuned: {counts['tuned']} modules, {100 * counts['share tuned']:.1f} %")
+    say(screen, "left alone: " + "; ".join(f"{count} ({why})" for why, count in counts["left alone"].items()))
+    detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    say(screen, f"memory of tuning: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
+    say(screen, f"schemes: {', '.join(one.name for one in parsed)}: can be made")
+
+
+def _free() -> int:
+    from stepmend.restore import memory
+
+    return memory.room()
