@@ -164,7 +164,7 @@ def verb(*arguments: str) -> str:
     """One call of the command line, in this process: empty where it did what it was asked, else its last line. Other errors are raised."""
     from stepmend.cli import main
 
-    sys.argv, screen = ["stepmend", *arguments], io.StringIO()
+    sys.argv, screen, code = ["stepmend", *arguments], io.StringIO(), None
     with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(io.StringIO()):
         try:
             main()
