@@ -28,7 +28,8 @@ def on_terminal(width: int, *arguments) -> list[str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     command = [sys.executable, "-m", "stepmend.cli", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as done:
+    known = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # the terminal itself says
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**known, "TERM": "xterm"}) as done:
         os.close(theirs)
         said = b""
         try:
