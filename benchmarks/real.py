@@ -306,7 +306,7 @@ def bench_of(options: argparse.Namespace) -> Bench:
         if name != BUILTIN:  # few texts: a real model on a CPU
             MODELS[name] = replace(MODELS[name], bullets=6, measured=2, curated=100)
         settings = peers.Options(steps=4, solve_tokens=4096, iterations=2)
-        problems, validation, work, results = 8, 8, QUICK, QUICK / "results"
+        problems, validation, work, results = 8, 12, QUICK, QUICK / "results"
     return Bench(name, parent, scheme, benchmark, work.resolve().joinpath(*where), results, problems, validation, settings)
 
 

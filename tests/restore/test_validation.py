@@ -110,6 +110,13 @@ def test_a_state_that_is_not_better_is_not_returned(tiny_llama, low_bit, tmp_pat
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_it_takes_six_problems_to_show_that_a_state_is_better():
+    before, after = [0.3, 0.2, 0.4, 0.3, 0.2, 0.5], [0.1, 0.1, 0.2, 0.2, 0.1, 0.2]
+    assert validation.verdict(before, after).better
+    for count in (1, 5):
+        assert not validation.verdict(before[:count], after[:count]).better
+
+
 def test_codes_that_do_not_help_are_left_as_they_were(tiny_llama, low_bit, tmp_path, monkeypatch):
     values, said = iter([1.0, 2.0]), []
     choose = validation.Validation.choose

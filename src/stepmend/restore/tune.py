@@ -19,7 +19,7 @@ from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, codes, memory, objectives, scales
 from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, Group, Trained, check, direction, put, train
-from stepmend.restore.validation import Solution, Validation, Verdict, from_to, range_test, verdict
+from stepmend.restore.validation import LEAST, Solution, Validation, Verdict, from_to, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
 VERSION = "restore-4"
@@ -311,6 +311,10 @@ class _Work:
             change = f"change {judged.after - judged.before:+.2g} ({judged.low:+.2g} to {judged.high:+.2g}, 95 %)"
             self.say(f"  {judged.problems} further held-out problems: KL {from_to(judged.before, judged.after)}; {change}")
             self.say(f"  plain prose: KL {from_to(*other)}")
+            if judged.problems < LEAST:
+                self.say(
+                    f"  {judged.problems} held-out problems cannot show that it is better: {LEAST} are needed, half of restore.validation"
+                )
 
     def _export(self, kept: bool) -> tuple[float, float]:
         """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""

@@ -20,6 +20,8 @@ from stepmend.restore import objectives
 
 READ = 16
 """Texts read at once."""
+LEAST = 6
+"""Held-out problems that it takes to show that a state is better at 5 %: the signs of five differences are all alike in 1 of 16 cases."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """Whether the interval excludes zero on the side of the restored state."""
-        return self.high < 0
+        """Whether there are enough problems, and the interval excludes zero on the side of the restored state."""
+        return self.problems >= LEAST and self.high < 0
 
 
 class Validation:
