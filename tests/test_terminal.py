@@ -124,7 +124,7 @@ def allocate(kind: str):
     ],
 )
 def test_no_memory_left_is_one_line_that_names_what_to_lower(monkeypatch, capsys, tmp_path, kind, verb, setting):
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: allocate(kind))
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: allocate(kind))
     monkeypatch.setattr(sys, "argv", ["stepmend", *(part.format(tmp=tmp_path) for part in verb)])
     with pytest.raises(SystemExit) as ended:
         main()

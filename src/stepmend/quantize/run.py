@@ -106,9 +106,11 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
         try:
             model, tokenizer = _oneshot(folder, scheme, texts)
-        except (InputError, torch.OutOfMemoryError):
+        except InputError:
             raise
         except Exception as error:  # llm-compressor and what it traces raise many kinds
+            if load.out_of_memory(error):
+                raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise InputError(f"scheme: {scheme.name} cannot be made of this model: llm-compressor says {first}") from error
         remove_dispatch(model)  # else what is rounded below are copies on the GPU
