@@ -1,11 +1,11 @@
 """Every causal family of transformers through every step of the command line, on tiny random checkpoints. Writes docs/results/families.md.
 
 python benchmarks/families.py                          # the families that are promised, then all others; continues where it stopped
-python benchmarks/families.py --only falcon --again    # one family anew, with its steps and, where one fails, the traceback
+python benchmarks/families.py --only falcon --again    # one family again, with its steps, and the traceback of a failure
 
-Each family has two or a few layers of width 64, the built-in reasoners' tokenizer, and forty steps of training on sums, so that it answers
-in steps. It need not be right: a problem's gold answer is what full precision says. So the low-bit model loses problems, bullets are made
-of them, and every stage has work. Each family runs in a process of its own.
+Each model has a few layers of width 64 and the built-in reasoners' tokenizer, and is trained for forty steps on sums, so that it answers
+in steps. It need not be right: full precision's answer is taken as the gold answer. The low-bit model then loses some problems, and these
+become bullets, so every stage has work. Each family runs in a separate process.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PROMISED = words(
     "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 olmo2 granite cohere2 smollm3 glm4 starcoder2 gpt_neox opt falcon gpt2 "
     "mixtral qwen3_moe olmoe deepseek_v3 gpt_oss lfm2 falcon_h1 qwen3_next mamba2 gemma3 qwen2_vl"
 )
-"""Families that work in full or are refused with the reason; all others of transformers' causal mapping come after them."""
+"""Families that must work in full or be refused with a reason. All others of transformers' causal mapping follow them."""
 LIMIT = 300.0
 """Seconds that one family may take."""
 LARGEST = 20_000_000
@@ -79,7 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"layer_types": ["linear_attention", "full_attention"]} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
     "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
 }
-"""What single families need besides, for their numbers to go together."""
+"""Further configuration that single families need to be consistent."""
 
 
 def small(kind: Any, family: str, vocabulary: int) -> Any:
@@ -277,7 +277,7 @@ def keep(found: dict[str, Any]) -> None:
 
 
 def attend(family: str, again: bool) -> dict[str, Any]:
-    """A family in a process of its own, ended when it takes too long; or what was found of it earlier."""
+    """Run a family in a separate process with a time limit, or return its earlier result."""
     file = WORK / f"{family}.json"
     if again or not file.exists():
         file.unlink(missing_ok=True)
@@ -291,7 +291,7 @@ def attend(family: str, again: bool) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-HEAD = """# Families of models
+HEAD = """# Model families
 
 `python benchmarks/families.py` wrote this page. A checkpoint of a few random layers of every type in transformers' causal mapping is taken
 through the command line: `check`, `run` with rounding at 3 bits and GPTQ at 4 (quantize, measure, locate, curate, tune codes, scales and
@@ -328,7 +328,7 @@ def main() -> None:
     """Parse, run what is missing, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="these families alone; the page is not written")
-    parser.add_argument("--again", action="store_true", help="run them anew")
+    parser.add_argument("--again", action="store_true", help="run them again")
     parser.add_argument("--promised", action="store_true", help="no further than the families that are promised")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     given = parser.parse_args()

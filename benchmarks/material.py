@@ -1,7 +1,7 @@
 """Training and held-out data for the arms of benchmarks/real.py.
 
 For Qwen2.5-Coder-0.5B-Instruct in rtn-w4a16-g128 they come from the recorded run (STEPMEND_DATA/real). Every other model and scheme has a
-run directory of its own, which an interrupted benchmark resumes. A model that solves next to nothing has no regressions
+separate run directory, which an interrupted benchmark resumes. A model that solves next to nothing has no regressions
 to curate from: there whole solutions of full precision stand in for bullets.
 """
 

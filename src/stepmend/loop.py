@@ -344,13 +344,8 @@ class Loop:
     def _completer(self) -> faults.Completer | None:
         """The recipe's completer; loaded when first asked for."""
         if self.settings.completer and not self.completer:
-            self.completer = completers.make(
-                self.settings.completer,
-                self.max_new_tokens,
-                self.batch_size,
-                self.placed["dtype"],
-                plain_http=self.settings.plain_http,
-            )
+            spec, plain_http = self.settings.completer, self.settings.plain_http
+            self.completer = completers.make(spec, self.max_new_tokens, self.batch_size, self.placed["dtype"], plain_http=plain_http)
         return self.completer
 
     def locate_alone(self, problems: Sequence[Problem], full: dict[str, Trace]) -> None:

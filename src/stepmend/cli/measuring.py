@@ -75,12 +75,8 @@ def compare(
     filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
     finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
     arm_field: Annotated[str | None, typer.Option(help="Plain tables that hold several arms: the field that names the arm.")] = None,
-    sample_field: Annotated[
-        str | None, typer.Option(help="Plain tables with several samples a problem: the field that numbers them.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(callback=finite, help="Partial scores: from which score on an answer is right.")
-    ] = None,
+    sample_field: Annotated[str | None, typer.Option(help="Plain tables with several samples a problem: their number's field.")] = None,
+    threshold: Annotated[float | None, typer.Option(callback=finite, help="Partial scores: the least that counts as right.")] = None,
     kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
     name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
     margin: Annotated[float, typer.Option(min=0, max=100, help="Points that an arm may lose and still be called not worse.")] = 1.0,

@@ -268,9 +268,8 @@ class _Work:
             rate, tested[kind] = range_test(start, lambda rate, kind=kind: self._attempt(kind, rate, towards, validation))
             if rate is not None:
                 found[kind] = rate
-        said = (
-            f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} not tuned (no rate lowers validation KL)" for kind in self.kinds
-        )
+        worse = "not tuned (no rate lowers validation KL)"
+        said = (f"{kind} at {found[kind]:.2g}" if kind in found else f"{kind} {worse}" for kind in self.kinds)
         self.say(f"  range test: {'; '.join(said)}")
         return found, tested
 
@@ -312,9 +311,7 @@ class _Work:
             self.say(f"  {judged.problems} further held-out problems: KL {from_to(judged.before, judged.after)}; {change}")
             self.say(f"  plain prose: KL {from_to(*other)}")
             if judged.problems < LEAST:
-                self.say(
-                    f"  {judged.problems} held-out problems cannot show that it is better: {LEAST} are needed, half of restore.validation"
-                )
+                self.say(f"  too few held-out problems to show that it is better: {LEAST} are needed, which is half of restore.validation")
 
     def _export(self, kept: bool) -> tuple[float, float]:
         """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
