@@ -7,7 +7,6 @@ Tensor names carry their shape: M rows, N columns, T tokens, B texts.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from stepmend.models import check
 from stepmend.models.forward import collate
 from stepmend.models.head import body_of
 from stepmend.restore.grid import Sums, resolve, smoothing
-from stepmend.restore.scales import ScaleLinear, scales
+from stepmend.restore.scales import ScaleLinear
 
 TOKENS = 4096
 """Tokens that go through a decoder layer at once, padding included."""
@@ -95,7 +95,7 @@ def solve(
     Returns:
         The share of codes that moved. Layers outside of the decoder stack, and those that no token reached, keep their codes.
     """
-    stack = decoder_stack(student)
+    stack = check.decoder_stack(student)
     low_layers, full_layers = student.get_submodule(stack), parent.get_submodule(stack)
     moved = total = 0
     with torch.no_grad():
@@ -117,12 +117,6 @@ def solve(
             moved, total = moved + found[0], total + found[1]
             tick(1)
     return moved / max(total, 1)
-
-
-def decoder_stack(model: Any) -> str:
-    """The name of the module list whose members hold the quantized layers, such as ``model.layers``."""
-    found = [match[1] for name in scales(model) if (match := re.match(r"(.+?)\.\d+\.", name))]
-    return max(set(found), key=found.count)
 
 
 def _entering(model: Any, layers: nn.ModuleList, ids_BT: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
