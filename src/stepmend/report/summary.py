@@ -322,7 +322,7 @@ def beside_full(found: Found, arm: str) -> str:
     """What is shown of an arm's accuracy beside full precision's, in words."""
     outcomes, margin = found.outcomes(arm), found.recipe.measure.margin
     shown = statistics.verdict(statistics.difference(outcomes, found.outcomes("full")), margin)
-    return f"against full precision {statistics.verdict_text(shown, margin)}, n = {len(outcomes)}"
+    return f"compared with full precision: {statistics.verdict_text(shown, margin)}, n = {len(outcomes)}"
 
 
 def kinds_text(tune: str) -> str:
