@@ -26,6 +26,8 @@ SETS: dict[str, frozenset[str]] = {
 }
 """What is left out of the vote."""
 SAMPLES = 8
+JUDGE_TIMEOUT = 600.0
+"""Seconds that a judge has for an answer: some run on a CPU."""
 
 
 def parts(labels: Path, data: Path, models: dict[str, str | None], max_new_tokens: int, out: Path) -> list[str]:
@@ -45,7 +47,7 @@ def parts(labels: Path, data: Path, models: dict[str, str | None], max_new_token
 def judge_section(labels: Path, data: Path, specs: Sequence[str], answers: Path) -> str:
     """LLM judges by ProcessBench's rules, on the labelled steps, told the right answer as in a run."""
     solutions = bench.read(labels, problems=data / "gsm8k")
-    with bench.asking(specs, answers, None, Console()) as locate:
+    with bench.asking(specs, answers, None, Console(), timeout=JUDGE_TIMEOUT) as locate:
         found, notes = locate(solutions)
     named = [(one, step) for one, step in zip(solutions, found, strict=True) if step not in (None, bench.ABSTAINED)]
     exact = sum(step == one.label for one, step in named)

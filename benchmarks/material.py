@@ -72,7 +72,7 @@ class Material:
     Attributes:
         low: The quantized checkpoint.
         bullets: What is taught.
-        anchors: Solutions of both models, of problems that both solve (where bullets are located).
+        anchors: Both models' solutions, right or wrong, of problems without bullets (where bullets are located).
         held_out: Both models' solutions that rates and states are chosen on.
         measured: Both models' solutions on which KL divergence is measured; nothing is chosen on them.
         generic: Whole traces of full precision, chosen by nothing but that they are right (where bullets are located).
@@ -162,27 +162,30 @@ def recorded(model: str, work: Path, validation: int) -> Material:
     full = [solved for solved in run.solved(pool) if run.right("full", solved.problem)]
     both = [solved for solved in full if run.right(scheme, solved.problem)]
     held_out = run.solved(run.train[sizes.curated : sizes.curated + validation])
-    return assembled(low, run.bullets, both, full, held_out, run.solved(run.train[-sizes.measured :]))
+    return assembled(low, run.bullets, run.solved(pool), both, full, held_out, run.solved(run.train[-sizes.measured :]))
 
 
 def assembled(
-    low: Path, bullets: list[Bullet], both: Sequence[Solved], full: Sequence[Solved], held_out: Sequence[Solved], measured: Sequence[Solved]
-) -> Material:
+    low: Path, bullets: list[Bullet], pool: Sequence[Solved], both: Sequence[Solved], full: Sequence[Solved], held_out: Sequence[Solved],
+    measured: Sequence[Solved],
+) -> Material:  # fmt: skip
     """Material of located bullets.
 
     Args:
         low: the quantized checkpoint.
         bullets: the located ones.
-        both: curate problems that both models solve.
-        full: curate problems that full precision solves.
+        pool: all curate problems.
+        both: those that both models solve.
+        full: those that full precision solves.
         held_out: problems that choose.
         measured: problems that measure.
     """
     taken = {bullet.problem for bullet in bullets} | {solved.problem.id for solved in held_out}
-    free, count = [solved for solved in both if solved.problem.id not in taken], round(Restore().anchors * len(bullets))
-    anchors = [solution for solved in free for solution in solutions(solved)][:count]
-    generic = [whole(solved) for solved in shuffled(full, "generic")][: len(bullets) + count]
-    return Material(low, bullets, anchors, _both(held_out), _both(measured), generic, shuffled(free, "solved"))
+    free = [solved for solved in pool if solved.problem.id not in taken]
+    anchors = list(dict.fromkeys(_both(free)))[: Restore().anchors]
+    generic = [whole(solved) for solved in shuffled(full, "generic")]
+    solved = [solved for solved in both if solved.problem.id not in taken]
+    return Material(low, bullets, anchors, _both(held_out), _both(measured), generic, shuffled(solved, "solved"))
 
 
 def _both(found: Iterable[Solved]) -> list[Solution]:
@@ -215,9 +218,10 @@ def of_run(sizes: Model, model: str, scheme: str, benchmark: str, work: Path, va
         right = {arm: loop.outcomes(problems, arm) for arm in ("full", scheme)}
         first = {problem.id for problem in pool[:held]}
         rest = [(solved, *flags) for solved, *flags in zip(found, *right.values(), strict=True) if solved.problem.id not in first]
+        free = [solved for solved, *_ in rest]
         full = [solved for solved, good, _ in rest if good]
         both = [solved for solved, good, low in rest if good and low]
-        return assembled(loop.folder(scheme), bullets, both, full, [one for one in found if one.problem.id in first], measured)
+        return assembled(loop.folder(scheme), bullets, free, both, full, [one for one in found if one.problem.id in first], measured)
 
 
 def _solved(loop: Loop, scheme: str, problems: Sequence[Problem], label: str) -> list[Solved]:

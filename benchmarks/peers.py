@@ -96,7 +96,7 @@ class Arm:
 def ours(task: Task, recipe: Restore, seed: int = 0, bullets: list[Bullet] | None = None) -> dict[str, Any]:
     """The product's restoration, with its range test, validation and acceptance by KL divergence."""
     material = task.material
-    anchors = material.anchors[: round(recipe.anchors * len(material.bullets))]
+    anchors = material.anchors[: recipe.anchors]
     tuned = tune.restore(
         task.parent, material.low, bullets or material.bullets, recipe, task.out, seed=seed, anchors=anchors,
         held_out=material.held_out, say=partial(print, flush=True),
@@ -124,7 +124,7 @@ def random_solved(**changes: Any) -> Make:
     def make(task: Task) -> dict[str, Any]:
         material = task.material
         taught = controls.bullets_of("solved-problems", material.bullets, material.solved, task.recipe, 0)
-        return ours(task, _with(task.recipe, {**changes, "anchors": 0.0}), 0, taught)
+        return ours(task, _with(task.recipe, {**changes, "anchors": 0}), 0, taught)
 
     return make
 
@@ -194,7 +194,7 @@ def at_step(control: str | None) -> Make:
 
     def make(task: Task) -> dict[str, Any]:
         located = task.material.bullets
-        recipe = Restore(tune="scales+norms", span="step", anchors=0.0)
+        recipe = Restore(tune="scales+norms", span="step", anchors=0)
         taught, share = located, 1.0
         if control:
             taught, tokenizer = controls.bullets_of(control, located, [], recipe, 0), load.load_tokenizer(task.parent)
@@ -249,9 +249,9 @@ ARMS: dict[str, Arm] = {
     "ours-solved": Arm(changed(tune="codes+scales", steps=0), "codes and scales solved, nothing tuned"),
     "ours-codes": Arm(changed(tune="codes"), "codes alone solved"),
     "ours-without-codes": Arm(changed(tune="scales+norms"), "scales and norms tuned, no codes"),
-    "ours-bullets-only": Arm(changed(anchors=0.0), "without anchors", located=True),
+    "ours-bullets-only": Arm(changed(anchors=0), "without anchors", located=True),
     "ours-random": Arm(random_solved(), "the same on as many random solved problems", located=True),
-    "solved-bullets-only": Arm(changed(tune="codes+scales", steps=0, anchors=0.0), "without anchors, solved and not tuned", located=True),
+    "solved-bullets-only": Arm(changed(tune="codes+scales", steps=0, anchors=0), "without anchors, solved and not tuned", located=True),
     "solved-random": Arm(random_solved(tune="codes+scales", steps=0), "the same on as many random solved problems", located=True),
     "gptq": Arm(recalibrated(False), "GPTQ, calibrated on 64 of the model's own traces", rounded=True),
     "gptq-same": Arm(recalibrated(True), "GPTQ, calibrated on the texts that our codes are solved on"),

@@ -1,5 +1,6 @@
 """Restoring from the command line: controls, export, and what it refuses. On copies of one small finished run."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from stepmend.loop import Loop
 from stepmend.mend import Mend
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
+from stepmend.progress import Stages
 from stepmend.recipe import Recipe
 from stepmend.report import summary
 from tests.conftest import LOSSY
@@ -117,6 +120,23 @@ def test_a_restoration_that_is_no_better_is_returned_unchanged_and_said(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_anchors_are_both_models_solutions_right_or_wrong_each_once(run_copy):
+    with Loop(Recipe.make(json.loads((run_copy / "recipe.json").read_text())), run_copy, Stages(Console(file=io.StringIO()))) as loop:
+        mend = Mend(loop, LOSSY)
+        bullets, recipe = mend.bullets(LOSSY), loop.recipe.restore
+        anchors = mend.anchors(bullets, recipe)
+        solved = {problem: one for part in mend.rounds(LOSSY) for problem, one in part.items()}
+        right = {arm: loop.outcomes([one.problem for one in solved.values()], arm) for arm in ("full", LOSSY)}
+    used = {anchor.problem for anchor in anchors}
+    assert len(set(anchors)) == len(anchors)
+    assert used == set(solved) - {bullet.problem for bullet in bullets} - {one.problem for one in mend.held_out(LOSSY)}
+    written = {(problem, trace.tokens) for problem, one in solved.items() for trace in (one.full, one.quantized)}
+    assert {(anchor.problem, anchor.tokens) for anchor in anchors} == {pair for pair in written if pair[0] in used}
+    wrong = {problem for problem, *good in zip(solved, *right.values(), strict=True) if not all(good)}
+    assert used & wrong, "only what both models solve is taught"
+    assert mend.anchors(bullets, recipe.model_copy(update={"anchors": 5})) == anchors[:5]
+
+
 def test_equal_tokens_are_measured_only_where_they_differ_from_equal_steps(run_copy, monkeypatch):
     recipe = Recipe.make(json.loads((run_copy / "recipe.json").read_text()))
     with Loop(recipe, run_copy) as loop:

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -127,13 +126,20 @@ class Mend:
                 break
         return found
 
-    def anchors(self, arm: str, bullets: Sequence[Bullet], recipe: Restore) -> list[Solution]:
-        """Solutions of problems that both models solve, taught beside the bullets: as many as the recipe says, both models' of each."""
+    def anchors(self, bullets: Sequence[Bullet], recipe: Restore) -> list[Solution]:
+        """Both models' solutions of curate problems, taught beside the bullets, at most as many as the recipe says.
+
+        Full precision's distributions are taught, not its answers: on a solution that is wrong they are as much to be restored.
+        """
         if recipe.objective != "distill" and "codes" not in recipe.kinds:
             return []
-        taken, count = self._held | {bullet.problem for bullet in bullets}, round(recipe.anchors * len(bullets))
-        found = (solution for solved in self._both_solved() if solved.problem.id not in taken for solution in solutions(solved))
-        return list(islice(found, count))
+        taken, found = self._held | {bullet.problem for bullet in bullets}, dict[Solution, None]()
+        for part in self.rounds(self.scheme) if recipe.anchors else ():
+            free = [solved for problem, solved in part.items() if problem not in taken]
+            found |= dict.fromkeys(solution for solved in free for solution in solutions(solved))
+            if len(found) >= recipe.anchors:
+                break
+        return list(found)[: recipe.anchors]
 
     def restore(
         self, base: str, arm: str, bullets: Sequence[Bullet], recipe: Restore, seed: int, held_out: Sequence[Solution] = (),
@@ -141,7 +147,7 @@ class Mend:
     ) -> None:  # fmt: skip
         """The checkpoint of ``arm``: that of ``base``, restored on bullets; without ``held_out`` at the rates given, and in any case."""
         loop, out, note = self.loop, self.loop.folder(arm), f"restore-{arm}"
-        anchors = self.anchors(base, bullets, recipe)
+        anchors = self.anchors(bullets, recipe)
         texts = [(one.problem, one.tokens) for one in (*anchors, *held_out)]
         of = loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), rates, seed, [b.model_dump() for b in bullets], texts
         made_by = digest("restore", tune.VERSION, *of)
@@ -217,10 +223,13 @@ class Mend:
         loop.dir.note(note, made_by=made_by, **changes)
 
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget], test: Sequence[Problem]) -> None:
-        """Tune and measure located bullets under every seed, and every control under every seed and budget."""
+        """Tune and measure located bullets under every seed, and every control under every seed and budget.
+
+        All are taught without anchors, which would be the same texts for each and most of what it is taught.
+        """
         recipe, bullets = self.loop.recipe.restore, self.bullets(self.scheme)
         facts = self.loop.dir.notes().get(f"restore-{self.scheme}+restored", {})
-        recipe = recipe.model_copy(update={"validation": 0, "steps": len(facts.get("losses", [])) or recipe.steps})
+        recipe = recipe.model_copy(update={"validation": 0, "anchors": 0, "steps": len(facts.get("losses", [])) or recipe.steps})
         target = tune.tokens_of(self.loop.tokenizer, bullets, recipe)
         for seed in range(seeds):
             self._control("located", "steps", recipe, lambda seed: bullets, seed, test)

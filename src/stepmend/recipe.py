@@ -167,8 +167,8 @@ class Restore(Part):
     )
     batch_size: int = Field(default=8, ge=1, description="texts a step")
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default: found by a range test")
-    anchors: float = Field(
-        default=2.0, ge=0, le=100, description="distill: solutions of both models taught beside the bullets, for each bullet"
+    anchors: int = Field(
+        default=1600, ge=0, description="distill: solutions that both models wrote, right or wrong, taught beside the bullets, at most"
     )
     validation: int = Field(
         default=48, ge=0, description="curate problems held out to choose the rate and the state, and to accept it; 0: none"

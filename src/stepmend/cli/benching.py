@@ -40,6 +40,7 @@ def bench_locate(
     save: Annotated[Path | None, typer.Option(help="Write the reliabilities that these labels give; for locate.reliabilities.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
+    judge_timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Seconds that a judge has for an answer.")] = 60,
     plain_http: Annotated[
         bool, typer.Option("--plain-http", help="Ask judges and completers on other machines by plain http, too.")
     ] = False,
@@ -68,7 +69,8 @@ def bench_locate(
     solutions = benches.read(data, limit, problems)
     screen = console(stderr=as_json)
     if by_labelled_steps:
-        with benches.asking(judge or [], answers, judge_budget, screen, shown=not hide_answer, plain_http=plain_http) as locate:
+        how: dict[str, Any] = {"shown": not hide_answer, "plain_http": plain_http, "timeout": judge_timeout}
+        with benches.asking(judge or [], answers, judge_budget, screen, **how) as locate:
             found, notes = locate(solutions)
         figures: dict[str, Any] = benches.figures(solutions, found)
         figures |= {"judges_see_answer": not hide_answer} if judge else {}
@@ -76,7 +78,8 @@ def bench_locate(
         return
     locators = _asked(locator, {"model": model, "quantized": quantized})
     settings = {"locators": locators, "samples": samples, "threshold": threshold, "completer": completer}
-    settings |= {"judges": judge or (), "judge_budget": judge_budget, "judges_see_answer": not hide_answer, "plain_http": plain_http}
+    settings |= {"judges": judge or (), "judge_budget": judge_budget, "judge_timeout": judge_timeout}
+    settings |= {"judges_see_answer": not hide_answer, "plain_http": plain_http}
     _own(solutions, locator, settings, screen, out, save, reliabilities, model, quantized, max_new_tokens, slots, as_json=as_json)
 
 

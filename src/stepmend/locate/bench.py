@@ -128,11 +128,13 @@ Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
 
 @contextmanager
 def asking(
-    specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True, plain_http: bool = False
-) -> Iterator[Locate]:
+    specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True, plain_http: bool = False,
+    timeout: float = 60,
+) -> Iterator[Locate]:  # fmt: skip
     """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
 
-    ``shown`` says whether judges are told the right answer, where it is known, as in a run. Raises InputError as the judges do.
+    ``shown`` says whether judges are told the right answer, where it is known, as in a run; an answer has ``timeout`` seconds.
+    Raises InputError as the judges do.
     """
     if not specs:
         yield lambda solutions: ([first_false(s.steps, s.problem) for s in solutions], [])
@@ -143,7 +145,7 @@ def asking(
     from stepmend.progress import Stages
 
     with appending(answers) as stream:
-        panel = Panel(named, lambda judgement: append_lines(stream, [judgement]), known, budget=budget)
+        panel = Panel(named, lambda judgement: append_lines(stream, [judgement]), known, budget=budget, timeout=timeout)
 
         def locate(solutions: Sequence[Solution]) -> tuple[list[int | None], list[str]]:
             with Stages(console).stage("ask the judges", len(solutions) * len(named), "answers") as tick:

@@ -21,7 +21,7 @@ OPEN = ("failed: ", "not asked: ")
 """How the evidence of votes begins that stand for no answer."""
 TAKEN = frozenset({"equations", "rescue", "margins", "reference", "solution", LOCATOR})
 """The other locators' names, which no judge can have."""
-SPEC = re.compile(r"(?P<name>[A-Za-z0-9_-]+)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
+SPEC = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
 LABEL = r"[A-Za-z0-9_-]{1,63}"
 URL = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(/[^?#]*)?", re.IGNORECASE)
 
@@ -116,10 +116,10 @@ def parse(spec: str, what: str = "judge") -> Judge:
     """A judge, or ``what`` else, from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: a key may be in it."""
     match = SPEC.fullmatch(spec)
     if not match:
-        begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
+        begin = re.split(r"[^A-Za-z0-9_.-]", spec)[0][:40]
         raise InputError(
             f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
-            "(NAME: letters, digits, - and _; no blanks anywhere)"
+            "(NAME: letters, digits, '.', '-' and '_'; no blanks anywhere)"
         )
     name, model, url = match["name"], match["model"], match["url"]
     if name.lower() in TAKEN:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from stepmend.restore.graphs import Recorded
 from stepmend.restore.scales import ScaleLinear
 
 DAMP = 0.1
@@ -120,9 +121,36 @@ def smoothing(weight_MN: torch.Tensor, low_MN: torch.Tensor) -> tuple[torch.Tens
     return row_M, column_N
 
 
+@Recorded
+def round_block(
+    left_KM: torch.Tensor, scale_KM: torch.Tensor, zero_KM: torch.Tensor, upper_KK: torch.Tensor, *, low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GPTQ within a block of columns: their codes, and their errors over the diagonal of ``upper_KK``, both [K, M]."""
+    left_KM, codes_KM, errors_KM = left_KM.clone(), torch.empty_like(left_KM), torch.empty_like(left_KM)
+    for j in range(len(left_KM)):
+        code_M = codes_KM[j] = (left_KM[j] / scale_KM[j] + zero_KM[j]).round_().clamp_(low, high)
+        errors_KM[j] = (left_KM[j] - (code_M - zero_KM[j]) * scale_KM[j]) / upper_KK[j, j]
+        left_KM[j + 1 :].addr_(upper_KK[j, j + 1 :], errors_KM[j], alpha=-1)
+    return codes_KM, errors_KM
+
+
+@Recorded
+def descend_block(
+    slope_KM: torch.Tensor, codes_KM: torch.Tensor, scale_KM: torch.Tensor, hessian_KK: torch.Tensor, *, low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinate descent within a block of columns: their codes, and by how much their values moved, both [K, M]."""
+    slope_KM, codes_KM, moved_KM = slope_KM.clone(), codes_KM.clone(), torch.empty_like(codes_KM)
+    for j in range(len(slope_KM)):
+        code_M = (codes_KM[j] + slope_KM[j] / hessian_KK[j, j] / scale_KM[j]).round_().clamp_(low, high)
+        moved_KM[j] = (code_M - codes_KM[j]) * scale_KM[j]
+        codes_KM[j] = code_M
+        slope_KM.addr_(hessian_KK[j], moved_KM[j], alpha=-1)
+    return codes_KM, moved_KM
+
+
 def gptq(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Codes by error-compensating rounding (2210.17323), columns of large inputs first: float32 [M, N]."""
-    rows, columns = weight_MN.shape
+    columns = weight_MN.shape[1]
     order_N = hessian_NN.diagonal().argsort(descending=True)
     inverse_NN = torch.cholesky_inverse(torch.linalg.cholesky(hessian_NN[order_N][:, order_N]))
     upper_NN = torch.linalg.cholesky(inverse_NN, upper=True)
@@ -130,13 +158,11 @@ def gptq(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid) -> torch
     left_NM, scale_NM, zero_NM = (tensor[:, order_N].T.contiguous() for tensor in (weight_MN, grid.code_scales, grid.code_zeros))
     codes_NM = torch.empty_like(left_NM)
     for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        errors_KM = left_NM.new_empty(end - start, rows)
-        for j in range(start, end):
-            code_M = codes_NM[j] = (left_NM[j] / scale_NM[j] + zero_NM[j]).round_().clamp_(grid.low, grid.high)
-            errors_KM[j - start] = (left_NM[j] - (code_M - zero_NM[j]) * scale_NM[j]) / upper_NN[j, j]
-            left_NM[j + 1 : end].addr_(upper_NN[j, j + 1 : end], errors_KM[j - start], alpha=-1)
-        left_NM[end:] -= upper_NN[start:end, end:].T @ errors_KM
+        block = slice(start, start + BLOCK)
+        codes_NM[block], errors_KM = round_block(
+            left_NM[block], scale_NM[block], zero_NM[block], upper_NN[block, block], low=grid.low, high=grid.high
+        )
+        left_NM[block.stop :] -= upper_NN[block, block.stop :].T @ errors_KM
     codes_MN = torch.empty_like(weight_MN)
     codes_MN[:, order_N] = codes_NM.T
     return codes_MN
@@ -148,14 +174,11 @@ def descend(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, grid: Grid, codes
     slope_NM = hessian_NN @ (weight_MN - grid.dequantize(codes_MN)).T
     codes_NM, scale_NM = codes_MN.T.contiguous(), grid.code_scales.T.contiguous()
     for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        block_KM, moved_KM = slope_NM[start:end].clone(), torch.empty_like(slope_NM[start:end])
-        for j in range(start, end):
-            code_M = (codes_NM[j] + block_KM[j - start] / hessian_NN[j, j] / scale_NM[j]).round_().clamp_(grid.low, grid.high)
-            moved_KM[j - start] = (code_M - codes_NM[j]) * scale_NM[j]
-            codes_NM[j] = code_M
-            block_KM.addr_(hessian_NN[j, start:end], moved_KM[j - start], alpha=-1)
-        slope_NM -= hessian_NN[:, start:end] @ moved_KM
+        block = slice(start, start + BLOCK)
+        codes_NM[block], moved_KM = descend_block(
+            slope_NM[block], codes_NM[block], scale_NM[block], hessian_NN[block, block], low=grid.low, high=grid.high
+        )
+        slope_NM -= hessian_NN[:, block] @ moved_KM
     return codes_NM.T.contiguous()
 
 

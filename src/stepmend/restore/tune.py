@@ -22,7 +22,7 @@ from stepmend.restore.training import Batches, Group, Trained, check, direction,
 from stepmend.restore.validation import LEAST, Solution, Validation, Verdict, from_to, range_test, verdict
 from stepmend.rundir import make_folder, replace
 
-VERSION = "restore-4"
+VERSION = "restore-5"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 """Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
@@ -131,7 +131,8 @@ class _Work:
         if recipe.kinds - {"codes"} and not self.kinds:
             raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters")
         rows = [solution.row(self.tokenizer) for solution in anchors]
-        self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows)
+        seen = max(0, recipe.steps * recipe.batch_size - len(bullets))  # further texts would be read by full precision in vain
+        self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows[:seen])
         self.batches = Batches(len(self.loss.rows), recipe.batch_size, seed)
         self.texts = self._texts(bullets, rows)
         self.held_out = held_out
