@@ -135,6 +135,19 @@ def test_the_damping_helps_where_tokens_are_few_and_costs_little_where_they_are_
     assert left(400, grids.DAMP) < 1.15 * left(400, 0.01)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_kernels_lower_the_sum_as_unrecorded_ones_do():
+    for seed in range(3):  # recorded, then replayed on other values
+        weight_MN, hessian_NN, grid = problem(columns=200, seed=seed)
+        there = grids.Grid(grid.scale_MG.cuda(), grid.zero_MG.cuda(), grid.low, grid.high, grid.columns)
+        found = []
+        for weight, hessian, of in ((weight_MN, hessian_NN, grid), (weight_MN.cuda(), hessian_NN.cuda(), there)):
+            codes_MN = grids.gptq(weight, grids.damped(hessian), of)
+            codes_MN = grids.descend(weight, grids.damped(hessian), of, codes_MN)
+            found.append(grids.error(weight, hessian, of.dequantize(codes_MN)))
+        assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
 def test_texts_of_one_question_are_in_one_half():
     texts = [codes.Text((1, 2, 5), question=2), codes.Text((1, 3, 5), question=2), codes.Text((1, 2, 6, 7), question=2)]
     assert codes.halves(texts) == [0, 1, 0]
