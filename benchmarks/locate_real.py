@@ -4,6 +4,7 @@ The vote's rates are cross-validated by problem. The rules behind the locators a
 sight, so their own figures are in-sample, and the page says so.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def judge_section(labels: Path, data: Path, specs: Sequence[str], answers: Path)
     exact = sum(step == one.label for one, step in named)
     also = sum(step == one.label or step in one.also for one, step in named)
     faulty = sum(one.label is not None for one in solutions)
-    who = ", ".join(spec.partition("@")[0] for spec in specs)
+    who = ", ".join(spec.partition("=")[0] for spec in specs)
     shares = share(len(named), len(solutions)), share(exact, len(named)), share(also, len(named)), share(exact, faulty)
     lines = [
         "## A judge", "",
@@ -62,6 +63,10 @@ def judge_section(labels: Path, data: Path, specs: Sequence[str], answers: Path)
         "| judge | names a step | of those exact | of those defensible | exact of all faulty |", "|---|---|---|---|---|",
         f"| {who} | {' | '.join(shares)} |", "",
     ]  # fmt: skip
+    asked = {spec.partition("=")[0] for spec in specs}
+    tokens = [one.tokens or 0 for one in bench.kept(answers) if one.judge in asked]
+    notes = [re.sub("; [0-9,]+ tokens", "", note) for note in notes]  # those of the last call alone
+    notes.append(f"{sum(tokens):,} tokens were read and written for {len(tokens)} answers")
     return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
 
 

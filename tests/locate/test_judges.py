@@ -18,6 +18,7 @@ def verdict(step: int | None, error_class=None, outcome: str | None = None, reas
 def test_a_spec_is_a_name_a_model_and_an_address():
     assert judges.parse("a-B_1=gpt-5@https://api.openai.com/v1/") == Judge("a-B_1", "gpt-5", "https://api.openai.com/v1")
     assert judges.parse("q=org/model:free@main=2@http://[::1]:8000/v1") == Judge("q", "org/model:free@main=2", "http://[::1]:8000/v1")
+    assert judges.parse("qwen2.5-1.5b=m@http://h").name == "qwen2.5-1.5b"
     assert judges.parse("q=@cf/meta/llama@http://h.example") == Judge("q", "@cf/meta/llama", "http://h.example")
 
 

@@ -309,7 +309,7 @@ def test_the_budget_ends_it_cleanly_and_kept_answers_cost_nothing():
 
 
 def test_keys_come_from_the_environment_and_go_nowhere_but_to_the_judge(monkeypatch, caplog):
-    monkeypatch.setenv("STEPMEND_JUDGE_KEY_MY_JUDGE", f" {SECRET}\n")
+    monkeypatch.setenv("STEPMEND_JUDGE_KEY_MY_JUDGE_1_5B", f" {SECRET}\n")
     monkeypatch.setenv("OPENAI_API_KEY", "other-key-of-all")
     kept: list[Judgement] = []
 
@@ -318,7 +318,7 @@ def test_keys_come_from_the_environment_and_go_nowhere_but_to_the_judge(monkeypa
         return [completion(said(1, reason=f"I was told {key}")), refusal(400, f"bad: {key}"), completion(key)][number_of(request)]
 
     with caplog.at_level("DEBUG"), ScriptedServer(script) as server:
-        panel = Panel([Judge("my-judge", "m", server.url), Judge("b", "n", server.url)], kept.append)
+        panel = Panel([Judge("my-judge-1.5b", "m", server.url), Judge("b", "n", server.url)], kept.append)
         rows = panel.ask([question(i) for i in range(3)])
     sent = {(request.model, request.headers["authorization"]) for request in server.requests}
     assert sent == {("m", f"Bearer {SECRET}"), ("n", "Bearer other-key-of-all")}

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from stepmend.engines.base import Completion
-from stepmend.engines.servers import Servers, UnfinishedError
+from stepmend.engines.servers import Servers, UnfinishedError, key_variable
 from stepmend.models import chat
 from stepmend.records import InputError, digest
 
@@ -90,8 +90,7 @@ class ServerEngine:
                 pool.shutdown(cancel_futures=True)
 
     def _key(self) -> str:
-        variable = "STEPMEND_JUDGE_KEY_" + self.name.upper().replace("-", "_")
-        return os.environ.get(variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+        return os.environ.get(key_variable(self.name), "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
 
     def _complete(self, servers: Servers, client: Any, text: str, temperature: float, seed: int) -> Completion:
         asked = {"model": self.model, "prompt": text, "max_tokens": self.max_new_tokens, "temperature": temperature, "seed": seed}

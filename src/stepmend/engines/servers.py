@@ -5,6 +5,7 @@ thread.
 """
 
 import asyncio
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,11 @@ LARGEST = 8 << 20
 """Bytes of one answer."""
 GRACE = 1.0
 """Seconds that answers under way have when the work is interrupted."""
+
+
+def key_variable(name: str) -> str:
+    """The environment variable that a server's key is read from, by the name the user gave it; ``-`` and ``.`` become ``_``."""
+    return "STEPMEND_JUDGE_KEY_" + re.sub("[.-]", "_", name.upper())
 
 
 class UnfinishedError(ValueError):

@@ -116,7 +116,7 @@ def parse(spec: str, what: str = "judge") -> Judge:
     """A judge, or ``what`` else, from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: a key may be in it."""
     match = SPEC.fullmatch(spec)
     if not match:
-        begin = re.split(r"[^A-Za-z0-9_.-]", spec)[0][:40]
+        begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
         raise InputError(
             f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
             "(NAME: letters, digits, '.', '-' and '_'; no blanks anywhere)"

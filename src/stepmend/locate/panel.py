@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from stepmend.engines.servers import Servers, UnfinishedError
+from stepmend.engines.servers import Servers, UnfinishedError, key_variable
 from stepmend.locate.judges import FORMAT, PROMPT, Judge, Question, Verdict, line, messages, read
 from stepmend.progress import Tick, silent
 from stepmend.records import InputError, Judgement, digest
@@ -51,7 +51,7 @@ class _Seat:
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
-        self.variable = "STEPMEND_JUDGE_KEY_" + judge.name.upper().replace("-", "_")
+        self.variable = key_variable(judge.name)
         self.key = os.environ.get(self.variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         if not (self.key.isascii() and self.key.isprintable()):
             raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY has characters that no key has")
