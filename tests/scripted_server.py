@@ -31,7 +31,8 @@ class Request:
 class Reply:
     """What the server does: send ``body`` after ``delay`` seconds, or, with ``hang``, nothing until it is closed.
 
-    With ``drip`` it sends a byte that often, in seconds, of its ``body`` or of its ``headers``, until it is closed.
+    With ``drip`` it sends a byte that often, in seconds, of its ``body``, of its ``headers`` or of the ``status`` line, until it is
+    closed; as ``interim`` it sends that often an answer that says that the real one will follow.
     """
 
     body: str = ""
@@ -40,7 +41,7 @@ class Reply:
     delay: float = 0
     hang: bool = False
     drip: float = 0
-    drips: Literal["body", "headers"] = "body"
+    drips: Literal["body", "headers", "status", "interim"] = "body"
 
 
 def completion(content: str | None, tokens: int | None = 100, **more: Any) -> Reply:
@@ -127,10 +128,12 @@ class ScriptedServer:
 
             def _drip(self, reply: Reply) -> None:
                 begin = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-                self.wfile.write(begin + (b"\r\n" if reply.drips == "body" else b"X-Slow: "))
+                first = {"body": begin + b"\r\n", "headers": begin + b"X-Slow: ", "status": b"HTTP/1.1 200 O", "interim": b""}
+                part = b"HTTP/1.1 100 Continue\r\n\r\n" if reply.drips == "interim" else b" "
+                self.wfile.write(first[reply.drips])
                 while not server._closing.wait(reply.drip):
                     try:
-                        self.wfile.write(b" ")
+                        self.wfile.write(part)
                     except OSError:
                         return
 

@@ -55,6 +55,67 @@ def test_malformed_yaml_names_its_line(tmp_path, text, line):
         Recipe.from_yaml(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        *[(f"quick: {word}", "quick", word.lower() in ("yes", "on", "y", "true")) for word in ("no", "off", "n", "NO", "Off", "yes", "on")],
+        *[(f"model: {word}", "model", word) for word in ("no", "off", "y", "on", "=", "12:30:45", "2026-01-01", "1.2.3")],
+        ("restore: {learning_rate: 1e-3}", "restore.learning_rate", 0.001),
+        ("restore: {learning_rate: 2E-4}", "restore.learning_rate", 0.0002),
+        ("restore: {features: .5}", "restore.features", 0.5),
+        ("restore: {steps: 1e3}", "restore.steps", 1000),
+        ("restore: {steps: 1_000}", "restore.steps", 1000),
+        ("seed: 0o10", "seed", 8),
+        ("seed: 0x10", "seed", 16),
+        ("seed: '010'", "seed", 10),
+        ("seed: +3", "seed", 3),
+        ("measure: {problems: ~}", "measure.problems", None),
+        ("measure: {problems: }", "measure.problems", None),
+    ],
+)
+def test_values_are_read_as_they_are_meant(tmp_path, text, key, value):
+    """YAML 1.1 takes no and off for false, 1e-3 for text, 0o10 for text, 12:30:45 for 45,045 and a date for a date."""
+    (tmp_path / "recipe.yaml").write_text(text)
+    read = Recipe.make(Recipe.from_yaml(tmp_path / "recipe.yaml"))
+    for name in key.split("."):
+        read = getattr(read, name)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: 12:30:45", "recipe: seed = '12:30:45': input should be a valid integer"),
+        ("seed: yes", "recipe: seed = 'yes'"),
+        ("seed: true", "recipe: seed = True: value error, true and false are no values of this key"),
+        ("measure: {margin: false}", "recipe: measure.margin = False"),
+        ("restore: {steps: true}", "recipe: restore.steps = True"),
+        ("seed: 0b11", "recipe: seed = '0b11'"),
+        ("seed: 010", "line 1: not valid YAML (010: a number that begins with 0 may be meant as octal"),
+        ("model: a\nseed: -08", "line 2: not valid YAML (-08: a number that begins with 0"),
+        ("model: a\nseed: 1\nseed: 2", "line 3: not valid YAML (key 'seed' is there twice)"),
+        ("restore:\n  steps: 1\n  steps: 2", "line 3: not valid YAML (key 'steps' is there twice)"),
+        ("<<: {seed: 3}", "recipe: unknown key <<"),
+        ("no: 3", "recipe: unknown key no"),
+        ("measure: {problems: 2026-01-01}", "recipe: measure.problems = '2026-01-01'"),
+        ("seed: !!int 12:30", "a value that YAML cannot read"),
+    ],
+)
+def test_values_of_two_meanings_are_refused(tmp_path, text, line):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        Recipe.make(Recipe.from_yaml(tmp_path / "recipe.yaml"))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_assignments_are_read_as_a_file_is():
+    made = Recipe.make(override({}, ["restore.learning_rate=1e-3", "model=no", "quick=off", "seed=0o10", "data=12:30:45"]))
+    assert (made.restore.learning_rate, made.model, made.quick, made.seed, made.data) == (0.001, "no", False, 8, "12:30:45")
+    with pytest.raises(InputError, match=r"--set seed=010: the value is not valid YAML .010: a number that begins with 0"):
+        override({}, ["seed=010"])
+
+
 def test_a_missing_recipe_and_a_bad_assignment_are_said(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         Recipe.from_yaml(tmp_path / "none.yaml")

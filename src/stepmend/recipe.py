@@ -1,11 +1,12 @@
 """Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from stepmend import inputs
 from stepmend.records import InputError
@@ -22,18 +23,63 @@ LONGEST = 1 << 18
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML without aliases: ten lines of them can stand for gigabytes, and no recipe needs any."""
+    """YAML 1.2's core schema: ``no`` and ``12:30`` are text, ``1e-3`` is a number, ``0o10`` is 8. No key is there twice.
+
+    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that begins
+    with 0 is refused: YAML 1.1 reads ``010`` as 8, and YAML 1.2 as 10.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Without merging; called for every mapping before its keys are read."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value[:40]!r} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+
+    def integer(self, node: yaml.ScalarNode) -> int:
+        """A decimal number, or one with ``0o`` or ``0x`` in front."""
+        text = str(node.value).lower()
+        if DOUBTFUL.fullmatch(text):
+            said = f"{text[:40]}: a number that begins with 0 may be meant as octal; write it without, or as 0o…, or text in quotes"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def real(self, node: yaml.ScalarNode) -> float:
+        """A number with a point or an exponent, ``.inf`` and ``.nan``."""
+        text = str(node.value).lower()
+        return float(text.replace(".", "") if text.endswith(("inf", "nan")) else text)
+
+
+_Plain.yaml_implicit_resolvers = {}
+DOUBTFUL = re.compile(r"[-+]?0[0-9]+")
+for _tag, _pattern, _begin in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+):
+    _Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), list(_begin))
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.integer)
+_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.real)
+
 
 class Part(BaseModel):
     """Base of a recipe's parts: immutable, strict about keys it does not know, every number finite and bounded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no values of this key")
+        return value
 
     @field_validator("*")
     @classmethod
@@ -294,8 +340,9 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment}: key=value is needed, as in --set restore.steps=100")
         try:
             value = yaml.load(text, _Plain)
-        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise InputError(f"--set {assignment}: the value is not valid YAML") from None
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            why = f" ({problem})" if (problem := getattr(error, "problem", None)) else ""
+            raise InputError(f"--set {assignment}: the value is not valid YAML{why}") from None
         *path, last = key.split(".")
         part: dict[str, Any] = {last: value}
         for name in reversed(path):

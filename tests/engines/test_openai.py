@@ -95,6 +95,18 @@ def test_a_server_that_drips_and_one_that_redirects_are_one_line(engine):
         assert other.requests == []
 
 
+@pytest.mark.parametrize("drips", ["status", "headers", "interim"])
+@pytest.mark.parametrize("each", [1.0, 0.05])
+def test_what_comes_before_an_answer_has_the_same_deadline(engine, drips, each):
+    """A byte a second would last for hours, and no pause is ever long; the client's own repetitions are within the deadline."""
+    with ScriptedServer(lambda request: Reply(drip=each, drips=drips)) as server:
+        begin = time.perf_counter()
+        with pytest.raises(InputError, match=r"completer big: no answer within 1\.5 s"):
+            list(engine(server, timeout=1.5).stream(["a"]))
+        assert time.perf_counter() - begin < 4
+        assert len(server.requests) == 1
+
+
 def test_an_answer_is_bounded(engine, monkeypatch):
     monkeypatch.setattr(servers, "LARGEST", 1 << 20)
     with ScriptedServer(lambda request: written("x" * (1 << 20))) as server, pytest.raises(InputError, match="larger than"):

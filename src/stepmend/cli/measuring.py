@@ -113,7 +113,11 @@ def compare(
         print(json.dumps([pair.figures() for pair in pairs], indent=2))
         return
     screen = console()
+    for line in compared.warnings(pairs):
+        say(screen, line)
     show_table(screen, compared.table(pairs))
-    for line in compared.notices(pairs):
+    if endings := compared.ending_table(pairs):
+        show_table(screen, endings)
+    for line in compared.conclusions(pairs):
         say(screen, line)
     say(screen, f"\nThe page: {out}")

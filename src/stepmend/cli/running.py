@@ -11,6 +11,7 @@ from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
+Tool = Literal["inspect", "every-eval-ever"]
 SCHEMES = "How to quantize, may be given again ('stepmend schemes' lists them); default GPTQ at 4 and 3 bits, for the demo plain rounding."
 SEEDS = "Seeds of located bullets and of every control (default 3)."
 MATCH = "What controls get as much of as located bullets (default steps)."
@@ -184,6 +185,32 @@ def report(
         print(json.dumps(summary.figures(summary.read(folder)), indent=2))
         return
     show(folder, console())
+
+
+@app.command()
+def export(
+    tool: Annotated[Tool, typer.Option("--to", help="Whose format to write.")],
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the logs; it must not exist yet. Default: beside the run's, with the format's name.")
+    ] = None,
+) -> None:
+    """Write a run's solutions as logs that other viewers read, one for each arm. Needs no model.
+
+    Example: [bold]stepmend export runs/demo --to inspect[/]; for checkpoints there is [bold]stepmend restore --export[/]
+    """
+    from stepmend.report import export as exporting
+    from stepmend.report import summary
+
+    run = folder if folder.name else folder.resolve()
+    out = out or run.with_name(f"{run.name}-{tool}")
+    if not out.exists():
+        check_out(out, [])
+    logs = exporting.write(summary.read(folder), folder, tool, out)
+    screen = console()
+    say(screen, "\n".join(map(str, logs)))
+    if len(logs) > 1:
+        say(screen, f"Next: stepmend compare {logs[0]} {logs[1]}")
 
 
 @app.command()

@@ -77,6 +77,8 @@ class ServerEngine:
                 futures = {pool.submit(self._complete, servers, client, text, temperature, own): i for i, text, own in asked}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
+            except openai.APITimeoutError:
+                raise InputError(f"completer {self.name}: no answer within {self.timeout:g} s") from None
             except openai.OpenAIError as error:
                 status = getattr(error, "status_code", None)
                 raise InputError(

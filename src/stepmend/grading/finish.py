@@ -25,15 +25,20 @@ SAY_ENDED = ("finish", "complete", "stop", "end", "done")
 
 
 def whole(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str]) -> list[bool]:
-    """Whether the text of each row ended by itself; True where nothing says so. ``name`` is the field; None takes a usual one.
+    """Whether the text of each row ended by itself; True where nothing says so. Arguments and errors as of ``cuts``."""
+    return [cut is not True for cut in cuts(rows, name, where)]
+
+
+def cuts(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str]) -> list[bool | None]:
+    """Whether the limit cut off the text of each row; None where nothing says so. ``name`` is the field; None takes a usual one.
 
     Raises InputError where the named field is missing or says neither.
     """
     found = name or next((usual for usual in USUAL if rows and usual in rows[0]), None)
     if found is None:
-        return [True] * len(rows)
+        return [None] * len(rows)
     return [
-        _whole(tables.field(row, found, place) if name else row.get(found), found, place, name is None)
+        _cut(tables.field(row, found, place) if name else row.get(found), found, place, name is None)
         for row, place in zip(rows, where, strict=True)
     ]
 
@@ -44,20 +49,20 @@ def is_cut(value: Any) -> bool | None:
     return True if said in CUT else False if said in ENDED else None
 
 
-def _whole(value: Any, name: str, where: str, guessed: bool) -> bool:
+def _cut(value: Any, name: str, where: str, guessed: bool) -> bool | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or value == "":
-        return True
+    if value is None or value == "" or value != value:  # of Parquet and JSON, NaN too is nothing
+        return None
     if str(value).lower() in ("true", "false", "0", "1"):
         yes = str(value).lower() in ("true", "1")
         if any(part in name.lower() for part in SAY_CUT):
-            return not yes
-        if any(part in name.lower() for part in SAY_ENDED):
             return yes
+        if any(part in name.lower() for part in SAY_ENDED):
+            return not yes
     cut = is_cut(value)
     if cut is None and not guessed:
         raise InputError(
             f"{where}: field {name!r} holds {str(value)[:40]!r}, which says neither stop nor length; allowed: stop, length, max_tokens …"
         )
-    return not cut
+    return cut

@@ -213,6 +213,12 @@ def first_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def spoken(text: Any, thought: Any) -> str | None:
+    """A solution's text; where a thought is kept apart and nothing was said behind it, the thought, as one that was never closed."""
+    text, thought = first_text(text), first_text(thought)
+    return f"<think>{thought}" if thought and not (text or "").strip() else text
+
+
 def short(value: Any) -> str | None:
     """A gold answer as text, where it is one or a list of such."""
     if isinstance(value, list):

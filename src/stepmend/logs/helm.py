@@ -19,11 +19,19 @@ def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
 
     def samples() -> Iterable[tuple[str, str, Sample]]:
         for number, row in enumerate(rows, 1):
-            right, share = base.scored(_stats(row).get(metric), f"{file}, record {number}, {metric}", fields, shares=True)
-            yield str(row["instance_id"]), str(row.get("train_trial_index", 1)), Sample(right, share=share)
+            stats = _stats(row)
+            right, share = base.scored(stats.get(metric), f"{file}, record {number}, {metric}", fields, shares=True)
+            yield str(row["instance_id"]), str(row.get("train_trial_index", 1)), Sample(right, share=share, cut=_cut(stats))
 
     found, notes = base.collect(file, samples())
     return Log(file.stem, "HELM", None, None, metric, found, tuple(name for name in names if name != metric), notes)
+
+
+def _cut(stats: dict[str, Any]) -> bool | None:
+    """Whether the limit cut a text off: HELM counts each reason to finish in a statistic of its own."""
+    if stats.get("finish_reason_length"):
+        return True
+    return False if stats.get("finish_reason_stop") or stats.get("finish_reason_endoftext") else None
 
 
 def _stats(row: dict[str, Any]) -> dict[str, Any]:

@@ -41,17 +41,15 @@ def read(file: Path, fields: Fields) -> Log:
             score = (sample.get("scores") or {}).get(metric) or {}
             output = sample.get("output") or {}
             choice = (output.get("choices") or [{}])[0]
-            text = output.get("completion") or (choice.get("message") or {}).get("content")
             where = f"{file}, sample {sample.get('id')}"
             right, share = (None, None) if sample.get("error") and not score else base.scored(_value(score.get("value")), where, fields)
-            stop = choice.get("stop_reason") or output.get("stop_reason")
             solved = Sample(
                 right,
-                text if isinstance(text, str) else None,
+                _text(output, choice),
                 base.groups_of(sample.get("metadata")),
                 share=share,
                 gold=base.short(sample.get("target")),
-                cut=finish.is_cut(stop) if stop else None,
+                cut=_cut(sample, choice.get("stop_reason") or output.get("stop_reason")),
             )
             yield f"{sample.get('id')} {base.digest(_spoken(sample.get('input')))}", str(sample.get("epoch", 1)), solved
 
@@ -68,6 +66,22 @@ def read(file: Path, fields: Fields) -> Log:
         (*notes, *_notes(head, len(samples))),
         _about(about),
     )
+
+
+def _text(output: dict[str, Any], choice: dict[str, Any]) -> str | None:
+    """What was said. Content may be a list of parts, of which thoughts are kept apart."""
+    content = (choice.get("message") or {}).get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    said, thought = ("".join(str(part.get(kind) or "") for part in parts if part.get("type") == kind) for kind in ("text", "reasoning"))
+    return base.spoken(output.get("completion") or (said if parts else content), thought)
+
+
+def _cut(sample: dict[str, Any], stop: Any) -> bool | None:
+    """Whether a limit on tokens cut the text off: the model's, by its stop reason, or the sample's own."""
+    limit = sample.get("limit")
+    if isinstance(limit, dict) and limit.get("type") in ("context", "token"):
+        return True
+    return finish.is_cut(stop) if stop else None
 
 
 def _value(value: Any) -> Any:

@@ -30,7 +30,8 @@ def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
         told = base.told_apart([base.digest(question) for question in questions])
         for number, (question, doc, row) in enumerate(zip(told, docs, rows, strict=True), 1):
             answer = row.get("model_response")
-            text = base.first_text(answer.get("text") if isinstance(answer, dict) else row.get("predictions"))
+            answer = answer if isinstance(answer, dict) else {"text": row.get("predictions")}
+            text = base.spoken(answer.get("text"), answer.get("reasoning"))
             right, share = base.scored(_metrics(row).get(metric), f"{file}, record {number}, {metric}", fields, shares=True)
             yield question, "1", Sample(right, text, base.groups_of(doc.get("specific")), share=share, gold=_gold(doc))
 

@@ -33,13 +33,12 @@ def read(file: Path, content: dict[str, Any], fields: Fields) -> Log:
             done = case.get("status") == "ok"
             asked += done
             right, share = base.scored(case.get("correct"), f"{file}, {name}", fields) if done else (None, None)
-            text = case.get("response")
             yield (
                 problem,
                 chunk,
                 Sample(
                     right,
-                    text if isinstance(text, str) else None,
+                    base.spoken(case.get("response"), case.get("reasoning_content")),
                     share=share,
                     gold=base.short(case.get("expected")),
                     prompt=base.digest(case.get("prompt")),

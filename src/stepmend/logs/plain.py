@@ -14,6 +14,7 @@ IDS = ("id", "idx", "problem_id", "unique_id", "task_id", "question_id", "sample
 CORRECT = ("is_correct", "correct", "passed", "resolved")
 GOLDS = ("gold", "gold_answer", "target", "expected", "ground_truth", "reference_answer", "correct_answer")
 QUESTIONS = ("question", "problem", "query")
+TEXTS = ("text", "full_text", "response", "completion", "generation", "generated_text", "model_output", "output")
 """Fields that are read where they are there and no other one is named."""
 
 
@@ -38,16 +39,16 @@ def _log(file: Path, name: str, numbered: list[tuple[int, dict[str, Any]]], fiel
         raise InputError(f"{file}: a plain table needs {lacking}; its fields: {', '.join(map(str, rows[0]))}")
     ids = [str(tables.field(row, identity, place)) for row, place in zip(rows, where, strict=True)]
     epochs = [str(tables.field(row, fields.sample, place)) if fields.sample else "1" for row, place in zip(rows, where, strict=True)]
-    ended = finish.whole(rows, fields.finish, where)
-    known = bool(fields.finish) or any(name in rows[0] for name in finish.USUAL)
+    cuts = finish.cuts(rows, fields.finish, where)
     if correct:
         found = [
             base.scored(tables.field(row, correct, place), f"{place}, {correct}", fields) for row, place in zip(rows, where, strict=True)
         ]
-        texts: Sequence[str | None] = [None] * len(rows)
+        said = _usual(TEXTS, rows[0])
+        texts: Sequence[str | None] = [text if said and isinstance(text := row.get(said), str) else None for row in rows]
         golds = [base.short(row.get(gold)) if (gold := _usual(GOLDS, row)) else None for row in rows]
     else:
-        found, texts, golds = _graded(rows, where, ended, fields)
+        found, texts, golds = _graded(rows, where, [cut is not True for cut in cuts], fields)
     asked = _usual(QUESTIONS, rows[0])
     samples = [
         Sample(
@@ -57,9 +58,9 @@ def _log(file: Path, name: str, numbered: list[tuple[int, dict[str, Any]]], fiel
             share=share,
             gold=gold,
             question=base.digest(" ".join(str(row.get(asked)).split())) if asked else None,
-            cut=(not whole) if known else None,
+            cut=cut,
         )
-        for (right, share), text, gold, whole, row in zip(found, texts, golds, ended, rows, strict=True)
+        for (right, share), text, gold, cut, row in zip(found, texts, golds, cuts, rows, strict=True)
     ]
     collected, notes = base.collect(file, zip(ids, epochs, samples, strict=True))
     return Log(name, "table", None, None, correct, collected, (), notes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stepmend.grading import verify
 from stepmend.logs import Log, Sample
-from stepmend.measure import statistics
+from stepmend.measure import endings, statistics
 from stepmend.measure.broken import broken
 from stepmend.records import InputError
 
@@ -99,6 +99,11 @@ class Compared:
             found.append(f"the prompt, in {other} of {len(known)} pairs")
         return found
 
+    @cached_property
+    def endings(self) -> list[endings.Ending]:
+        """Loops, cuts by the limit and unclosed thoughts, paired; unscored samples are among them."""
+        return endings.compare(self.first, self.second, self.problems)
+
     def figures(self) -> dict[str, Any]:
         """What ``--json`` prints for this pair."""
         other = self.left_out
@@ -115,6 +120,7 @@ class Compared:
             "other_metrics": {"first": list(self.first.others), "second": list(self.second.others)},
             "differences": self.differences,
             "notes": {"first": list(self.first.notes), "second": list(self.second.notes)},
+            "endings": {ending.name: ending.figures() for ending in self.endings},
             "broken": {"first": is_broken(self.first), "second": is_broken(self.second)},
         }
 

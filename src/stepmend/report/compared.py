@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepmend.logs import Log
-from stepmend.measure import behaviour, statistics
+from stepmend.measure import behaviour, endings, statistics
 from stepmend.measure.compare import Compared, is_broken
 from stepmend.report import page
 from stepmend.report.summary import percent, points
+
+UNKNOWN = "not known"
 
 
 def against_first(pairs: Sequence[Compared]) -> tuple[list[Compared], list[float]]:
@@ -45,14 +47,41 @@ def table(pairs: Sequence[Compared]) -> Table:
     return shown
 
 
+def ending_table(pairs: Sequence[Compared]) -> Table | None:
+    """Loops, cuts by the limit and unclosed thoughts of every other arm, against the first one; None where nothing is known of any."""
+    rows = [(pair, of) for pair in against_first(pairs)[0] for of in pair.endings]
+    if not any(of.tested for _, of in rows):
+        return None
+    shown = Table("arm", "solutions", "pairs", "first", "this", "fewer", "more", "change (95 %)", "p", "Holm p", title="how solutions end")
+    for pair, of in rows:
+        cells = ["0", *(UNKNOWN if share is None else percent(share) for share in (of.first, of.second)), *[""] * 5]
+        if of.tested:
+            found = of.tested
+            counts = [str(found.pair.only_first), str(found.pair.only_second)]
+            change = f"{points(found.change.value)} ({points(found.change.low)} to {points(found.change.high)})"
+            cells = [str(of.problems), *cells[1:3], *counts, change, f"{found.p:.2g}", f"{found.holm:.2g}"]
+        shown.add_row(escape(pair.second.name), of.words, *cells)
+    return shown
+
+
+def warnings(pairs: Sequence[Compared]) -> list[str]:
+    """Which arms are broken runs: whether a run is worth reading comes before what it says."""
+    arms = [pairs[0].first, *(pair.second for pair in against_first(pairs)[0])]
+    return [f"{arm.name} is a broken run: {why}. Its accuracy says little." for arm in arms if (why := is_broken(arm))]
+
+
 def notices(pairs: Sequence[Compared]) -> list[str]:
+    """All that a reader must be told."""
+    return [*warnings(pairs), *conclusions(pairs)]
+
+
+def conclusions(pairs: Sequence[Compared]) -> list[str]:
     """What may be concluded, and what could not be paired and why."""
     chosen, adjusted = against_first(pairs)
     arms = [pairs[0].first, *(pair.second for pair in chosen)]
-    # Whether a run is worth reading comes before what it says.
-    lines = [f"{arm.name} is a broken run: {why}. Its accuracy says little." for arm in arms if (why := is_broken(arm))]
-    lines += [pair.sentence(p) for pair, p in zip(chosen, adjusted, strict=True)]
+    lines = [pair.sentence(p) for pair, p in zip(chosen, adjusted, strict=True)]
     lines += [line for pair in chosen for line in _subtask_lines(pair)]
+    lines += [line for pair in chosen for line in _ending_lines(pair)] + _unknown_lines(arms)
     lines += _read_lines(arms)
     lines += [f"{arm.name}: {note}." for arm in arms for note in arm.notes]
     for pair in chosen:
@@ -68,6 +97,30 @@ def notices(pairs: Sequence[Compared]) -> list[str]:
                 f"{', or left out where that is said' if pair.left_out and pair.differs_in_unscored else ''}."
             )
     return lines
+
+
+def _ending_lines(pair: Compared) -> list[str]:
+    """What is shown of how solutions end: a line for each odd ending that became rarer or more frequent."""
+    return [
+        f"{pair.second.name}: {percent(of.second)} of the solutions are {of.words}, {percent(of.first)} of {pair.first.name}'s "
+        f"({points(of.tested.change.value)} points, {points(of.tested.change.low)} to {points(of.tested.change.high)}; "
+        f"Holm p = {of.tested.holm:.2g}, {of.problems} pairs)."
+        for of in pair.endings
+        if of.tested and of.tested.holm < 1 - statistics.LEVEL
+    ]
+
+
+def _unknown_lines(arms: Sequence[Log]) -> list[str]:
+    """Of which arms it is not known which solutions end oddly, and what their logs lack."""
+    by_lack: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name, (words, lack, _) in endings.ENDINGS.items():
+        without = tuple(arm.name for arm in arms if endings.share(arm, name) is None)
+        if without:
+            by_lack.setdefault((lack, without), []).append(words)
+    return [
+        f"Not known which solutions are {' or '.join(words)}: {', '.join(names)} {'has' if len(names) == 1 else 'have'} {lack}."
+        for (lack, names), words in by_lack.items()
+    ]
 
 
 def _read_lines(arms: Sequence[Log]) -> list[str]:
@@ -110,6 +163,7 @@ def blob(pairs: Sequence[Compared]) -> dict[str, Any]:
         "task": first.task,
         "sentences": notices(pairs),
         "arms": [_arm(arm, first) for arm in arms],
+        "endings": [{"arm": pair.second.name, "ending": of.words, **of.figures()} for pair in chosen for of in pair.endings],
         "rows": [{**pair.figures(), "holm": p, "moves": _moves(pair)} for pair, p in zip(chosen, adjusted, strict=True)],
         "pairs": [pair.figures() for pair in pairs],
         "groups": {name: found for name in ("subtask", "level", "subject", "type") if (found := _groups(chosen, name))},
@@ -119,7 +173,6 @@ def blob(pairs: Sequence[Compared]) -> dict[str, Any]:
 def _arm(arm: Log, first: Log) -> dict[str, Any]:
     several = any(len(samples) > 1 or samples[0].share is not None for samples in arm.samples.values())
     shares = np.array([sum(s.value or 0.0 for s in samples) / len(samples) for samples in arm.samples.values()])
-    cut = [s.cut for samples in arm.samples.values() for s in samples if s.cut is not None]
     texts = {p: s[0].text for p, s in arm.samples.items() if s[0].text}
     others = {p: s[0].text for p, s in first.samples.items() if s[0].text}
     return {
@@ -128,10 +181,9 @@ def _arm(arm: Log, first: Log) -> dict[str, Any]:
         "accuracy": vars(statistics.mean(shares) if several else statistics.accuracy(shares == 1)),
         "unscored": arm.unscored,
         "metric": arm.metric,
-        "cut_off": float(np.mean(cut)) if cut else None,
+        **{name: endings.share(arm, name) for name in endings.ENDINGS},
         "broken": is_broken(arm),
         "length_ratio": behaviour.length_ratio(texts, others),
-        "loops": float(np.mean([behaviour.loops(text) for text in texts.values()])) if texts else None,
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from stepmend.measure import behaviour, statistics
+from stepmend.measure import behaviour, endings, statistics
 from stepmend.records import Grade, Trace
 from stepmend.report.summary import Found, final, points, span, tuning
 
@@ -86,12 +86,12 @@ def _endings(found: Found, scheme: str, restored: str) -> list[dict[str, Any]]:
     def odd(arm: str, of: Callable[[Trace, Grade], bool]) -> statistics.Outcomes:
         return np.array([of(found.traces[arm][p.id], found.grades[arm][p.id]) for p in found.test], dtype=bool)
 
-    pairs = [(text, odd(scheme, of), odd(restored, of)) for text, of in ENDINGS.values()]
-    paired = [statistics.paired(~before, ~after) for _, before, after in pairs]
-    adjusted = statistics.holm([pair.p for pair in paired])
+    arms = [(odd(scheme, of), odd(restored, of)) for _, of in ENDINGS.values()]
+    tested = endings.tested([(~before, ~after) for before, after in arms])
+    margin = found.recipe.measure.margin
     return [
-        {"ending": text, "before": int(before.sum()), "after": int(after.sum()), **_row(pair, found.recipe.measure.margin, p)}
-        for (text, before, after), pair, p in zip(pairs, paired, adjusted, strict=True)
+        {"ending": text, "before": int(before.sum()), "after": int(after.sum()), **_row(of.pair, margin, of.holm)}
+        for (text, _), (before, after), of in zip(ENDINGS.values(), arms, tested, strict=True)
     ]
 
 
