@@ -301,6 +301,8 @@ def test_check_says_what_would_be_done_and_run_refuses_the_same(tmp_path):
     facts = json.loads(done.stdout)
     assert (facts["quantized"], facts["tuned"], facts["left alone"]) == (28, 28, {"the head": 1})
     assert facts["memory"]["model"] >= 4 * 2_000_000
+    assert facts["seconds"].keys() == {"quantize", "solve", "locate", "restore"}
+    assert facts["seconds"]["solve"] > 0 and facts["assumed"]["problems"] == 900
     assert sum(layer["quantized"] for layer in facts["layers"]) == 28
     shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())

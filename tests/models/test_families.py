@@ -36,6 +36,7 @@ KINDS = {
     "windows": ("Mistral", {"sliding_window": 8}),
     "fused projections": ("Phi3", {}),
 }
+ROUTERS = {"a router that is a linear layer by class": ("Phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2})}
 WITHOUT = {"norms without weights": ("Olmo", {"head_dim": None})}
 """What is peculiar, by the family that stands for it and what its configuration sets; all steps are tried on those of KINDS."""
 SCHEME = "rtn-w4a16-g32"
@@ -43,7 +44,7 @@ SCHEME = "rtn-w4a16-g32"
 
 def make(kind: str, folder: Path) -> str:
     """Save a tiny random checkpoint in bfloat16."""
-    family, own = (KINDS | WITHOUT)[kind]
+    family, own = (KINDS | WITHOUT | ROUTERS)[kind]
     tokenizer = reasoner.make_tokenizer()
     torch.manual_seed(0)
     values = {key: value for key, value in (SIZE | own).items() if value is not None or key == "bos_token_id"}
@@ -126,6 +127,17 @@ def test_nothing_is_dropped_out_while_tuning(tmp_path):
         ids = torch.randint(4, 300, (1, 24), generator=torch.Generator().manual_seed(1))
         first, second = (student(input_ids=ids).logits for _ in range(2))
         assert torch.equal(first, second)
+
+
+def test_an_adapter_leaves_routers_alone(tmp_path):
+    parent = make(next(iter(ROUTERS)), tmp_path / "parent")
+    run.quantize(parent, schemes.parse(SCHEME), [], tmp_path / "low")
+    recipe = Restore(tune="lora", steps=2, batch_size=2)
+    done = tune.restore(parent, tmp_path / "low", bullets(2), recipe, tmp_path / "out", seed=0)
+    assert done.layers["adapted"] == 2 * 4
+    adapted = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert not any("router" in name for name in adapted)
+    assert load.load_model(str(tmp_path / "out")) is not None
 
 
 def test_norms_of_one_plus_weight_move_relative_to_what_they_multiply_by(tmp_path):

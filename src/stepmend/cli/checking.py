@@ -1,11 +1,15 @@
 """The verb that says what would be done to a model, and what would not, before any work."""
 
 import json
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stepmend.cli.common import app, console, say, silence
+
+if TYPE_CHECKING:
+    from stepmend.models import timing
 
 TOKENS, BATCH, TEXTS = 400, 8, 900
 """Tokens of a solution, texts of a step and texts read once that the memory is estimated for: the default recipe on ordinary solutions."""
@@ -18,7 +22,7 @@ def check(
     scheme: Annotated[list[str] | None, typer.Option(help="A scheme to check the model for; may be given again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say what would be quantized and tuned, what left alone and why, and the memory needed. Reads no weights.
+    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time. Reads no weights.
 
     Example: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/]; exit code 2 where a run would be refused
     """
@@ -27,8 +31,10 @@ def check(
 
     parsed = [table.parse(name) for name in scheme or Recipe().schemes]
     silence()
+    import torch
+
     from stepmend.models import check as checking
-    from stepmend.models import load
+    from stepmend.models import load, timing
     from stepmend.quantize import run as quantizer
 
     folder = load.locate(model)
@@ -37,8 +43,15 @@ def check(
     config = load.config_of(folder)
     made = load.skeleton(config)
     device, dtype = load.placement(folder)
-    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, getattr(dtype, "itemsize", 2))
+    dtype = torch.float32 if dtype == "auto" else dtype
+    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, dtype.itemsize)
     counts = checking.summary(layers)
+    work = _work(config, device, model.startswith(load.BUILTIN))
+    start = time.perf_counter()
+    speed = timing.probe(made, work.slots, device, dtype)
+    spent = time.perf_counter() - start
+    size = timing.size_of(made, layers)
+    seconds = timing.stages(size, speed, work, device, {one.method for one in parsed})
     facts = {
         "family": config.model_type,
         "parameters": sum(p.numel() for p in made.parameters()),
@@ -47,6 +60,8 @@ def check(
         "schemes": [one.name for one in parsed],
         **counts,
         "memory": parts,
+        "seconds": seconds,
+        "assumed": vars(work),
     }
     if as_json:
         print(json.dumps(facts | {"layers": [vars(layer) for layer in layers]}, indent=2))
@@ -58,7 +73,33 @@ def check(
     say(screen, "left alone: " + "; ".join(f"{count} ({why})" for why, count in counts["left alone"].items()))
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     say(screen, f"memory of tuning: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
+    text = f"{work.problems} test problems, {work.slots} at once, solutions of {work.solution} tokens"
+    say(screen, f"time, an estimate from a probe of {spent:.1f} s on this machine as it is now ({text}): {_times(seconds)}")
     say(screen, f"schemes: {', '.join(one.name for one in parsed)}: can be made")
+
+
+def _work(config: Any, device: str, builtin: bool) -> "timing.Work":
+    """What the default recipe does with a model."""
+    from stepmend.engines import budget
+    from stepmend.models import timing
+
+    if builtin:  # story problems, three levels, solutions of three or four lines
+        return timing.Work(slots=150, problems=900, prompt=64, solution=64, continuations=4)
+    return timing.Work(slots=budget.slots_for(config, 1024, device))
+
+
+def _times(seconds: dict[str, float]) -> str:
+    """The stages with what each is for."""
+    each = {"quantize": "all schemes", "solve": "an arm", "locate": "an arm", "restore": "a scheme"}
+    return ", ".join(f"{stage} {duration(value)} ({each[stage]})" for stage, value in seconds.items())
+
+
+def duration(seconds: float) -> str:
+    """A duration in two significant digits: seconds, minutes or hours."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"
 
 
 def _free() -> int:

@@ -134,6 +134,17 @@ def _read_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
+def tensor_names(folder: str | Path) -> set[str]:
+    """The names of all tensors in a checkpoint's files."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= set(opened.keys())
+    return found
+
+
 def checkpoint_digest(folder: str | Path) -> str:
     """What names a checkpoint's content: every file that loading reads, whole."""
     parts = []

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stepmend.models import check, load
-from stepmend.quantize import schemes
+from stepmend.quantize import mappings, schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
 
@@ -47,12 +47,15 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     model = load.skeleton(config)
     layers = check.layers_of(model)
     check.refuse(model, scheme, layers)
+    if scheme.scaled:
+        _scaled(model, scheme)
     return layers
 
 
 def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> dict[str, Any]:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all; gives ``check.summary`` of its layers.
+    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all.
 
+    Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
     ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
     texts and there are none, leaves a layer in full precision that it is for, or where the checkpoint, loaded anew, is another model.
     """
@@ -66,7 +69,7 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
     del model
     load.free()
     _check_reload(made_TV, out, scheme, any(layer.why == check.EXPERTS for layer in layers))
-    return check.summary(layers)
+    return {**check.summary(layers), "codes": sum(name.endswith("weight_scale") for name in load.tensor_names(out))}
 
 
 def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -154,7 +157,9 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
-    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": schemes.recipe_of(scheme, _left_alone(model))}
+    scaled = _scaled(load.skeleton(load.config_of(folder)), scheme) if scheme.scaled else []
+    recipe = schemes.recipe_of(scheme, _left_alone(model), scaled)
+    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
         rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
@@ -166,6 +171,12 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
         arguments |= {"pipeline": "datafree"}
     oneshot(**arguments)
     return model, tokenizer
+
+
+def _scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
+    """What a scheme scales in a model on the meta device. Raises InputError where there is nothing."""
+    with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
+        return [(one.smooth, one.balance) for one in mappings.of(model, scheme.method)]
 
 
 def _left_alone(model: Any) -> list[str]:

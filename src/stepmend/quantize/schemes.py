@@ -50,6 +50,11 @@ class Scheme:
         return self.method != "rtn" or self.kv_bits is not None
 
     @property
+    def scaled(self) -> bool:
+        """Whether layers are scaled before they are rounded."""
+        return self.method in ("awq", "smoothquant")
+
+    @property
     def loads(self) -> str:
         """Where the checkpoint loads: tried, see docs/architecture.md."""
         if self.weight_bits == 3:
@@ -101,12 +106,15 @@ def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
             raise InputError(f"scheme: {scheme.name}: groups of {scheme.group} do not divide the {columns} columns of {name}; {instead}")
 
 
-def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",)) -> list[Any]:
-    """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier."""
+def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",), scaled: Sequence[tuple[str, Sequence[str]]] = ()) -> list[Any]:
+    """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
+
+    ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by.
+    """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
@@ -126,6 +134,7 @@ def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",)) -> list[
         case "gptq":
             return [GPTQModifier(**common)]
         case "awq":
-            return [AWQModifier(), QuantizationModifier(**common)]
+            return [AWQModifier(mappings=[AWQMapping(name, list(others)) for name, others in scaled]), QuantizationModifier(**common)]
         case _:
-            return [SmoothQuantModifier(smoothing_strength=0.5), GPTQModifier(**common)]
+            pairs: list[Any] = [(list(others), name) for name, others in scaled]
+            return [SmoothQuantModifier(smoothing_strength=0.5, mappings=pairs), GPTQModifier(**common)]

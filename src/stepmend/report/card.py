@@ -7,7 +7,7 @@ from pathlib import Path
 from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.records import InputError
-from stepmend.report import effects, summary
+from stepmend.report import effects, layers, summary
 from stepmend.report.summary import Found, final, percent
 from stepmend.rundir import make_folder
 
@@ -65,6 +65,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
     note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
     head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": ["stepmend", "compressed-tensors", scheme]}
     worse = measured["worse"] if measured else []
+    counted = layers.layers(found, scheme)
     card = {**found.notes.get("card", {}), **{key: note.get(key) for key in ("checkpoint", "export_error", "export_tolerance")}}
     lines = [
         "---",
@@ -76,6 +77,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         f"Quantized as `{scheme}`, then mended by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
+        *([f"Layers: {counted['text']}", ""] if counted else []),
         *(ADAPTED if restore.tune == "lora" else []),
         *([SERVED, ""] if restore.tune == "lora" and "vLLM" in schemes.parse(scheme).loads else []),
         f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
@@ -99,7 +101,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         "## Run card",
         "",
         "```json",
-        json.dumps({**card, "recipe": found.recipe.model_dump(mode="json")}, indent=2),
+        json.dumps({**card, "layers": counted, "recipe": found.recipe.model_dump(mode="json")}, indent=2),
         "```",
         "",
     ]

@@ -9,7 +9,7 @@ from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
-from stepmend.report import controlled, effects, regularities, restoring, summary
+from stepmend.report import controlled, effects, layers, regularities, restoring, summary
 from stepmend.report.summary import Found
 
 PLACES = 10
@@ -219,4 +219,5 @@ def _card(found: Found) -> dict[str, Any]:
     notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in controls}
     seconds = {name: round(note["seconds"], 1) for name, note in notes.items() if "seconds" in note}
     checkpoints = {name: note["checkpoint"] for name, note in notes.items() if "checkpoint" in note}
-    return {**card, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}
+    counted = {scheme: of["text"] for scheme in found.recipe.schemes if (of := layers.layers(found, scheme))}
+    return {**card, "layers": counted, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}

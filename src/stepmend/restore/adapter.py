@@ -19,7 +19,9 @@ FOLDER = "adapter"
 
 
 def attach(folder: str, recipe: Restore) -> Any:
-    """The checkpoint with its adapter, or where it has none a fresh one on every linear layer but the head.
+    """The checkpoint with its adapter, or where it has none a fresh one on every linear layer of the decoder.
+
+    Layers of a class that only derives from ``nn.Linear`` have none: they compute something else (Phi-MoE's router gives three tensors).
 
     A quantized one is dequantized in memory: its values are those that are served.
     """
@@ -37,7 +39,7 @@ def attach(folder: str, recipe: Restore) -> Any:
         further.peft_config["default"].base_model_name_or_path = folder
         return further.eval()  # gradients flow all the same, and nothing is dropped out
     stack = check.decoder_stack(model)
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith(f"{stack}.")]
+    linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and name.startswith(f"{stack}.")]
     targets = [name for name in linear if _takes(model, name)]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model, lora).eval()
@@ -48,6 +50,11 @@ def _takes(model: Any, name: str) -> bool:
     (PEFT refuses it)."""
     parent, _, child = name.rpartition(".")
     return not (child == "out_proj" and hasattr(model.get_submodule(parent), "conv1d"))
+
+
+def changed(model: Any) -> dict[str, int]:
+    """How many linear layers have an adapter."""
+    return {"adapted": sum(hasattr(module, "lora_A") for module in model.modules())}
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

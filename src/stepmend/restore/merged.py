@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from stepmend.models import chat
-from stepmend.models.load import load_tokenizer
+from stepmend.models.load import TWICE, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import digest
-from stepmend.restore import adapter, objectives, training
+from stepmend.restore import adapter, objectives, scales, training
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
 ROWS = 8
 """Texts that one optimizer step is made of."""
 BESIDE_WEIGHTS = frozenset({".json", ".jinja", ".model", ".txt"})
-"""Files of a checkpoint that are copied as they are: configuration, tokenizer, chat template."""
+"""Files of a checkpoint that are copied as they are: configuration, index, tokenizer, chat template."""
 
 
 def train(
@@ -58,23 +58,35 @@ def train(
 
 
 def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
-    """Merge in float32, round once to the dtype that the parent is stored in, and write ``out`` with the parent's other files."""
-    dtype = _stored(parent)
-    whole = model.cpu().float().merge_and_unload().to(dtype)
+    """Write ``out``: the parent's files, in which each adapted weight has its change added in float32 and is rounded once to its dtype.
+
+    All other tensors are the parent's own, to the last bit, whatever dtype they were computed in here.
+    """
+    from safetensors.torch import load_file, save_file
+
+    changes = scales.by_file_names(model.get_base_model(), _changes(model), parent)
 
     def fill(part: Path) -> None:
-        whole.save_pretrained(part)
+        written = set[str]()
         for file in sorted(parent.iterdir()):
-            if file.suffix in BESIDE_WEIGHTS and not file.name.endswith(".index.json"):
+            if file.suffix in BESIDE_WEIGHTS:
                 shutil.copy(file, part / file.name)
+            elif file.suffix == ".safetensors" and not any(file.match(twice) for twice in TWICE):
+                tensors = load_file(file)
+                for name in changes.keys() & tensors.keys():
+                    tensors[name] = (tensors[name].float() + changes[name]).to(tensors[name].dtype)
+                    written.add(name)
+                save_file(tensors, part / file.name, metadata={"format": "pt"})
+        assert written == changes.keys(), f"{len(written)} of {len(changes)} adapted weights found in {parent}"
         write_text(part / chat.ALIGNED, json.dumps(note, indent=2) + "\n")
 
     make_folder(out, fill)
 
 
-def _stored(folder: Path) -> torch.dtype:
-    """The dtype in which a checkpoint's first tensor is stored."""
-    from safetensors import safe_open
-
-    with safe_open(min(folder.glob("*.safetensors")), "pt") as opened:
-        return opened.get_tensor(next(iter(opened.keys()))).dtype
+def _changes(model: Any) -> dict[str, torch.Tensor]:
+    """What the adapter adds to each weight, by the name of the model's parameter; float32."""
+    found = {}
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            found[f"{name}.weight"] = module.float().get_delta_weight("default").detach().cpu().contiguous()
+    return found

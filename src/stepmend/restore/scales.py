@@ -268,6 +268,17 @@ def scales(model: Any) -> dict[str, ScaleLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ScaleLinear)}
 
 
+def changed(model: Any) -> dict[str, int]:
+    """How many linear layers have other codes (``solved``) and other scales (``rescaled``) than before, and how many norms are others."""
+    layers = scales(model).values()
+    norms = [m for m in model.modules() if not isinstance(m, ScaleLinear) and parametrize.is_parametrized(m, "weight")]
+    return {
+        "solved": sum(layer.solved for layer in layers),
+        "rescaled": sum(layer.rescaled or bool(layer.change.any()) for layer in layers),
+        "norms": sum(bool(norm.get_parameter("parametrizations.weight.original").any()) for norm in norms),
+    }
+
+
 def trained(model: Any) -> dict[str, torch.Tensor]:
     """What was restored, by the names that the checkpoint's file has for it: scales, norms, and codes as the exporter packs them."""
     found: dict[str, torch.Tensor] = {}
@@ -299,7 +310,7 @@ def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> 
     """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    there = _names(folder)
+    there = load.tensor_names(folder)
     same = {name: value for name, value in values.items() if name in there}
     other = {name: value for name, value in values.items() if name not in there}
     return same | revert_weight_conversion(model, other) if other else same
@@ -308,18 +319,7 @@ def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> 
 def untuned(model: Any, folder: Path) -> list[str]:
     """Layers with codes in the checkpoint's files that are not among those being tuned: experts that transformers holds in one tensor."""
     tuned = by_file_names(model, {f"{name}.weight_scale": layer.change for name, layer in scales(model).items()}, folder)
-    return sorted(name.removesuffix(".weight_scale") for name in _names(folder) - tuned.keys() if name.endswith(".weight_scale"))
-
-
-def _names(folder: Path) -> set[str]:
-    """The names of all tensors in a checkpoint's files."""
-    from safetensors import safe_open
-
-    found: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            found |= set(opened.keys())
-    return found
+    return sorted(name.removesuffix(".weight_scale") for name in load.tensor_names(folder) - tuned.keys() if name.endswith(".weight_scale"))
 
 
 def export(model: Any, folder: Path, out: Path) -> None:

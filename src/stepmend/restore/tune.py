@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from stepmend.models.forward import head_of, hidden_of
-from stepmend.models.load import checkpoint_digest, config_of, free, load_model, load_tokenizer
+from stepmend.models.load import checkpoint_digest, free, load_model, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
-from stepmend.restore import adapter, codes, memory, objectives, scales
+from stepmend.restore import adapter, codes, exported, memory, objectives, scales
 from stepmend.restore.losses import Loss
 from stepmend.restore.training import Batches, Group, Trained, check, direction, put, train
 from stepmend.restore.validation import LEAST, Solution, Validation, Verdict, from_to, range_test, verdict
@@ -28,8 +28,6 @@ RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 """Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
 LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 """Peak learning rates of an adapter."""
-TOLERANCES = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded activations": 1e-1}
-"""How far the logits of an exported checkpoint may be from the trained model's, over the largest logit."""
 SAY_EVERY = 30.0
 """Seconds without a line after which one says how far the work is."""
 TRIAL = 6
@@ -46,7 +44,8 @@ class Tuned:
     on, in all; for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost); the
     peak rate of every kind, and the (rate, validation KL) pairs that chose it; the share of codes that moved; validation KL by step; and
     held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False where the restored state was not
-    better: the checkpoint written is the quantized one, unchanged.
+    better: the checkpoint written is the quantized one, unchanged. ``layers`` counts the linear layers with changed codes (``solved``) and
+    scales (``rescaled``), with an adapter, and with codes that nothing tunes (``untuned``), and changed norms.
     """
 
     losses: list[float]
@@ -62,6 +61,7 @@ class Tuned:
     verdict: Verdict | None = None
     other: tuple[float, float] | None = None
     kept: bool = True
+    layers: dict[str, int] = field(default_factory=dict)
 
 
 def rate_of(recipe: Restore) -> float:
@@ -147,7 +147,8 @@ class _Work:
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
-        if self.kind is scales and (left := scales.untuned(self.model, self.quantized)):
+        left = scales.untuned(self.model, self.quantized) if self.kind is scales else []
+        if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
         teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
@@ -176,7 +177,10 @@ class _Work:
         error, allowed = self._export(kept)
         for file in (self.state_file, self.codes_file):
             file.unlink(missing_ok=True)
-        return Tuned(trained.losses, error, allowed, tokens, change, rates or {}, tested, moved, solved, trained.curve, judged, other, kept)
+        return Tuned(
+            trained.losses, error, allowed, tokens, change, rates or {}, tested, moved, solved, trained.curve, judged, other, kept,
+            self.kind.changed(self.model) | {"untuned": len(left)},
+        )  # fmt: skip
 
     def backward(self, batch: Sequence[int]) -> float:
         """Add the gradients of one batch, and give its loss."""
@@ -318,7 +322,7 @@ class _Work:
         """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
         if kept:
             self.kind.export(self.model, self.quantized, self.out)
-            return _compare(self.model, self.out, self.loss.rows[0])
+            return exported.compare(self.model, self.out, self.loss.rows[0].ids)
         make_folder(self.out, lambda part: shutil.copytree(self.quantized, part, dirs_exist_ok=True) and None)
         return 0.0, 0.0
 
@@ -376,26 +380,3 @@ def _kind(name: str, recipe: Restore) -> str:
 def _chosen_change(loss_of: Loss) -> float:
     """By how much the chosen text's log-probability rose (fell, where negative), a token; natural log."""
     return float((loss_of.preferences() - loss_of.reference_B2)[:, 0].sum()) / max(1, sum(loss_of.targets))
-
-
-def _compare(model: Any, out: Path, row: objectives.Row) -> tuple[float, float]:
-    """Largest difference between the logits training ended with and those of the exported checkpoint, on one bullet; and what is allowed.
-
-    Raises InputError, and keeps nothing, where it is more.
-    """
-    ids_BT = torch.tensor([row.ids], device=model.device)
-    with torch.no_grad():
-        trained, served = (m(input_ids=ids_BT).logits.float() for m in (model.eval(), load_model(str(out))))
-    error, allowed = float((trained - served).abs().max()), float(trained.abs().max()) * _tolerance(str(out), model.dtype)
-    if not error <= allowed:
-        shutil.rmtree(out)
-        raise InputError(f"restore: exported logits are {error:.3g} from the trained model's ({allowed:.3g} is allowed); please report it")
-    return error, allowed
-
-
-def _tolerance(folder: str, dtype: torch.dtype) -> float:
-    """The share of the largest logit that an export may differ by: rounded activations turn a last bit into a whole step of their grid."""
-    kept = getattr(config_of(folder), "quantization_config", None) or {}
-    groups = kept.get("config_groups", {}).values()
-    rounded = kept.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups)
-    return TOLERANCES["rounded activations" if rounded else "16 bits" if dtype.itemsize == 2 else "32 bits"]

@@ -1,0 +1,79 @@
+"""Whether an exported checkpoint, loaded anew, is the model that was tuned: tensor by tensor, and by its logits on one text.
+
+Logits alone cannot tell: in bfloat16, a layer whose scales are off by 1 % moves them less than bfloat16's own rounding does. So every
+layer with codes and every tuned norm must hold the tuned values, to half a unit in the last place of the dtype that is computed in; the
+dequantization is the exporter's own, so that they are equal where all is right. What is left to the logits is what belongs to no single
+tensor (names, an adapter, rounded activations). In 16 bits they may differ by ``NOISE`` times what the dtype itself does to them: the
+exported model's logits in that dtype against the same model's in float32.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+
+from stepmend.models.load import config_of, load_model
+from stepmend.records import InputError
+from stepmend.restore import memory, scales
+
+NOISE = 4.0
+"""How many times the dtype's own noise logits may differ by: both models have it, and its largest value varies."""
+SHARES = {"32 bits": 1e-4, "16 bits": 5e-2, "rounded activations": 1e-1}
+"""How far logits may differ, over the largest: in float32; in 16 bits where there is no memory to measure the noise in; and where
+activations or keys are rounded, where a last bit turns into a whole step of their grid."""
+EXACT = 1e-6
+"""The least relative difference of two tensors that is one."""
+
+
+def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
+    """Largest difference between the logits training ended with and those of the checkpoint ``out``, on ``ids``; and what is allowed.
+
+    Raises InputError, and keeps nothing, where a tensor or a logit differs by more.
+    """
+    served, ids_BT = load_model(str(out)), torch.tensor([ids], device=model.device)
+    wrong, error, allowed = _other_tensor(model, served), 0.0, 0.0
+    if not wrong:
+        with torch.no_grad():
+            trained_TV, served_TV = (m(input_ids=ids_BT).logits[0].float() for m in (model.eval(), served))
+            error, allowed = float((trained_TV - served_TV).abs().max()), _allowed(str(out), served, ids_BT, served_TV)
+        if not error <= allowed:
+            wrong = f"exported logits are {error:.3g} from the trained model's ({allowed:.3g} is allowed)"
+    if wrong:
+        shutil.rmtree(out)
+        raise InputError(f"restore: {wrong}; please report it")
+    return error, allowed
+
+
+def _other_tensor(model: Any, served: Any) -> str:
+    """Which layer's weight is not the one that was tuned, and by how much; empty where there is none."""
+    there = dict(served.named_modules())
+    for name, module in model.named_modules():
+        if isinstance(module, scales.ScaleLinear):
+            tuned = module.weight()
+        elif parametrize.is_parametrized(module, "weight"):
+            tuned = module.weight
+        else:
+            continue
+        tuned, found = tuned.detach(), there[name].weight.detach()
+        off = float((found.float() - tuned.float()).norm() / tuned.float().norm().clamp(min=1e-30))
+        if not off <= max(EXACT, torch.finfo(tuned.dtype).eps / 2):
+            return f"the exported weight of {name} is {100 * off:.2g} % from the tuned one"
+    return ""
+
+
+def _allowed(folder: str, served: Any, ids_BT: torch.Tensor, served_TV: torch.Tensor) -> float:
+    """What logits may differ by. In 16 bits this brings ``served`` to float32."""
+    largest = float(served_TV.abs().max())
+    kept = getattr(config_of(folder), "quantization_config", None) or {}
+    groups = kept.get("config_groups", {}).values()
+    if kept.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups):
+        return SHARES["rounded activations"] * largest
+    if served.dtype.itemsize > 2:
+        return SHARES["32 bits"] * largest
+    if memory.available(served.device) < 6 * sum(p.numel() for p in served.parameters()):  # four bytes for two, beside what they need
+        return SHARES["16 bits"] * largest
+    exact = torch.nn.Module.float(served)  # transformers' own refuses for checkpoints that were quantized
+    noise = float((exact(input_ids=ids_BT).logits[0] - served_TV).abs().max())
+    return NOISE * noise + EXACT * largest

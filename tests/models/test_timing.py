@@ -1,0 +1,65 @@
+"""The time that a run is expected to take: what is counted, and that the probe's speeds are those of the machine."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from stepmend.cli.checking import duration
+from stepmend.models import check, load, timing
+from tests.models.test_families import SIZE
+
+SPEED = timing.Speed(few=1e-9, many=1e-10, small=1e-6, attend=1e-5)
+WORK = timing.Work(slots=8)
+
+
+def size_of(kind: str, **values) -> timing.Size:
+    model = load.skeleton(getattr(transformers, f"{kind}Config")(vocab_size=300, **SIZE, **values))
+    return timing.size_of(model, check.layers_of(model))
+
+
+def test_numbers_are_those_that_a_token_meets():
+    attention, block, head = 2 * (64 * 64 + 64 * 32), 3 * 64 * 128, 64 * 300
+    assert size_of("Llama").numbers == 2 * (attention + block) + head
+    assert size_of("Llama", tie_word_embeddings=True).numbers == 2 * (attention + block) + head
+    experts = size_of("Mixtral", num_local_experts=8, num_experts_per_tok=2)
+    assert experts.numbers - 2 * (attention + 2 * block) - head == pytest.approx(0, abs=2 * 8 * 64)  # but for the routers
+    assert size_of("Llama").squares == 2 * (6 * 64**2 + 128**2)
+
+
+def test_stages_grow_with_what_they_do():
+    size = size_of("Llama")
+    plain = timing.stages(size, SPEED, WORK, "cpu", {"gptq"})
+    assert all(value > 0 for value in plain.values())
+    longer = timing.stages(size, SPEED, replace(WORK, solution=800), "cpu", {"gptq"})
+    assert all(longer[stage] > plain[stage] for stage in plain)
+    assert timing.stages(size, SPEED, replace(WORK, problems=600), "cpu", {"gptq"})["solve"] == pytest.approx(2 * plain["solve"])
+    assert timing.stages(size, SPEED, WORK, "cpu", {"rtn"})["quantize"] == 0
+    assert timing.stages(size, SPEED, WORK, "cpu", {"awq"})["quantize"] > plain["quantize"]
+    assert timing.writing(size, SPEED, 8, "cuda") < timing.writing(size, SPEED, 8, "cpu"), "a GPU attends for all slots at once"
+
+
+def test_the_probe_measures_what_a_layer_takes():
+    sizes = {**SIZE, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
+    model = load.skeleton(transformers.LlamaConfig(**sizes, vocab_size=300))
+    start = time.perf_counter()
+    speed = timing.probe(model, 8, "cpu", torch.float32, time.process_time)
+    assert time.perf_counter() - start < 60  # about three seconds on an idle machine
+    layer, states = torch.nn.Linear(512, 1024, bias=False), torch.ones((timing.MANY, 512))
+    with torch.inference_mode():
+        begin = time.process_time()
+        for _ in range(10):
+            layer(states)
+        measured = (time.process_time() - begin) / 10
+    assert speed.many * timing.MANY * 512 * 1024 == pytest.approx(measured, rel=2)
+    assert speed.few > speed.many, "a number that is read for few rows takes each of them longer"
+
+
+DURATIONS = [(0.0, "0 s"), (5.26, "5.3 s"), (119, "120 s"), (150, "2.5 min"), (7150, "120 min"), (9000, "2.5 h")]
+
+
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS)
+def test_a_duration_has_two_digits(seconds, text):
+    assert duration(seconds) == text
