@@ -147,12 +147,13 @@ def _divides(module: nn.Module) -> bool:
 
     llm-compressor itself brings norms that multiply by 1 + weight into this form, where it knows them.
     """
-    from llmcompressor.modeling.offset_norm import NormCalibrationModule, _is_registered
+    from llmcompressor.modeling import offset_norm
 
     weight = getattr(module, "weight", None)
     if "norm" not in type(module).__name__.lower() or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
         return False
-    if _is_registered(type(module).__name__, NormCalibrationModule):
+    known: Any = offset_norm
+    if known._is_registered(type(module).__name__, known.NormCalibrationModule):
         return True
     kept = {name: torch.linspace(0.5, 1.5, p.numel()).view(p.shape) for name, p in module.named_parameters()}
     states, factors = torch.linspace(-2, 2, weight.numel())[None, None], torch.linspace(0.5, 2, weight.numel())
@@ -166,10 +167,12 @@ def _divides(module: nn.Module) -> bool:
 def _registered(model: Any, method: str) -> list[Mapping]:
     """llm-compressor's own mappings of a family by the names of its modules, as far as it has such modules."""
     from compressed_tensors.utils import match_modules_set
-    from llmcompressor.modifiers.transform.awq import dynamic_mappings as awq
-    from llmcompressor.modifiers.transform.smoothquant import dynamic_mappings as smoothquant
+    from llmcompressor.modifiers.transform.awq import dynamic_mappings as of_awq
+    from llmcompressor.modifiers.transform.smoothquant import dynamic_mappings as of_smoothquant
     from llmcompressor.modifiers.transform.smoothquant.utils import MAPPINGS_REGISTRY
 
+    awq: Any = of_awq
+    smoothquant: Any = of_smoothquant
     tables: tuple[Any, ...] = (awq.AWQ_MAPPING_REGISTRY, awq.AWQ_DYNAMIC_MAPPING_REGISTRY)
     if method == "smoothquant":
         tables = (MAPPINGS_REGISTRY, smoothquant.SMOOTHQUANT_DYNAMIC_MAPPING_REGISTRY)
@@ -209,7 +212,7 @@ def _inside_blocks(model: Any) -> list[Mapping]:
     return found
 
 
-def _passes(block: nn.Module, first: str, last: str) -> bool:
+def _passes(block: Any, first: str, last: str) -> bool:
     """Whether a block computes the same when the last rows of one linear layer are divided by what the columns of another are multiplied
     with."""
     width, inner = block.get_submodule(last).out_features, block.get_submodule(last).in_features
