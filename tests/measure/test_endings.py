@@ -91,14 +91,16 @@ def test_the_page_and_the_notices_show_them():
     line = next(line for line in compared.notices(pairs) if "in a loop" in line)
     assert line.startswith("w3: 40.0 % of the solutions are in a loop, 0.0 % of full's (+40.0 points, +")
     assert line.endswith("Holm p = 0.023, 20 pairs).")
-    assert not any("unclosed" in line for line in compared.notices(pairs))
+    assert [line for line in compared.notices(pairs) if "unclosed" in line] == ["No solution of w3 or full is in an unclosed thought."]
     blob = compared.blob(pairs)
     assert [(row["arm"], row["ending"], row["only_second"]) for row in blob["endings"]] == [
         ("w3", "in a loop", 8), ("w3", "cut off", 8), ("w3", "in an unclosed thought", 0),
     ]  # fmt: skip
     assert (blob["arms"][1]["loops"], blob["arms"][1]["cut_off"], blob["arms"][1]["unclosed"]) == (0.4, 0.4, 0.0)
     table = compared.ending_table(pairs)
-    assert list(table.columns[1].cells) == ["in a loop", "cut off", "in an unclosed thought"]
+    assert list(table.columns[1].cells) == ["in a loop", "cut off"]
+    assert next(iter(table.columns[7].cells)).startswith("+40.0 (+")
+    assert compared.ending_table(compare([first, arm("w4", *[Sample(True, FINE, cut=False)] * 20)])) is None
 
 
 def test_a_finish_field_that_says_nothing_of_a_row_leaves_it_open(tmp_path):

@@ -48,8 +48,11 @@ def table(pairs: Sequence[Compared]) -> Table:
 
 
 def ending_table(pairs: Sequence[Compared]) -> Table | None:
-    """Loops, cuts by the limit and unclosed thoughts of every other arm, against the first one; None where nothing is known of any."""
-    rows = [(pair, of) for pair in against_first(pairs)[0] for of in pair.endings]
+    """Loops, cuts by the limit and unclosed thoughts of every other arm, against the first one; None where there is nothing to show.
+
+    What is known in both arms, and happens in neither, is left to ``conclusions``.
+    """
+    rows = [(pair, of) for pair in against_first(pairs)[0] for of in pair.endings if not _absent(of)]
     if not any(of.tested for _, of in rows):
         return None
     shown = Table("arm", "solutions", "pairs", "first", "this", "fewer", "more", "change (95 %)", "p", "Holm p", title="how solutions end")
@@ -100,14 +103,22 @@ def conclusions(pairs: Sequence[Compared]) -> list[str]:
 
 
 def _ending_lines(pair: Compared) -> list[str]:
-    """What is shown of how solutions end: a line for each odd ending that became rarer or more frequent."""
-    return [
+    """What is shown of how solutions end: a line for each odd ending that became rarer or more frequent, and one for those that are not."""
+    lines = [
         f"{pair.second.name}: {percent(of.second)} of the solutions are {of.words}, {percent(of.first)} of {pair.first.name}'s "
         f"({points(of.tested.change.value)} points, {points(of.tested.change.low)} to {points(of.tested.change.high)}; "
         f"Holm p = {of.tested.holm:.2g}, {of.problems} pairs)."
         for of in pair.endings
         if of.tested and of.tested.holm < 1 - statistics.LEVEL
     ]
+    if absent := [of.words for of in pair.endings if _absent(of)]:
+        lines.append(f"No solution of {pair.second.name} or {pair.first.name} is {' or '.join(absent)}.")
+    return lines
+
+
+def _absent(of: endings.Ending) -> bool:
+    """Whether an odd ending is known of both arms, and happens in neither."""
+    return of.tested is not None and not of.first and not of.second
 
 
 def _unknown_lines(arms: Sequence[Log]) -> list[str]:
