@@ -152,7 +152,8 @@ def _divides(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if "norm" not in type(module).__name__.lower() or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
         return False
-    if _is_registered(type(module).__name__, NormCalibrationModule):
+    known: Any = NormCalibrationModule
+    if _is_registered(type(module).__name__, known):
         return True
     kept = {name: torch.linspace(0.5, 1.5, p.numel()).view(p.shape) for name, p in module.named_parameters()}
     states, factors = torch.linspace(-2, 2, weight.numel())[None, None], torch.linspace(0.5, 2, weight.numel())
@@ -167,17 +168,19 @@ def _registered(model: Any, method: str) -> list[Mapping]:
     """llm-compressor's own mappings of a family by the names of its modules, as far as it has such modules."""
     from compressed_tensors.utils import match_modules_set
     from llmcompressor.modifiers.transform.awq import dynamic_mappings as awq
+    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
     from llmcompressor.modifiers.transform.smoothquant import dynamic_mappings as smoothquant
     from llmcompressor.modifiers.transform.smoothquant.utils import MAPPINGS_REGISTRY
 
-    tables: tuple[Any, ...] = (awq.AWQ_MAPPING_REGISTRY, awq.AWQ_DYNAMIC_MAPPING_REGISTRY)
+    tables: tuple[Any, ...] = (AWQ_MAPPING_REGISTRY, awq.AWQ_DYNAMIC_MAPPING_REGISTRY)
     if method == "smoothquant":
         tables = (MAPPINGS_REGISTRY, smoothquant.SMOOTHQUANT_DYNAMIC_MAPPING_REGISTRY)
     if not any(type(model).__name__ in table for table in tables):
         return []
     names = {id(module): name for name, module in model.named_modules()}
     found = []
-    for one in (smoothquant if method == "smoothquant" else awq).get_layer_mappings_from_model(model):
+    own: list[Any] = (smoothquant if method == "smoothquant" else awq).get_layer_mappings_from_model(model)
+    for one in own:
         smooth = one.smooth_layers if method == "smoothquant" else one.smooth_layer
         try:
             for (first,), *rest in match_modules_set(model, (smooth, *one.balance_layers)):
@@ -209,7 +212,7 @@ def _inside_blocks(model: Any) -> list[Mapping]:
     return found
 
 
-def _passes(block: nn.Module, first: str, last: str) -> bool:
+def _passes(block: Any, first: str, last: str) -> bool:
     """Whether a block computes the same when the last rows of one linear layer are divided by what the columns of another are multiplied
     with."""
     width, inner = block.get_submodule(last).out_features, block.get_submodule(last).in_features
@@ -226,7 +229,8 @@ def _passes(block: nn.Module, first: str, last: str) -> bool:
         states, factors = torch.randn((1, 3, OUTER), generator=generator), torch.linspace(0.5, 2, INNER)
         with torch.no_grad():
             before = small(states)
-            smooth, balance = small.get_submodule(first), small.get_submodule(last)
+            smooth: Any = small.get_submodule(first)
+            balance: Any = small.get_submodule(last)
             if smooth.bias is not None and smooth.out_features != INNER:
                 return False  # llm-compressor divides the whole bias
             for tensor in (smooth.weight, smooth.bias):
