@@ -41,13 +41,14 @@ def of(model: Any, method: str) -> list[Mapping]:
     Raises InputError, with what to do, where there is nothing that may be scaled.
     """
     if not (found := _of(model, method)):
-        family, where = model.config.model_type, "no norm's output goes into linear layers alone"
-        raise InputError(f"scheme: {method} has nothing to scale in {family}: {where}; take rtn or gptq")
+        followed = readers(model) is not None
+        why = "no norm's output goes into linear layers alone" if followed else "its layers cannot be followed before any work"
+        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; take rtn or gptq")
     return found
 
 
 def _of(model: Any, method: str) -> list[Mapping]:
-    read = readers(model)
+    read = readers(model) or {}
     known = _registered(model, method)
     norms = [one for one in known if not _is_linear(model, one.smooth)]
     if not norms or any(set(read.get(one.smooth, ())) != set(one.balance) for one in norms):
@@ -59,10 +60,10 @@ def _of(model: Any, method: str) -> list[Mapping]:
     return norms + linear + [one for one in _inside_blocks(model) if one.balance not in have]
 
 
-def readers(model: Any) -> dict[str, list[str]]:
+def readers(model: Any) -> dict[str, list[str]] | None:
     """Norms of the decoder layers, each with the linear layers that read its output, where no other part of the model reads it.
 
-    Empty where the model cannot be followed without numbers.
+    None where the model cannot be followed without numbers.
     """
     stack = check.decoder_stack(model) + "."
     norms = {name: module for name, module in model.named_modules() if name.startswith(stack) and _divides(module)}
@@ -72,7 +73,7 @@ def readers(model: Any) -> dict[str, list[str]]:
         with torch.no_grad(), torch.device("meta"), _plain_experts(model), follow:
             model.eval()(input_ids=torch.zeros((1, TOKENS), dtype=torch.long), use_cache=False)
     except Exception:  # families fail without numbers in many ways: values that decide what is computed, kernels of their own
-        return {}
+        return None
     finally:
         for handle in handles:
             handle.remove()
