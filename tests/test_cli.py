@@ -296,14 +296,18 @@ def test_a_completer_that_is_not_there_is_said_before_any_work(tmp_path):
 
 
 def test_check_says_what_would_be_done_and_run_refuses_the_same(tmp_path):
-    done = stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128", "--json")
+    done = stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128", "--scheme", "awq-w4a16-g128", "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["quantized"], facts["tuned"], facts["left alone"]) == (28, 28, {"the head": 1})
     assert facts["memory"]["model"] >= 4 * 2_000_000
+    assert facts["scaled"] == {"awq-w4a16-g128": 28}, "the reasoner has as many heads of values as of queries"
     assert facts["seconds"].keys() == {"quantize", "solve", "locate", "restore"}
     assert facts["seconds"]["solve"] > 0 and facts["assumed"]["problems"] == 900
     assert sum(layer["quantized"] for layer in facts["layers"]) == 28
+    screen = " ".join(stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128").stdout.split())
+    assert re.search(r"time, an estimate from a probe of [\d.]+ s on this machine as it is now", screen)
+    assert re.search(r"solve [\d.]+ (s|min|h) \(an arm\), locate [\d.]+ (s|min|h)", screen)
     shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))

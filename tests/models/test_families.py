@@ -94,10 +94,15 @@ def test_losses_are_those_of_the_models_own_logits(made):
 
 
 def test_restoring_by_distillation_changes_what_is_served(made, tmp_path):
-    _, parent, low = made
+    kind, parent, low = made
     recipe = Restore(steps=3, batch_size=2, learning_rate=0.01, tune="scales+norms")
-    done = tune.restore(parent, low, bullets(4), recipe, tmp_path / "out", seed=0)
+    said: list[str] = []
+    done = tune.restore(parent, low, bullets(4), recipe, tmp_path / "out", seed=0, say=said.append)
     assert done.export_error <= done.export_tolerance
+    left = [line for line in said if "quantized layers stay as they are" in line]
+    assert ["24 quantized layers" in line and ".experts." in line for line in left] == [True] * (kind == "experts by names of their own")
+    assert done.layers["rescaled"] == len(scales.scales(scales.attach(str(low), recipe)))
+    assert (done.layers["untuned"], done.layers["solved"]) == (24 if kind == "experts by names of their own" else 0, 0)
     before, after = load_file(low / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.endswith("weight_scale") for name in changed)
@@ -131,7 +136,8 @@ def test_nothing_is_dropped_out_while_tuning(tmp_path):
 
 def test_an_adapter_leaves_routers_alone(tmp_path):
     parent = make(next(iter(ROUTERS)), tmp_path / "parent")
-    run.quantize(parent, schemes.parse(SCHEME), [], tmp_path / "low")
+    facts = run.quantize(parent, schemes.parse(SCHEME), [], tmp_path / "low")
+    assert facts["codes"] == 2 * (4 + 3 * 4), "attention's layers, and three of each expert"
     recipe = Restore(tune="lora", steps=2, batch_size=2)
     done = tune.restore(parent, tmp_path / "low", bullets(2), recipe, tmp_path / "out", seed=0)
     assert done.layers["adapted"] == 2 * 4

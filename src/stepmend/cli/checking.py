@@ -46,6 +46,7 @@ def check(
     dtype = torch.float32 if dtype == "auto" else dtype
     parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, dtype.itemsize)
     counts = checking.summary(layers)
+    scaled = {one: quantizer.scaled(made, one) for one in parsed if one.method in table.SCALED}
     work = _work(config, device, model.startswith(load.BUILTIN))
     start = time.perf_counter()
     speed = timing.probe(made, work.slots, device, dtype)
@@ -59,6 +60,7 @@ def check(
         "dtype": str(dtype).removeprefix("torch."),
         "schemes": [one.name for one in parsed],
         **counts,
+        "scaled": {one.name: len({name for _, names in pairs for name in names}) for one, pairs in scaled.items()},
         "memory": parts,
         "seconds": seconds,
         "assumed": vars(work),
@@ -71,6 +73,8 @@ def check(
     say(screen, f"quantized: {counts['quantized']} modules, {100 * counts['share quantized']:.1f} % of the numbers in matrices")
     say(screen, f"codes and scales tuned: {counts['tuned']} modules, {100 * counts['share tuned']:.1f} %")
     say(screen, "left alone: " + "; ".join(f"{count} ({why})" for why, count in counts["left alone"].items()))
+    for name, count in facts["scaled"].items():
+        say(screen, f"{name}: the inputs of {count} linear layers are scaled before rounding, in what computes them")
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     say(screen, f"memory of tuning: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
     text = f"{work.problems} test problems, {work.slots} at once, solutions of {work.solution} tokens"

@@ -15,7 +15,6 @@ Of experts only those that a token goes to count. It is an estimate: lengths of 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from statistics import median
 from typing import Any
 
@@ -28,11 +27,13 @@ OPERATIONS = 60
 """Small operations of a decoder layer: norms, rotations, residual sums, the activation, and what the cache is written with."""
 READING = 1.3
 """What a token that is read takes, over its linear layers alone: attention, norms, activations."""
-MANY = 512
+MANY = 256
 """Rows of the linear layer that stands for reading."""
 NUMBERS = 1 << 24
-"""Numbers that the probe's matrices hold together, so that they come from where a model's come from and not from the innermost cache."""
-SECONDS = 0.6
+"""Numbers that the probe's matrices hold together, at most: they come from where a model's come from, not from the innermost cache."""
+PRODUCTS = 1 << 29
+"""Products that one of the probe's passes makes, about: 0.02 to 0.1 seconds of a CPU's thread."""
+SECONDS = 0.4
 """What each of the probe's measurements takes, about."""
 GRID = 21
 """Passes over a layer by AWQ's search."""
@@ -98,30 +99,31 @@ def size_of(model: Any, layers: list[check.Layer]) -> Size:
 
 
 def probe(model: Any, slots: int, device: str, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """The speeds of this machine, in about three seconds."""
+    """The speeds of this machine, in about two seconds."""
     config = model.config.get_text_config()
     width, heads = config.hidden_size, config.num_attention_heads
     inner = getattr(config, "intermediate_size", None)
     inner = inner if isinstance(inner, int) else 4 * width
-    count = max(1, NUMBERS // (width * inner))
-    weights = [torch.full((inner, width), 0.01, device=device, dtype=dtype) for _ in range(count)]
-    by_columns = device == "cpu" and dtype == torch.float32  # as engines.decode stores them
-    few = [weight.t().contiguous().t() for weight in weights] if by_columns else weights
+    by_columns = device == "cpu" and dtype == torch.float32  # as engines.decode stores them for writing
     head_width = getattr(config, "head_dim", None) or width // heads
     keys = torch.zeros((1, heads, 256, head_width), device=device, dtype=dtype)
 
     def seconds(of: Callable[[], Any]) -> float:
         return _seconds(of, device, clock)
 
-    def linear(matrices: list[torch.Tensor], rows: int) -> float:
+    def linear(rows: int, by_columns: bool) -> float:
+        """Seconds a number of a linear layer takes, for all rows together."""
+        count = max(1, min(NUMBERS, PRODUCTS // rows) // (width * inner))
+        made = [torch.full((inner, width), 0.01, device=device, dtype=dtype) for _ in range(count)]
+        weights = [weight.t().contiguous().t() for weight in made] if by_columns else made
         states = torch.ones((rows, width), device=device, dtype=dtype)
-        return seconds(lambda: [F.linear(states, weight) for weight in matrices]) / prod((count, inner, width))
+        return seconds(lambda: [F.linear(states, weight) for weight in weights]) / (count * inner * width)
 
     with torch.inference_mode():
         states = torch.ones((slots, 1, width), device=device, dtype=dtype)
         return Speed(
-            linear(few, slots),
-            linear(weights, MANY) / MANY,
+            linear(slots, by_columns),
+            linear(MANY, False) / MANY,
             seconds(lambda: [states * states for _ in range(100)]) / 100,
             seconds(lambda: [F.scaled_dot_product_attention(keys[:, :, :1], keys, keys) for _ in range(20)]) / 20,
         )

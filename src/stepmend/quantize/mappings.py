@@ -41,13 +41,14 @@ def of(model: Any, method: str) -> list[Mapping]:
     Raises InputError, with what to do, where there is nothing that may be scaled.
     """
     if not (found := _of(model, method)):
-        family, where = model.config.model_type, "no norm's output goes into linear layers alone"
-        raise InputError(f"scheme: {method} has nothing to scale in {family}: {where}; take rtn or gptq")
+        followed = readers(model) is not None
+        why = "no norm's output goes into linear layers alone" if followed else "its layers cannot be followed before any work"
+        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; take rtn or gptq")
     return found
 
 
 def _of(model: Any, method: str) -> list[Mapping]:
-    read = readers(model)
+    read = readers(model) or {}
     known = _registered(model, method)
     norms = [one for one in known if not _is_linear(model, one.smooth)]
     if not norms or any(set(read.get(one.smooth, ())) != set(one.balance) for one in norms):
@@ -59,10 +60,10 @@ def _of(model: Any, method: str) -> list[Mapping]:
     return norms + linear + [one for one in _inside_blocks(model) if one.balance not in have]
 
 
-def readers(model: Any) -> dict[str, list[str]]:
+def readers(model: Any) -> dict[str, list[str]] | None:
     """Norms of the decoder layers, each with the linear layers that read its output, where no other part of the model reads it.
 
-    Empty where the model cannot be followed without numbers.
+    None where the model cannot be followed without numbers.
     """
     stack = check.decoder_stack(model) + "."
     norms = {name: module for name, module in model.named_modules() if name.startswith(stack) and _divides(module)}
@@ -72,7 +73,7 @@ def readers(model: Any) -> dict[str, list[str]]:
         with torch.no_grad(), torch.device("meta"), _plain_experts(model), follow:
             model.eval()(input_ids=torch.zeros((1, TOKENS), dtype=torch.long), use_cache=False)
     except Exception:  # families fail without numbers in many ways: values that decide what is computed, kernels of their own
-        return {}
+        return None
     finally:
         for handle in handles:
             handle.remove()
@@ -147,13 +148,13 @@ def _divides(module: nn.Module) -> bool:
 
     llm-compressor itself brings norms that multiply by 1 + weight into this form, where it knows them.
     """
-    from llmcompressor.modeling import offset_norm
+    from llmcompressor.modeling.offset_norm import NormCalibrationModule, _is_registered
 
     weight = getattr(module, "weight", None)
     if "norm" not in type(module).__name__.lower() or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
         return False
-    known: Any = offset_norm
-    if known._is_registered(type(module).__name__, known.NormCalibrationModule):
+    known: Any = NormCalibrationModule
+    if _is_registered(type(module).__name__, known):
         return True
     kept = {name: torch.linspace(0.5, 1.5, p.numel()).view(p.shape) for name, p in module.named_parameters()}
     states, factors = torch.linspace(-2, 2, weight.numel())[None, None], torch.linspace(0.5, 2, weight.numel())
@@ -167,20 +168,20 @@ def _divides(module: nn.Module) -> bool:
 def _registered(model: Any, method: str) -> list[Mapping]:
     """llm-compressor's own mappings of a family by the names of its modules, as far as it has such modules."""
     from compressed_tensors.utils import match_modules_set
-    from llmcompressor.modifiers.transform.awq import dynamic_mappings as of_awq
-    from llmcompressor.modifiers.transform.smoothquant import dynamic_mappings as of_smoothquant
+    from llmcompressor.modifiers.transform.awq import dynamic_mappings as awq
+    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
+    from llmcompressor.modifiers.transform.smoothquant import dynamic_mappings as smoothquant
     from llmcompressor.modifiers.transform.smoothquant.utils import MAPPINGS_REGISTRY
 
-    awq: Any = of_awq
-    smoothquant: Any = of_smoothquant
-    tables: tuple[Any, ...] = (awq.AWQ_MAPPING_REGISTRY, awq.AWQ_DYNAMIC_MAPPING_REGISTRY)
+    tables: tuple[Any, ...] = (AWQ_MAPPING_REGISTRY, awq.AWQ_DYNAMIC_MAPPING_REGISTRY)
     if method == "smoothquant":
         tables = (MAPPINGS_REGISTRY, smoothquant.SMOOTHQUANT_DYNAMIC_MAPPING_REGISTRY)
     if not any(type(model).__name__ in table for table in tables):
         return []
     names = {id(module): name for name, module in model.named_modules()}
     found = []
-    for one in (smoothquant if method == "smoothquant" else awq).get_layer_mappings_from_model(model):
+    own: list[Any] = (smoothquant if method == "smoothquant" else awq).get_layer_mappings_from_model(model)
+    for one in own:
         smooth = one.smooth_layers if method == "smoothquant" else one.smooth_layer
         try:
             for (first,), *rest in match_modules_set(model, (smooth, *one.balance_layers)):
@@ -229,7 +230,8 @@ def _passes(block: Any, first: str, last: str) -> bool:
         states, factors = torch.randn((1, 3, OUTER), generator=generator), torch.linspace(0.5, 2, INNER)
         with torch.no_grad():
             before = small(states)
-            smooth, balance = small.get_submodule(first), small.get_submodule(last)
+            smooth: Any = small.get_submodule(first)
+            balance: Any = small.get_submodule(last)
             if smooth.bias is not None and smooth.out_features != INNER:
                 return False  # llm-compressor divides the whole bias
             for tensor in (smooth.weight, smooth.bias):

@@ -47,8 +47,7 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     model = load.skeleton(config)
     layers = check.layers_of(model)
     check.refuse(model, scheme, layers)
-    if scheme.scaled:
-        _scaled(model, scheme)
+    scaled(model, scheme)
     return layers
 
 
@@ -157,8 +156,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
-    scaled = _scaled(load.skeleton(load.config_of(folder)), scheme) if scheme.scaled else []
-    recipe = schemes.recipe_of(scheme, _left_alone(model), scaled)
+    recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme))
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
@@ -173,8 +171,13 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
     return model, tokenizer
 
 
-def _scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
-    """What a scheme scales in a model on the meta device. Raises InputError where there is nothing."""
+def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
+    """What AWQ or SmoothQuant scales in a model on the meta device: a layer, and those that make up for it; nothing for other methods.
+
+    Raises InputError where there is nothing to scale.
+    """
+    if scheme.method not in schemes.SCALED:
+        return []
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
         return [(one.smooth, one.balance) for one in mappings.of(model, scheme.method)]
 

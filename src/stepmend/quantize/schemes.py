@@ -24,6 +24,8 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
     "smoothquant": ((8, 8),),
 }
 """Method -> (weight bits, activation bits) that it is offered in."""
+SCALED = ("awq", "smoothquant")
+"""Methods that scale layers before they round them."""
 
 GROUPS = (32, 64, 128)
 NUMBER = "[1-9][0-9]{0,3}"
@@ -48,11 +50,6 @@ class Scheme:
     def calibrated(self) -> bool:
         """Whether anything is estimated from calibration traces: all but weight-only rounding."""
         return self.method != "rtn" or self.kv_bits is not None
-
-    @property
-    def scaled(self) -> bool:
-        """Whether layers are scaled before they are rounded."""
-        return self.method in ("awq", "smoothquant")
 
     @property
     def loads(self) -> str:
