@@ -28,6 +28,7 @@ import numpy as np
 import sections
 
 from stepmend import Fault, Problem, Trace, tables
+from stepmend.arms import FULL
 from stepmend.benchmarks import oracle, story
 from stepmend.engines.local import complete_all
 from stepmend.locate import bench, equations, kinds, locators, reliability, steps
@@ -202,7 +203,7 @@ def regressions(family: str, out: Path, count: int) -> tuple[Loop, list[Regressi
     for arm in SCHEMES:
         for split in ("test", "curate"):
             problems = loop.problems(split)
-            full, traces = loop.solve("full", problems, split), loop.solve(arm, problems, split)
+            full, traces = loop.solve(FULL, problems, split), loop.solve(arm, problems, split)
             lost = loop.regressions(arm, problems)
             faults = loop.locate(arm, problems, full, traces, split)
             for begin in range(0, len(lost), 64):
@@ -246,7 +247,7 @@ def linear_tokens(loop: Loop, found: Sequence[Regression]) -> int:
         spans = [[*steps.split(r.trace.text), (len(r.trace.text),) * 2] for r in live]
         prefixes = [r.trace.text[: of[step][0]] for r, of in zip(live, spans, strict=True)]
         texts = [loop.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
-        completions = complete_all(loop.generator("full", loop.batch_size), texts, loop.batch_size)
+        completions = complete_all(loop.generator(FULL, loop.batch_size), texts, loop.batch_size)
         tokens += sum(len(c.tokens) for c in completions)
         arrived = locator.arrive([(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)])
         live = [r for r, good in zip(live, arrived, strict=True) if good]

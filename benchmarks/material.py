@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from stepmend import Bullet, Problem, Trace
+from stepmend.arms import FULL
 from stepmend.benchmarks import sources
 from stepmend.curate import Solved
 from stepmend.loop import Loop
@@ -144,7 +145,7 @@ class Recorded:
         """Problems with both models' solutions."""
         scheme = RECORDED[1]
         return [
-            Solved(p, chat.render(self.tokenizer, "steps-1", p.question), self.traces["full", p.id], self.traces[scheme, p.id])
+            Solved(p, chat.render(self.tokenizer, "steps-1", p.question), self.traces[FULL, p.id], self.traces[scheme, p.id])
             for p in problems
         ]
 
@@ -159,7 +160,7 @@ def recorded(model: str, work: Path, validation: int) -> Material:
         quantizer.quantize(model, schemes.parse(scheme), [], low)
     run, sizes = Recorded(model), MODELS[name]
     pool = run.train[: sizes.curated]
-    full = [solved for solved in run.solved(pool) if run.right("full", solved.problem)]
+    full = [solved for solved in run.solved(pool) if run.right(FULL, solved.problem)]
     both = [solved for solved in full if run.right(scheme, solved.problem)]
     held_out = run.solved(run.train[sizes.curated : sizes.curated + validation])
     return assembled(low, run.bullets, run.solved(pool), both, full, held_out, run.solved(run.train[-sizes.measured :]))
@@ -215,7 +216,7 @@ def of_run(sizes: Model, model: str, scheme: str, benchmark: str, work: Path, va
         bullets = mend.bullets(scheme)
         found = [solved for part in mend.rounds(scheme) for solved in part.values()]
         problems = [solved.problem for solved in found]
-        right = {arm: loop.outcomes(problems, arm) for arm in ("full", scheme)}
+        right = {arm: loop.outcomes(problems, arm) for arm in (FULL, scheme)}
         first = {problem.id for problem in pool[:held]}
         rest = [(solved, *flags) for solved, *flags in zip(found, *right.values(), strict=True) if solved.problem.id not in first]
         free = [solved for solved, *_ in rest]
@@ -225,13 +226,13 @@ def of_run(sizes: Model, model: str, scheme: str, benchmark: str, work: Path, va
 
 
 def _solved(loop: Loop, scheme: str, problems: Sequence[Problem], label: str) -> list[Solved]:
-    full, low = loop.solve("full", problems, label), loop.solve(scheme, problems, label)
+    full, low = loop.solve(FULL, problems, label), loop.solve(scheme, problems, label)
     return [Solved(p, loop.prompt_of(p), full[p.id], low[p.id]) for p in problems]
 
 
 def _alone(loop: Loop, problems: Sequence[Problem], label: str) -> list[Solved]:
     """By full precision alone, whose solution stands for the other's too."""
-    full = loop.solve("full", problems, label)
+    full = loop.solve(FULL, problems, label)
     return [Solved(p, loop.prompt_of(p), full[p.id], full[p.id]) for p in problems]
 
 

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from stepmend import Bullet, Problem
+from stepmend.arms import FULL, Arm
 from stepmend.curate import Solved, leakage
 from stepmend.loop import Loop
 from stepmend.measure import statistics
@@ -148,7 +149,7 @@ class Peers:
         return {**loop.dir.notes()[f"peer-{arm}"], **of, "arm": arm}
 
     def name(self, name: str, seed: int, rate: float | None) -> str:
-        return f"{self.scheme}+{name.replace(' ', '-')}{'' if rate is None else f'-{rate:g}'}-s{seed}"
+        return str(Arm(self.scheme, variant=name.replace(" ", "-") + ("" if rate is None else f"-{rate:g}"), seed=seed))
 
     def speed(self, arm: str) -> float:
         """Tokens per second of an arm over the quantized model's: each first in turn; the median of four turns, after one to warm up."""
@@ -167,7 +168,7 @@ class Peers:
         loop, found = self.loop, []
         for part in self.mend.rounds(self.scheme):
             problems = [solved.problem for solved in part.values()]
-            right = loop.outcomes(problems, "full")
+            right = loop.outcomes(problems, FULL)
             found += [part[p.id] for p, good in zip(problems, right, strict=True) if good]
             if len(found) >= 2 * len(self.bullets):
                 break
@@ -180,7 +181,7 @@ class Peers:
         found, _ = leakage.kept(loop.tuned.problems("calibration", loop.recipe.quantize.calibration, seed), loop.held_out)
         if not own:
             return [problem.question for problem in found]
-        traces = loop.solve("full", found, f"calibration {seed}")
+        traces = loop.solve(FULL, found, f"calibration {seed}")
         return [loop.prompt_of(p) + traces[p.id].text + loop.tokenizer.eos_token for p in found]
 
     def step_times(self) -> dict[str, float]:
@@ -226,7 +227,7 @@ def outcomes(peers: Peers, name: str) -> statistics.Shares:
 def row_of(peers: Peers, name: str, p: float | None) -> str:
     """A line of the table; ``p``: of stepmend against this peer."""
     loop, test, notes, size = peers.loop, peers.test, peers.rows[name], _size(peers.loop.folder(peers.scheme))
-    full, low, own = loop.outcomes(test, "full"), loop.outcomes(test, peers.scheme), outcomes(peers, name)
+    full, low, own = loop.outcomes(test, FULL), loop.outcomes(test, peers.scheme), outcomes(peers, name)
     ahead = statistics.difference(outcomes(peers, "stepmend"), own)
     recovery, loss = statistics.recovery(full, low, own), statistics.difference(own, full)
     rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
@@ -256,7 +257,7 @@ def _size(folder: Path) -> int:
 def section(peers: Peers, family: str) -> str:
     """What was measured of one reasoner and scheme, in Markdown."""
     loop, test, scheme = peers.loop, peers.test, peers.scheme
-    full, low = loop.outcomes(test, "full"), loop.outcomes(test, scheme)
+    full, low = loop.outcomes(test, FULL), loop.outcomes(test, scheme)
     pair, change, times = statistics.paired(full, low), statistics.difference(low, full), peers.step_times()
     trl = times["TRL, dpo on an adapter"]
     p = _p_values(peers, "stepmend")
@@ -320,7 +321,7 @@ def main() -> None:
             recipe = recipe_of(family, scheme, args.problems, args.quick)
             with Loop(recipe, runs / f"{family}-{scheme}-{args.problems}", Stages(Console(stderr=True))) as loop:
                 test = loop.problems("test")
-                loop.solve("full", test, "test")
+                loop.solve(FULL, test, "test")
                 loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
                 loop.solve(scheme, test, "test")
                 peers = Peers(loop, scheme, 1 if args.quick else SEEDS)

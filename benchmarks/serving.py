@@ -58,6 +58,13 @@ def ask(python: str, name: str, task: dict[str, Any]) -> dict[str, Any]:
     return json.loads(Path(task["out"]).read_text())
 
 
+def arms_of() -> tuple[str, str]:
+    """The names of the restored arm, and of the one with an adapter."""
+    from stepmend.arms import Arm
+
+    return str(Arm(SCHEME).restored()), str(Arm(SCHEME, variant="adapter"))
+
+
 def prepare() -> tuple[Any, list[str], int]:
     """The loop with a quantized checkpoint, a restored one, and one with an adapter; the texts to answer; the number of bullets."""
     from rich.console import Console
@@ -75,8 +82,9 @@ def prepare() -> tuple[Any, list[str], int]:
             loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
         mend = Mend(loop, SCHEME)
         bullets = mend.bullets(FAULTY)
-        mend.restore(SCHEME, f"{SCHEME}+restored", bullets, recipe.restore, 0)
-        mend.restore(SCHEME, f"{SCHEME}+adapter", bullets, recipe.restore.model_copy(update={"tune": "lora"}), 0)
+        restored, adapted = arms_of()
+        mend.restore(SCHEME, restored, bullets, recipe.restore, 0)
+        mend.restore(SCHEME, adapted, bullets, recipe.restore.model_copy(update={"tune": "lora"}), 0)
         return loop, [loop.prompt_of(problem) for problem in loop.problems("test")[:ANSWERS]], len(bullets)
 
 
@@ -118,10 +126,11 @@ def main() -> None:
 
     loop, texts, bullets = prepare()
     prompts = [chat.encode(loop.tokenizer, text) for text in texts]
-    arms = {"quantized": SCHEME, "restored": f"{SCHEME}+restored"}
+    restored, adapted = arms_of()
+    arms = {"quantized": SCHEME, "restored": restored}
     tasks: dict[str, dict[str, Any]] = {name: {"model": str(loop.folder(arm))} for name, arm in arms.items()}
     tasks |= {"full": {"model": loop.parent}}
-    tasks |= {"adapter": {"model": loop.parent, "adapter": str(loop.folder(f"{SCHEME}+adapter") / "adapter")}}
+    tasks |= {"adapter": {"model": loop.parent, "adapter": str(loop.folder(adapted) / "adapter")}}
     visits = [
         {name: ask(args.python, name, {"prompts": prompts, "dtype": args.dtype, **task}) for name, task in tasks.items()}
         for _ in range(VISITS)

@@ -22,8 +22,8 @@ from stepmend.report import summary
 from tests.conftest import LOSSY
 from tests.texts import logits
 
-RESTORED = LOSSY + summary.RESTORED
-FOLDER = RESTORED.replace("+", "-")
+RESTORED = f"{LOSSY}+restored"
+FOLDER = f"{LOSSY}-restored"
 
 
 def stepmend(*arguments) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from stepmend import __version__, grading
+from stepmend.arms import AGAIN, FULL, Arm, Budget, parse
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
@@ -27,13 +28,13 @@ from stepmend.locate import completers, faults, judges, locators, reliability
 from stepmend.locate.panel import Panel
 from stepmend.measure import damage as damages
 from stepmend.measure import fitness, statistics
-from stepmend.mend import Budget, Mend
+from stepmend.mend import Mend
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import HOW, Recipe
-from stepmend.records import AGAIN, Continuation, Fault, Grade, InputError, Judgement, Problem, Trace, digest
+from stepmend.records import Continuation, Fault, Grade, InputError, Judgement, Problem, Trace, digest
 from stepmend.rundir import RunDir
 
 CHUNK = 256
@@ -112,14 +113,14 @@ class Loop:
         self.dir.keep_problems([*test, *self.problems("curate")])
         for scheme in self.schemes:
             self.quantize(scheme, calibration)
-        full = self.solve("full", test, "test")
-        fit = fitness.fitness([full[p.id] for p in test], self.outcomes(test, "full"))
+        full = self.solve(FULL, test, "test")
+        fit = fitness.fitness([full[p.id] for p in test], self.outcomes(test, FULL))
         for line in fit.warnings(self.recipe):
             self.stages.say(f"  {line}")
         if self.recipe.measure.noise_floor:
             self.solve(AGAIN, test, "test")
         for scheme in self.schemes:
-            self.keep("full")
+            self.keep(FULL)
             name = scheme.name
             quantized = self.solve(name, test, "test")
             self.damage(name, test, full)
@@ -143,8 +144,9 @@ class Loop:
     def controls(self, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
         """Located bullets against controls, for every scheme that was restored; ``run`` comes first."""
         for scheme in self.schemes:
-            kept = self.dir.notes().get(f"restore-{scheme.name}+restored", {}).get("kept", True)
-            if not kept or not self.folder(f"{scheme.name}+restored").exists():
+            restored = str(Arm(scheme.name).restored())
+            kept = self.dir.notes().get(f"restore-{restored}", {}).get("kept", True)
+            if not kept or not self.folder(restored).exists():
                 self.stages.say(f"  {scheme.name}: nothing was restored, so there is nothing to control")
                 continue
             Mend(self, scheme.name).controls(names, seeds, budgets, self.problems("test"))
@@ -164,7 +166,7 @@ class Loop:
         return {
             "versions": {"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
             "model": self.recipe.model,
-            "parent": self.digest("full"),
+            "parent": self.digest(FULL),
             "recipe": digest(self.recipe.model_dump()),
             "seed": self.recipe.seed,
             "prompt": self.prompt,
@@ -192,7 +194,7 @@ class Loop:
 
     def folder(self, arm: str) -> Path:
         """Where an arm's checkpoint lies."""
-        return Path(self.parent) if arm in ("full", AGAIN) else self.dir.path / arm.replace("+", "-")
+        return self.dir.path / parse(arm).folder if parse(arm).scheme else Path(self.parent)
 
     def digest(self, arm: str) -> str:
         """The digest of an arm's checkpoint."""
@@ -202,7 +204,7 @@ class Loop:
 
     def engine(self, arm: str) -> LocalEngine:
         """The loaded model of an arm; loaded when first asked for."""
-        arm = "full" if arm == AGAIN else arm
+        arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
             model = load.load_model(str(self.folder(arm)), self.placed["dtype"])
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
@@ -255,11 +257,11 @@ class Loop:
         out, note = self.folder(scheme.name), f"quantize-{scheme.name}"
         libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
         made_by = digest(
-            "quantize", self.digest("full"), scheme.name, self.prompt, self.recipe.quantize.model_dump(), self.recipe.seed, libraries
+            "quantize", self.digest(FULL), scheme.name, self.prompt, self.recipe.quantize.model_dump(), self.recipe.seed, libraries
         )
         if out.exists() and self.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        traces = self.solve("full", calibration, "calibration") if scheme.calibrated else {}
+        traces = self.solve(FULL, calibration, "calibration") if scheme.calibrated else {}
         texts = [self.prompt_of(p) + traces[p.id].text + self.tokenizer.eos_token for p in calibration] if traces else []
         with self.stages.stage(f"{scheme.name}: quantize", 1, "model") as tick:
             begin = time.perf_counter()
@@ -270,7 +272,7 @@ class Loop:
 
     def regressions(self, arm: str, problems: Sequence[Problem]) -> list[Problem]:
         """Problems that full precision solves and the arm does not."""
-        full, other = self.outcomes(problems, "full"), self.outcomes(problems, arm)
+        full, other = self.outcomes(problems, FULL), self.outcomes(problems, arm)
         return [problem for problem, lost in zip(problems, full & ~other, strict=True) if lost]
 
     def locate(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
@@ -280,7 +282,7 @@ class Loop:
     def _locate_all(self, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str) -> list[Fault]:
         made_by = self._located_by(arm, lost, full, traces, worked=(worked := split.startswith("curate")))
         done = {fault.problem: fault for fault in self.dir.load(Fault, made_by)}
-        quantized = None if arm == "full" else arm
+        quantized = None if arm == FULL else arm
         with self.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
             for start in range(0, len(lost), CHUNK):
                 chunk = lost[start : start + CHUNK]
@@ -304,7 +306,7 @@ class Loop:
         kept = self.settings.model_dump(exclude=HOW)
         texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
         sizes = self.max_new_tokens, self.batch_size
-        of = self.digest("full"), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
+        of = self.digest(FULL), self.digest(arm), *self.where(), kept, [p.id for p in lost], texts, *sizes
         rates = self.rates.model_dump_json()
         return digest("locate", faults.VERSION, grading.VERSION, self.recipe.seed, self._completer_digest(), rates, judges.PROMPT, *of)
 
@@ -330,7 +332,7 @@ class Loop:
         known = {c.key: Completion(c.text, c.tokens, c.finish) for c in self.dir.load(Continuation)}
         return faults.Locator(
             self.settings,
-            self.generator("full", self.batch_size, tick),
+            self.generator(FULL, self.batch_size, tick),
             self.tokenizer,
             lambda asked: grading.arrived(asked, self.verifier),
             self.panel,
@@ -353,15 +355,15 @@ class Loop:
 
         It rescues itself by samples, as there is no better model to do it.
         """
-        right = self.outcomes(problems, "full")
+        right = self.outcomes(problems, FULL)
         failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
         drawn = sorted(random.Random(self.recipe.seed).sample(range(len(failed)), min(len(failed), self.recipe.locate.own_failures)))
-        self._locate_all("full", [failed[i] for i in drawn], full, full, "own failures")
+        self._locate_all(FULL, [failed[i] for i in drawn], full, full, "own failures")
 
     def damage(self, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
         made_by = digest(
-            "damage", self.digest("full"), self.digest(arm), *self.where(), self.prompt, self.max_new_tokens, [p.id for p in problems]
+            "damage", self.digest(FULL), self.digest(arm), *self.where(), self.prompt, self.max_new_tokens, [p.id for p in problems]
         )
         if self.dir.notes().get(f"damage-{arm}", {}).get("made_by") == made_by:
             return
@@ -370,7 +372,7 @@ class Loop:
             for begin in range(0, len(problems), CHUNK):
                 part = problems[begin : begin + CHUNK]
                 prompts, traces = [self.prompt_of(p) for p in part], [full[p.id] for p in part]
-                found += locators.margins_of(prompts, traces, self.engine("full"), self.engine(arm))
+                found += locators.margins_of(prompts, traces, self.engine(FULL), self.engine(arm))
                 kinds += [[damages.kind(self.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
                 tick(len(part))
         self.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))

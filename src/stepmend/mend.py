@@ -1,18 +1,19 @@
 """The loop's second half: from bullets to restored models, their controls, and what restoring did elsewhere.
 
-Every model that is tuned is an arm: ``<scheme>+restored``, its later rounds ``<scheme>+restored-2``, and for controls
-``<scheme>+<control>-<budget>-s<seed>``. A control's checkpoint is measured and then removed: what is kept of it is its records.
+Every model that is tuned is an arm: the restored model, that of a later round, or a control. A control's checkpoint is measured and
+then removed: what is kept of it is its records.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stepmend import curate, grading
+from stepmend.arms import FULL, Arm, Budget
 from stepmend.curate import Solved, controls
 from stepmend.locate import faults
 from stepmend.measure import behaviour, statistics
@@ -25,8 +26,6 @@ from stepmend.rundir import make_folder
 
 if TYPE_CHECKING:
     from stepmend.loop import Loop
-
-Budget = Literal["steps", "tokens"]
 
 
 def solutions(solved: Solved) -> tuple[Solution, Solution]:
@@ -62,7 +61,7 @@ class Mend:
                 loop.stages.say(f"  {arm}: no regression was found among the curate problems; nothing to restore")
                 return
             bullets = [*fresh, *bullets][: loop.recipe.curate.bullets]
-            base, arm = arm, f"{self.scheme}+restored" + (f"-{number}" if number > 1 else "")
+            base, arm = arm, str(Arm(self.scheme).restored(number))
             self.restore(base, arm, bullets, loop.recipe.restore, loop.recipe.seed, self.held_out(base))
             if not self.accepted(base, arm):
                 return
@@ -73,7 +72,7 @@ class Mend:
     def loss(self) -> statistics.Paired:
         """Full precision paired with the quantized model on the first round of curate problems: what decides whether it is restored."""
         part = [solved.problem for solved in next(self.rounds(self.scheme)).values()]
-        return statistics.paired(*(self.loop.outcomes(part, arm) for arm in ("full", self.scheme)))
+        return statistics.paired(*(self.loop.outcomes(part, arm) for arm in (FULL, self.scheme)))
 
     def rounds(self, arm: str) -> Iterator[dict[str, Solved]]:
         """The curate problems as full precision and an arm solve them, round by round."""
@@ -81,14 +80,14 @@ class Mend:
         for begin in range(0, len(pool), size):
             part = pool[begin : begin + size]
             label = f"curate {begin + 1}-{begin + len(part)}"
-            full, low = loop.solve("full", part, label), loop.solve(arm, part, label)
+            full, low = loop.solve(FULL, part, label), loop.solve(arm, part, label)
             yield {p.id: Solved(p, loop.prompt_of(p), full[p.id], low[p.id]) for p in part}
 
     def bullets(self, arm: str) -> list[Bullet]:
         """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
         loop = self.loop
         made_by = digest(
-            "curate", grading.VERSION, faults.VERSION, arm, loop.digest("full"), loop.digest(arm), loop.prompt,
+            "curate", grading.VERSION, faults.VERSION, arm, loop.digest(FULL), loop.digest(arm), loop.prompt,
             loop.recipe.model_dump(exclude={"measure": {"margin"}}), loop.problem_ids("test"),
         )  # fmt: skip
         note = f"curate-{arm}"
@@ -196,22 +195,22 @@ class Mend:
     def effects(self, arm: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
         """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where both models were right."""
         loop, note = self.loop, f"effects-{arm}"
-        made_by = digest("effects-2", loop.digest("full"), loop.digest(self.scheme), loop.digest(arm), loop.prompt, [p.id for p in test])
+        made_by = digest("effects-2", loop.digest(FULL), loop.digest(self.scheme), loop.digest(arm), loop.prompt, [p.id for p in test])
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        pad, right = loop.tokenizer.pad_token_id, loop.outcomes(test, "full") & loop.outcomes(test, self.scheme)
+        pad, right = loop.tokenizer.pad_token_id, loop.outcomes(test, FULL) & loop.outcomes(test, self.scheme)
         questions = [chat.encode(loop.tokenizer, loop.prompt_of(p)) for p in test]
         rows = [[*ids, *full[p.id].tokens] for ids, p in zip(questions, test, strict=True)]
         kept = [i for i in range(len(test)) if right[i] and full[test[i].id].tokens]
         with loop.stages.stage(f"{arm}: what else changed", 4, "passes") as tick:
             values: dict[str, Any] = {}
             for name in (arm, self.scheme):  # the one that is loaded first, and one at a time
-                loop.keep("full", name)
+                loop.keep(FULL, name)
                 model = loop.engine(name).model
                 values[f"question {name}"] = np.array(forward.losses(model, questions, [1] * len(questions), pad))
                 tick(1)
                 chosen = [rows[i] for i in kept]
-                kl = forward.divergences(loop.engine("full").model, model, chosen, [len(questions[i]) for i in kept], pad)
+                kl = forward.divergences(loop.engine(FULL).model, model, chosen, [len(questions[i]) for i in kept], pad)
                 values[f"kl {name}"] = np.array(kl)
                 tick(1)
         changes = {
@@ -228,7 +227,7 @@ class Mend:
         All are taught without anchors, which would be the same texts for each and most of what it is taught.
         """
         recipe, bullets = self.loop.recipe.restore, self.bullets(self.scheme)
-        facts = self.loop.dir.notes().get(f"restore-{self.scheme}+restored", {})
+        facts = self.loop.dir.notes().get(f"restore-{Arm(self.scheme).restored()}", {})
         recipe = recipe.model_copy(update={"validation": 0, "anchors": 0, "steps": len(facts.get("losses", [])) or recipe.steps})
         target = tune.tokens_of(self.loop.tokenizer, bullets, recipe)
         for seed in range(seeds):
@@ -252,28 +251,28 @@ class Mend:
     def _control(
         self, name: str, budget: Budget, recipe: Restore, made: Callable[[int], list[Bullet]], seed: int, test: Sequence[Problem]
     ) -> None:
-        loop, arm = self.loop, f"{self.scheme}+{name}-{budget}-s{seed}"
+        loop, arm = self.loop, str(Arm(self.scheme, variant=name, budget=budget, seed=seed))
         note, bullets = f"control-{arm}", made(seed)
-        base = "full" if name == "full-tuned" else self.scheme
+        base = FULL if name == "full-tuned" else self.scheme
         made_by = digest(
             "control", loop.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets],
             [p.id for p in test],
         )  # fmt: skip
         if loop.dir.notes().get(note, {}).get("made_by") == made_by:
             return
-        rates = loop.dir.notes().get(f"restore-{self.scheme}+restored", {}).get("rates")
+        rates = loop.dir.notes().get(f"restore-{Arm(self.scheme).restored()}", {}).get("rates")
         same = recipe.objective == loop.recipe.restore.objective and recipe.tune == loop.recipe.restore.tune
         self.restore(base, arm, bullets, recipe, seed, rates=rates if same else None)
         loop.solve(arm, test, "test")
         kept = loop.dir.notes()[f"restore-{arm}"]
         facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
         loop.dir.note(note, made_by=made_by, scheme=self.scheme, control=name, budget=budget, seed=seed, steps=recipe.steps, **facts)
-        loop.keep("full")
+        loop.keep(FULL)
         shutil.rmtree(loop.folder(arm), ignore_errors=True)
 
     def _both_solved(self) -> Iterator[Solved]:
         """Curate problems that full precision and the low-bit model both solve, in their order."""
         for part in self.rounds(self.scheme):
             problems = [solved.problem for solved in part.values()]
-            both = self.loop.outcomes(problems, "full") & self.loop.outcomes(problems, self.scheme)
+            both = self.loop.outcomes(problems, FULL) & self.loop.outcomes(problems, self.scheme)
             yield from (part[p.id] for p, right in zip(problems, both, strict=True) if right)
