@@ -90,6 +90,7 @@ def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
         assert counts["checked"] == checked == sum(count for kind, count in counts.items() if kind != "checked")
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_the_restored_model(tmp_path):
     small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.rounds=2"]
     # One step far too large, which nothing checks: it mends nothing.
@@ -109,6 +110,7 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_restoration_that_is_no_better_is_returned_unchanged_and_said(tmp_path):
     small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.within_noise=true"]
     small += ["restore.steps=1", "restore.learning_rate=0.6", "restore.tune=scales+norms"]  # one step far too large
