@@ -1,12 +1,13 @@
-# make demo: the whole loop on the built-in reasoner. make test: the tests. make check: lint, format, types.
-# make simulations: the slow tests, which are statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
+# make demo: the whole loop on the built-in reasoner. make check: lint, format, types.
+# make test: the tests without those marked slow, gpu or real. make test-all: all tests; what a machine lacks is skipped.
+# make simulations: the slow tests of statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
 # Each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread each: torch's own threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo quick test simulations fuzz check clean
+.PHONY: demo quick test test-all simulations fuzz check clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -14,7 +15,10 @@ quick: .venv/run
 	$(BIN)/stepmend run --quick
 
 test: .venv/test
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not gpu and not real"
+
+test-all: .venv/test
+	$(PYTEST)
 
 simulations: .venv/test
 	$(PYTEST) -m slow tests/measure

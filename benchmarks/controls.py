@@ -13,6 +13,7 @@ from typing import Any
 
 import sections
 
+from stepmend.arms import FULL
 from stepmend.report import controlled, summary
 from stepmend.report.summary import percent, points
 
@@ -55,7 +56,7 @@ def section(name: str, out: Path) -> str:
     found = summary.read(out)
     of: dict[str, Any] = controlled.controls(found, SCHEME) or {}
     first, bullets = of["located"], summary.figures(found)["schemes"][SCHEME]["bullets"]
-    full, low = (found.outcomes(arm).mean() for arm in ("full", SCHEME))
+    full, low = (found.outcomes(arm).mean() for arm in (FULL, SCHEME))
     changes = ", ".join(f"`{change}`" for change in VARIANTS[name][0]) or "the default"
     lines = [
         f"## {name}", "",

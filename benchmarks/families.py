@@ -175,8 +175,10 @@ def verb(*arguments: str) -> str:
 
 def tuned(run: Path) -> str:
     """Empty where a run has restored each of its schemes; else what it has not."""
+    from stepmend.arms import Arm
+
     schemes = json.loads((run / "recipe.json").read_text())["schemes"]
-    missing = [scheme for scheme in schemes if not (run / "notes" / f"restore-{scheme}+restored.json").exists()]
+    missing = [scheme for scheme in schemes if not (run / "notes" / f"restore-{Arm(scheme).restored()}.json").exists()]
     return f"nothing was restored of {', '.join(missing)}" if missing else ""
 
 

@@ -27,12 +27,15 @@ import locate_real
 import numpy as np
 import sections
 
-from stepmend import Fault, Problem, Trace, tables
+from stepmend import Fault, Problem, Trace, pipeline, tables
+from stepmend.arms import FULL
 from stepmend.benchmarks import oracle, story
+from stepmend.context import Context
 from stepmend.engines.local import complete_all
 from stepmend.locate import bench, equations, kinds, locators, reliability, steps
+from stepmend.locate import run as locating
 from stepmend.locate.vote import posterior
-from stepmend.loop import Loop
+from stepmend.measure import solve as solving
 from stepmend.measure import statistics
 from stepmend.progress import Stages
 from stepmend.recipe import Recipe
@@ -192,35 +195,35 @@ class Regression:
     sampled: locators.Rescued
 
 
-def regressions(family: str, out: Path, count: int) -> tuple[Loop, list[Regression]]:
+def regressions(family: str, out: Path, count: int) -> tuple[Context, list[Regression]]:
     """Every regression of one reasoner on test and curate problems, at 4 and 3 bits."""
     recipe = Recipe.make({"model": f"builtin:{family}", "schemes": list(SCHEMES), "curate": {"problems": count}})
-    loop = Loop(recipe, out / family, Stages())
+    context = Context(recipe, out / family, Stages())
     found: list[Regression] = []
-    for scheme in loop.schemes:
-        loop.quantize(scheme, loop.problems("calibration"))
+    for scheme in context.schemes:
+        pipeline.quantize(context, scheme)
     for arm in SCHEMES:
         for split in ("test", "curate"):
-            problems = loop.problems(split)
-            full, traces = loop.solve("full", problems, split), loop.solve(arm, problems, split)
-            lost = loop.regressions(arm, problems)
-            faults = loop.locate(arm, problems, full, traces, split)
+            problems = context.problems(split)
+            full, traces = (solving.solve(context, one, problems, split) for one in (FULL, arm))
+            lost = solving.regressions(context, arm, problems)
+            faults = locating.locate(context, arm, lost, full, traces, split)
             for begin in range(0, len(lost), 64):
                 part = lost[begin : begin + 64]
-                found += rescue_again(loop, arm, part, faults[begin : begin + 64], full, traces)
-        loop.engines.pop(arm, None)
-    return loop, found
+                found += rescue_again(context, arm, part, faults[begin : begin + 64], full, traces)
+        context.release(arm)
+    return context, found
 
 
 def rescue_again(
-    loop: Loop, arm: str, part: Sequence[Problem], faults: Sequence[Fault], full: dict[str, Trace], traces: dict[str, Trace]
+    context: Context, arm: str, part: Sequence[Problem], faults: Sequence[Fault], full: dict[str, Trace], traces: dict[str, Trace]
 ) -> list[Regression]:
     """Rescue once more, greedily and by samples, for what it costs."""
-    cases = [locators.make_case(loop.prompt_of(p), traces[p.id], full[p.id]) for p in part]
-    locator = loop.locator()
+    cases = [locators.make_case(context.prompt_of(p), traces[p.id], full[p.id]) for p in part]
+    locator = locating.locator(context)
     found = [locator.rescue(part)(cases), locator.sampled(part, SAMPLES)(cases, *[[prior_of(case) for case in cases]] * 2)]
     return [
-        Regression(f"{loop.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), *of)
+        Regression(f"{context.recipe.model.partition(':')[2]} {arm}", p, traces[p.id], full[p.id], fault, truth_of(p, traces[p.id]), *of)
         for p, fault, *of in zip(part, faults, *found, strict=True)
     ]
 
@@ -235,9 +238,9 @@ def truth_of(problem: Problem, trace: Trace) -> oracle.Truth:
     return oracle.judge(story.parse(problem.program), trace.text)
 
 
-def linear_tokens(loop: Loop, found: Sequence[Regression]) -> int:
+def linear_tokens(context: Context, found: Sequence[Regression]) -> int:
     """Tokens of a scan step by step from the second step on, each until full precision no longer arrives."""
-    locator, tokens = loop.locator(), 0
+    locator, tokens = locating.locator(context), 0
     live = list(found)
     for step in range(1, max(r.fault.steps for r in found) + 1):
         live = [r for r in live if step <= r.fault.steps]
@@ -245,8 +248,8 @@ def linear_tokens(loop: Loop, found: Sequence[Regression]) -> int:
             break
         spans = [[*steps.split(r.trace.text), (len(r.trace.text),) * 2] for r in live]
         prefixes = [r.trace.text[: of[step][0]] for r, of in zip(live, spans, strict=True)]
-        texts = [loop.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
-        completions = complete_all(loop.generator("full", loop.batch_size), texts, loop.batch_size)
+        texts = [context.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
+        completions = complete_all(context.generator(FULL, context.batch_size), texts, context.batch_size)
         tokens += sum(len(c.tokens) for c in completions)
         arrived = locator.arrive([(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)])
         live = [r for r, good in zip(live, arrived, strict=True) if good]
@@ -340,9 +343,9 @@ def builtin(out: Path, count: int) -> list[str]:
     """The sections against the oracle."""
     found, linear = [], 0
     for family in ("qwen2", "llama"):
-        loop, mine = regressions(family, out, count)
-        with loop:
-            linear += linear_tokens(loop, mine)
+        context, mine = regressions(family, out, count)
+        with context:
+            linear += linear_tokens(context, mine)
         found += mine
     return ["\n".join(of) for of in (against_the_oracle(found, linear), misses(found), classes(found))]
 

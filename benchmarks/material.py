@@ -17,17 +17,19 @@ from typing import Any
 
 from rich.console import Console
 
-from stepmend import Bullet, Problem, Trace
+from stepmend import Bullet, Problem, Trace, pipeline
+from stepmend.arms import FULL
 from stepmend.benchmarks import sources
-from stepmend.curate import Solved
-from stepmend.loop import Loop
-from stepmend.mend import Mend, solutions
+from stepmend.context import Context
+from stepmend.curate import Solved, rounds
+from stepmend.measure import solve as solving
 from stepmend.models import chat, load
 from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe, Restore
 from stepmend.records import Grade
+from stepmend.restore.texts import solutions
 from stepmend.restore.validation import Solution
 
 CALIBRATION = 64
@@ -144,7 +146,7 @@ class Recorded:
         """Problems with both models' solutions."""
         scheme = RECORDED[1]
         return [
-            Solved(p, chat.render(self.tokenizer, "steps-1", p.question), self.traces["full", p.id], self.traces[scheme, p.id])
+            Solved(p, chat.render(self.tokenizer, "steps-1", p.question), self.traces[FULL, p.id], self.traces[scheme, p.id])
             for p in problems
         ]
 
@@ -159,7 +161,7 @@ def recorded(model: str, work: Path, validation: int) -> Material:
         quantizer.quantize(model, schemes.parse(scheme), [], low)
     run, sizes = Recorded(model), MODELS[name]
     pool = run.train[: sizes.curated]
-    full = [solved for solved in run.solved(pool) if run.right("full", solved.problem)]
+    full = [solved for solved in run.solved(pool) if run.right(FULL, solved.problem)]
     both = [solved for solved in full if run.right(scheme, solved.problem)]
     held_out = run.solved(run.train[sizes.curated : sizes.curated + validation])
     return assembled(low, run.bullets, run.solved(pool), both, full, held_out, run.solved(run.train[-sizes.measured :]))
@@ -204,35 +206,34 @@ def recipe_of(sizes: Model, model: str, scheme: str, benchmark: str, validation:
 def of_run(sizes: Model, model: str, scheme: str, benchmark: str, work: Path, validation: int) -> Material:
     """Data from a new run: both models solve training problems, and faults are located, as in ``stepmend run``."""
     recipe = recipe_of(sizes, model, scheme, benchmark, validation)
-    with Loop(recipe, work / "run", Stages(Console(stderr=True))) as loop:
-        loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
-        pool, held = loop.problems("curate"), min(validation, len(loop.problems("curate")) // 4)
-        solve = partial(_solved, loop, scheme)
-        measured = solve(loop.problems("train")[: sizes.measured], "measured")
+    with Context(recipe, work / "run", Stages(Console(stderr=True))) as context:
+        pipeline.quantize(context, schemes.parse(scheme))
+        pool, held = context.problems("curate"), min(validation, len(context.problems("curate")) // 4)
+        solve = partial(_solved, context, scheme)
+        measured = solve(context.problems("train")[: sizes.measured], "measured")
         if not sizes.located:
-            return stand_ins(loop.folder(scheme), sizes.bullets, pool, held, measured, solve, partial(_alone, loop))
-        mend = Mend(loop, scheme)
-        bullets = mend.bullets(scheme)
-        found = [solved for part in mend.rounds(scheme) for solved in part.values()]
+            return stand_ins(context.folder(scheme), sizes.bullets, pool, held, measured, solve, partial(_alone, context))
+        bullets = rounds.bullets(context, scheme)
+        found = [solved for part in rounds.rounds(context, scheme) for solved in part.values()]
         problems = [solved.problem for solved in found]
-        right = {arm: loop.outcomes(problems, arm) for arm in ("full", scheme)}
+        right = {arm: solving.outcomes(context, problems, arm) for arm in (FULL, scheme)}
         first = {problem.id for problem in pool[:held]}
         rest = [(solved, *flags) for solved, *flags in zip(found, *right.values(), strict=True) if solved.problem.id not in first]
         free = [solved for solved, *_ in rest]
         full = [solved for solved, good, _ in rest if good]
         both = [solved for solved, good, low in rest if good and low]
-        return assembled(loop.folder(scheme), bullets, free, both, full, [one for one in found if one.problem.id in first], measured)
+        return assembled(context.folder(scheme), bullets, free, both, full, [one for one in found if one.problem.id in first], measured)
 
 
-def _solved(loop: Loop, scheme: str, problems: Sequence[Problem], label: str) -> list[Solved]:
-    full, low = loop.solve("full", problems, label), loop.solve(scheme, problems, label)
-    return [Solved(p, loop.prompt_of(p), full[p.id], low[p.id]) for p in problems]
+def _solved(context: Context, scheme: str, problems: Sequence[Problem], label: str) -> list[Solved]:
+    full, low = (solving.solve(context, arm, problems, label) for arm in (FULL, scheme))
+    return [Solved(p, context.prompt_of(p), full[p.id], low[p.id]) for p in problems]
 
 
-def _alone(loop: Loop, problems: Sequence[Problem], label: str) -> list[Solved]:
+def _alone(context: Context, problems: Sequence[Problem], label: str) -> list[Solved]:
     """By full precision alone, whose solution stands for the other's too."""
-    full = loop.solve("full", problems, label)
-    return [Solved(p, loop.prompt_of(p), full[p.id], full[p.id]) for p in problems]
+    full = solving.solve(context, FULL, problems, label)
+    return [Solved(p, context.prompt_of(p), full[p.id], full[p.id]) for p in problems]
 
 
 def stand_ins(

@@ -25,11 +25,12 @@ import sections
 from pydantic import BaseModel
 from rich.console import Console
 
-from stepmend import Bullet, Problem
-from stepmend.curate import Solved, leakage
-from stepmend.loop import Loop
+from stepmend import Bullet, Problem, pipeline
+from stepmend.arms import FULL, Arm
+from stepmend.context import Context
+from stepmend.curate import Solved, leakage, rounds
+from stepmend.measure import solve as solving
 from stepmend.measure import statistics
-from stepmend.mend import Mend
 from stepmend.models import load
 from stepmend.progress import Stages
 from stepmend.quantize import schemes
@@ -72,18 +73,17 @@ def recipe_of(family: str, scheme: str, problems: int, quick: bool) -> Recipe:
 class Peers:
     """The arms of one reasoner and scheme."""
 
-    def __init__(self, loop: Loop, scheme: str, seeds: int) -> None:
-        self.loop, self.scheme, self.seeds = loop, scheme, seeds
-        self.mend, self.test = Mend(loop, scheme), loop.problems("test")
-        self.bullets = self.mend.bullets(scheme)
-        self.recipe = loop.recipe.restore
-        self.dev = loop.tuned.problems("curate", CURATE + DEV, loop.recipe.seed)[CURATE:]
-        self.parts = loop.parent, loop.folder(scheme)
+    def __init__(self, context: Context, scheme: str, seeds: int) -> None:
+        self.context, self.scheme, self.seeds = context, scheme, seeds
+        self.test, self.bullets = context.problems("test"), rounds.bullets(context, scheme)
+        self.recipe = context.recipe.restore
+        self.dev = context.tuned.problems("curate", CURATE + DEV, context.recipe.seed)[CURATE:]
+        self.parts = context.parent, context.folder(scheme)
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def run(self) -> None:
         """Every arm under every seed."""
-        own = tune.tokens_of(self.loop.tokenizer, self.bullets, self.recipe)
+        own = tune.tokens_of(self.context.tokenizer, self.bullets, self.recipe)
         generics = {
             "EfficientQAT": Restore(tune="scales", objective="sft", steps=self.recipe.steps),
             "QAD": Restore(features=0, question=0, steps=self.recipe.steps),
@@ -93,7 +93,7 @@ class Peers:
 
             def made(seed: int, rate: float | None, recipe: Restore = recipe) -> Make:
                 generic = self.generic(seed)
-                steps = max(1, round(recipe.steps * own / tune.tokens_of(self.loop.tokenizer, generic, recipe)))
+                steps = max(1, round(recipe.steps * own / tune.tokens_of(self.context.tokenizer, generic, recipe)))
                 return partial(arms.ours, *self.parts, generic, recipe.model_copy(update={"steps": steps, "learning_rate": rate}), seed)
 
             self.arm(name, made)
@@ -112,9 +112,9 @@ class Peers:
     def both(self, seed: int, rate: float | None) -> Make:
         """A recalibrated model mended on the bullets at its own faults."""
         base = self.rows[OWN][seed]["arm"]
-        bullets = self.mend.bullets(base)
-        self.loop.engines.pop(base, None)
-        return partial(arms.ours, self.loop.parent, self.loop.folder(base), bullets, self.recipe, seed)
+        bullets = rounds.bullets(self.context, base)
+        self.context.release(base)
+        return partial(arms.ours, self.context.parent, self.context.folder(base), bullets, self.recipe, seed)
 
     def arm(self, name: str, made: Made, seeds: int | None = None) -> None:
         """One peer under every seed, or as many as said, at the rate that does best on ``dev`` under the first."""
@@ -125,49 +125,49 @@ class Peers:
 
     def add(self, name: str, seed: int, rate: float | None, made: Made, dev: Sequence[Problem]) -> float:
         """Make one checkpoint, timed; its share of right answers on ``dev``."""
-        loop, arm = self.loop, self.name(name, seed, rate)
+        context, arm = self.context, self.name(name, seed, rate)
         make = made(seed, rate)
 
         def tuned() -> dict[str, Any]:
-            loop.stages.say(f"  {arm}: tuning")
-            shutil.rmtree(loop.folder(arm), ignore_errors=True)
-            seconds, peak = arms.in_child(arms.measured, make, loop.folder(arm))
-            return {"seconds": seconds, "peak": peak, "bytes": _size(loop.folder(arm)), "rate": rate}
+            context.stages.say(f"  {arm}: tuning")
+            shutil.rmtree(context.folder(arm), ignore_errors=True)
+            seconds, peak = arms.in_child(arms.measured, make, context.folder(arm))
+            return {"seconds": seconds, "peak": peak, "bytes": _size(context.folder(arm)), "rate": rate}
 
-        once(self.loop, f"peer-{arm}", _made_by(make), tuned)
-        loop.solve(arm, dev, "dev")
-        return float(loop.outcomes(dev, arm).mean()) if dev else 0.0
+        once(self.context, f"peer-{arm}", _made_by(make), tuned)
+        solving.solve(context, arm, dev, "dev")
+        return float(solving.outcomes(context, dev, arm).mean()) if dev else 0.0
 
     def measure(self, name: str, seed: int, rate: float | None, made: Made) -> dict[str, Any]:
         """The test problems, solved by one checkpoint, and under the first seed its speed."""
-        loop, arm = self.loop, self.name(name, seed, rate)
+        context, arm = self.context, self.name(name, seed, rate)
         self.add(name, seed, rate, made, ())
-        loop.solve(arm, self.test, "test")
-        of = {} if seed else once(self.loop, f"speed-{arm}", _made_by(made(seed, rate)), lambda: {"speed": self.speed(arm)})
-        loop.engines.pop(arm, None)
-        return {**loop.dir.notes()[f"peer-{arm}"], **of, "arm": arm}
+        solving.solve(context, arm, self.test, "test")
+        of = {} if seed else once(self.context, f"speed-{arm}", _made_by(made(seed, rate)), lambda: {"speed": self.speed(arm)})
+        context.release(arm)
+        return {**context.dir.notes()[f"peer-{arm}"], **of, "arm": arm}
 
     def name(self, name: str, seed: int, rate: float | None) -> str:
-        return f"{self.scheme}+{name.replace(' ', '-')}{'' if rate is None else f'-{rate:g}'}-s{seed}"
+        return str(Arm(self.scheme, variant=name.replace(" ", "-") + ("" if rate is None else f"-{rate:g}"), seed=seed))
 
     def speed(self, arm: str) -> float:
         """Tokens per second of an arm over the quantized model's: each first in turn; the median of four turns, after one to warm up."""
-        texts, ratios = [self.loop.prompt_of(p) for p in self.test[:TIMED]], []
+        texts, ratios = [self.context.prompt_of(p) for p in self.test[:TIMED]], []
         for turn in range(5):
             rates = {}
             for name in (arm, self.scheme) if turn % 2 else (self.scheme, arm):
                 begin = time.perf_counter()
-                made = self.loop.engine(name).complete(texts)
+                made = self.context.engine(name).complete(texts)
                 rates[name] = sum(len(c.tokens) for c in made) / (time.perf_counter() - begin)
             ratios.append(rates[arm] / rates[self.scheme])
         return float(np.median(ratios[1:]))
 
     def generic(self, seed: int) -> list[Bullet]:
         """Whole traces of full precision on curate problems that it solves, whatever the low-bit model does: as many as bullets."""
-        loop, found = self.loop, []
-        for part in self.mend.rounds(self.scheme):
+        context, found = self.context, []
+        for part in rounds.rounds(self.context, self.scheme):
             problems = [solved.problem for solved in part.values()]
-            right = loop.outcomes(problems, "full")
+            right = solving.outcomes(context, problems, FULL)
             found += [part[p.id] for p, good in zip(problems, right, strict=True) if good]
             if len(found) >= 2 * len(self.bullets):
                 break
@@ -176,17 +176,17 @@ class Peers:
 
     def calibration(self, seed: int, own: bool) -> list[str]:
         """Calibration problems of a seed that leak nothing: their plain questions, or full precision's own traces of them."""
-        loop = self.loop
-        found, _ = leakage.kept(loop.tuned.problems("calibration", loop.recipe.quantize.calibration, seed), loop.held_out)
+        context = self.context
+        found, _ = leakage.kept(context.tuned.problems("calibration", context.recipe.quantize.calibration, seed), context.held_out)
         if not own:
             return [problem.question for problem in found]
-        traces = loop.solve("full", found, f"calibration {seed}")
-        return [loop.prompt_of(p) + traces[p.id].text + loop.tokenizer.eos_token for p in found]
+        traces = solving.solve(context, FULL, found, f"calibration {seed}")
+        return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in found]
 
     def step_times(self) -> dict[str, float]:
         """Seconds a step on the same batches, side by side in one process: the median over steps."""
         timed = partial(arms.step_times, *self.parts, self.bullets, self.recipe)
-        return once(self.loop, "step-times", _made_by(timed), lambda: {"times": arms.in_child(timed, self.loop.dir.path / "timed")})[
+        return once(self.context, "step-times", _made_by(timed), lambda: {"times": arms.in_child(timed, self.context.dir.path / "timed")})[
             "times"
         ]
 
@@ -199,11 +199,11 @@ def _whole(solved: Solved) -> Bullet:
     )  # fmt: skip
 
 
-def once(loop: Loop, note: str, made_by: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(context: Context, note: str, made_by: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The facts that a note keeps; found now where it keeps none, or those of other inputs."""
-    kept = loop.dir.notes().get(note, {})
+    kept = context.dir.notes().get(note, {})
     if kept.get("made_by") != made_by:
-        loop.dir.note(note, made_by=made_by, **(kept := find()))
+        context.dir.note(note, made_by=made_by, **(kept := find()))
     return kept
 
 
@@ -220,13 +220,13 @@ def _plain(given: Any) -> Any:
 
 def outcomes(peers: Peers, name: str) -> statistics.Shares:
     """Right or not, [problems, seeds]."""
-    return np.stack([peers.loop.outcomes(peers.test, note["arm"]) for note in peers.rows[name]], axis=1)
+    return np.stack([solving.outcomes(peers.context, peers.test, note["arm"]) for note in peers.rows[name]], axis=1)
 
 
 def row_of(peers: Peers, name: str, p: float | None) -> str:
     """A line of the table; ``p``: of stepmend against this peer."""
-    loop, test, notes, size = peers.loop, peers.test, peers.rows[name], _size(peers.loop.folder(peers.scheme))
-    full, low, own = loop.outcomes(test, "full"), loop.outcomes(test, peers.scheme), outcomes(peers, name)
+    context, test, notes, size = peers.context, peers.test, peers.rows[name], _size(peers.context.folder(peers.scheme))
+    full, low, own = solving.outcomes(context, test, FULL), solving.outcomes(context, test, peers.scheme), outcomes(peers, name)
     ahead = statistics.difference(outcomes(peers, "stepmend"), own)
     recovery, loss = statistics.recovery(full, low, own), statistics.difference(own, full)
     rate = "" if notes[0]["rate"] is None else f" (rate {notes[0]['rate']:g})"
@@ -255,8 +255,8 @@ def _size(folder: Path) -> int:
 
 def section(peers: Peers, family: str) -> str:
     """What was measured of one reasoner and scheme, in Markdown."""
-    loop, test, scheme = peers.loop, peers.test, peers.scheme
-    full, low = loop.outcomes(test, "full"), loop.outcomes(test, scheme)
+    context, test, scheme = peers.context, peers.test, peers.scheme
+    full, low = solving.outcomes(context, test, FULL), solving.outcomes(context, test, scheme)
     pair, change, times = statistics.paired(full, low), statistics.difference(low, full), peers.step_times()
     trl = times["TRL, dpo on an adapter"]
     p = _p_values(peers, "stepmend")
@@ -264,7 +264,7 @@ def section(peers: Peers, family: str) -> str:
         f"## {family}, {scheme}", "",
         f"{len(test):,} held-out `story` problems, {peers.seeds} seeds. Full precision {percent(full.mean())}, quantized "
         f"{percent(low.mean())}: {_span(change)} points, McNemar p = {pair.p:.2g}; {len(peers.bullets)} bullets. Checkpoint "
-        f"{load.checkpoint_digest(loop.parent)}.", "",
+        f"{load.checkpoint_digest(context.parent)}.", "",
         "| arm | accuracy | against full | recovery | stepmend ahead by | seconds | peak GiB | bytes | tokens/s |",
         "|---|---|---|---|---|---|---|---|---|",
         *[row_of(peers, name, p.get(name)) for name in peers.rows], "", _both(peers), "",
@@ -284,7 +284,7 @@ def _p_values(peers: Peers, ours: str) -> dict[str, float]:
 
 def _both(peers: Peers) -> str:
     """What mending adds to recalibration, in a sentence."""
-    notes, done, p = peers.loop.dir.notes(), outcomes(peers, BOTH), _p_values(peers, BOTH)
+    notes, done, p = peers.context.dir.notes(), outcomes(peers, BOTH), _p_values(peers, BOTH)
     counts = ", ".join(str(notes[f"curate-{note['arm']}"]["bullets"]) for note in peers.rows[OWN])
     ahead = "; ".join(f"{name} {_span(statistics.difference(done, outcomes(peers, name)))}, p = {p[name]:.2g}" for name in p)
     return f"{BOTH} on its own bullets ({counts}), is ahead of: {ahead}."
@@ -318,12 +318,12 @@ def main() -> None:
     for family in args.family or FAMILIES:
         for scheme in args.scheme or SCHEMES:
             recipe = recipe_of(family, scheme, args.problems, args.quick)
-            with Loop(recipe, runs / f"{family}-{scheme}-{args.problems}", Stages(Console(stderr=True))) as loop:
-                test = loop.problems("test")
-                loop.solve("full", test, "test")
-                loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
-                loop.solve(scheme, test, "test")
-                peers = Peers(loop, scheme, 1 if args.quick else SEEDS)
+            with Context(recipe, runs / f"{family}-{scheme}-{args.problems}", Stages(Console(stderr=True))) as context:
+                test = context.problems("test")
+                solving.solve(context, FULL, test, "test")
+                pipeline.quantize(context, schemes.parse(scheme))
+                solving.solve(context, scheme, test, "test")
+                peers = Peers(context, scheme, 1 if args.quick else SEEDS)
                 peers.run()
                 text = section(peers, family)
             sections.write(runs / "restore.md" if args.quick else ROOT / "docs/results/restore.md", HEAD.format(dev=DEV), text)

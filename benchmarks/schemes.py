@@ -12,6 +12,7 @@ from typing import Any
 
 import sections
 
+from stepmend.arms import FULL, Arm
 from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.report import summary
@@ -49,10 +50,10 @@ def run(family: str, out: Path, quick: bool) -> None:
 def rows(found: summary.Found) -> list[str]:
     """One Markdown row a scheme."""
     figures: dict[str, Any] = summary.figures(found)["schemes"]
-    full, lines = found.outcomes("full"), []
+    full, lines = found.outcomes(FULL), []
     for scheme in found.recipe.schemes:
         arm, of = found.outcomes(scheme), figures[scheme]
-        change, restored = statistics.difference(arm, full), scheme + summary.RESTORED
+        change, restored = statistics.difference(arm, full), str(Arm(scheme).restored())
         loss = f"{summary.points(change.value)} ({summary.points(change.low)} to {summary.points(change.high)})"
         back = found.outcomes(restored).mean() if restored in found.arms else None
         agreement, seconds = of["oracle_agreement"], of["restore_seconds"]
@@ -77,7 +78,7 @@ def main() -> None:
         out = ROOT / "runs" / ("schemes-quick" if args.quick else "schemes") / family
         run(family, out, args.quick)
         found = summary.read(out)
-        full = statistics.accuracy(found.outcomes("full"))
+        full = statistics.accuracy(found.outcomes(FULL))
         accuracy = f"{summary.percent(full.value)} ({summary.percent(full.low)} to {summary.percent(full.high)})"
         lines = [
             f"## {family}\n", f"Full precision: {accuracy}.\n",

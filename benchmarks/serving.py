@@ -58,26 +58,36 @@ def ask(python: str, name: str, task: dict[str, Any]) -> dict[str, Any]:
     return json.loads(Path(task["out"]).read_text())
 
 
+def arms_of() -> tuple[str, str]:
+    """The names of the restored arm, and of the one with an adapter."""
+    from stepmend.arms import Arm
+
+    return str(Arm(SCHEME).restored()), str(Arm(SCHEME, variant="adapter"))
+
+
 def prepare() -> tuple[Any, list[str], int]:
-    """The loop with a quantized checkpoint, a restored one, and one with an adapter; the texts to answer; the number of bullets."""
+    """The run with a quantized checkpoint, a restored one, and one with an adapter; the texts to answer; the number of bullets."""
     from rich.console import Console
 
-    from stepmend.loop import Loop
-    from stepmend.mend import Mend
+    from stepmend import pipeline
+    from stepmend.context import Context
+    from stepmend.curate import rounds
     from stepmend.progress import Stages
     from stepmend.quantize import schemes
     from stepmend.recipe import Recipe
+    from stepmend.restore import checkpoint, texts
 
     values = {"schemes": [SCHEME, FAULTY], "measure": {"noise_floor": False}, "curate": {"problems": 900}}
     recipe = Recipe.make(values)
-    with Loop(recipe, RUN, Stages(Console(stderr=True))) as loop:
+    with Context(recipe, RUN, Stages(Console(stderr=True))) as context:
         for scheme in (SCHEME, FAULTY):
-            loop.quantize(schemes.parse(scheme), loop.problems("calibration"))
-        mend = Mend(loop, SCHEME)
-        bullets = mend.bullets(FAULTY)
-        mend.restore(SCHEME, f"{SCHEME}+restored", bullets, recipe.restore, 0)
-        mend.restore(SCHEME, f"{SCHEME}+adapter", bullets, recipe.restore.model_copy(update={"tune": "lora"}), 0)
-        return loop, [loop.prompt_of(problem) for problem in loop.problems("test")[:ANSWERS]], len(bullets)
+            pipeline.quantize(context, schemes.parse(scheme))
+        bullets, held = rounds.bullets(context, FAULTY), rounds.held(context)
+        restored, adapted = arms_of()
+        for arm, how in ((restored, recipe.restore), (adapted, recipe.restore.model_copy(update={"tune": "lora"}))):
+            anchors = texts.anchors(rounds.rounds(context, SCHEME), bullets, held, how)
+            checkpoint.restore(context, SCHEME, arm, bullets, how, 0, anchors=anchors)
+        return context, [context.prompt_of(problem) for problem in context.problems("test")[:ANSWERS]], len(bullets)
 
 
 def same(engine: Any, texts: list[str], theirs: list[list[int]]) -> tuple[int, int]:
@@ -116,12 +126,13 @@ def main() -> None:
         parser.error("PYTHON is needed: the interpreter of an environment that has vLLM")
     from stepmend.models import chat
 
-    loop, texts, bullets = prepare()
-    prompts = [chat.encode(loop.tokenizer, text) for text in texts]
-    arms = {"quantized": SCHEME, "restored": f"{SCHEME}+restored"}
-    tasks: dict[str, dict[str, Any]] = {name: {"model": str(loop.folder(arm))} for name, arm in arms.items()}
-    tasks |= {"full": {"model": loop.parent}}
-    tasks |= {"adapter": {"model": loop.parent, "adapter": str(loop.folder(f"{SCHEME}+adapter") / "adapter")}}
+    context, texts, bullets = prepare()
+    prompts = [chat.encode(context.tokenizer, text) for text in texts]
+    restored, adapted = arms_of()
+    arms = {"quantized": SCHEME, "restored": restored}
+    tasks: dict[str, dict[str, Any]] = {name: {"model": str(context.folder(arm))} for name, arm in arms.items()}
+    tasks |= {"full": {"model": context.parent}}
+    tasks |= {"adapter": {"model": context.parent, "adapter": str(context.folder(adapted) / "adapter")}}
     visits = [
         {name: ask(args.python, name, {"prompts": prompts, "dtype": args.dtype, **task}) for name, task in tasks.items()}
         for _ in range(VISITS)
@@ -129,10 +140,10 @@ def main() -> None:
     rate = {name: statistics.median(rate for visit in visits for rate in visit[name]["rates"]) for name in tasks}
     rows = []
     for name, arm in arms.items():
-        equal, ties = same(loop.engine(arm), texts, visits[0][name]["tokens"])
+        equal, ties = same(context.engine(arm), texts, visits[0][name]["tokens"])
         rows.append(f"| {name} | {equal} | {ties} | {ANSWERS - equal - ties} | {rate[name] / rate['quantized']:.2f} |")
     facts = {"scheme": SCHEME, "faulty": FAULTY, "bullets": bullets, "version": visits[0]["full"]["version"], "dtype": args.dtype}
-    counts = {"rank": loop.recipe.restore.lora_rank, "n": ANSWERS, "turns": TURNS, "visits": VISITS}
+    counts = {"rank": context.recipe.restore.lora_rank, "n": ANSWERS, "turns": TURNS, "visits": VISITS}
     page = HEAD.format(**facts, **counts, rows="\n".join(rows), adapter=rate["adapter"] / rate["full"])
     (ROOT / "docs/results/serving.md").write_text(page)
     print(page)

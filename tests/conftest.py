@@ -33,6 +33,14 @@ def float32():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need real data: before tests are chosen by their marks."""
+    for item in items:
+        if "shared_data" in item.fixturenames:
+            item.add_marker("real")
+
+
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

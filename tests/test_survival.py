@@ -62,6 +62,7 @@ def finish(out: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
+@pytest.mark.slow
 def test_killed_ten_times_is_as_good_as_unbroken(finished_run, tmp_path):
     whole, broken = finished_run, tmp_path / "broken"
     assert len(MOMENTS) == 10

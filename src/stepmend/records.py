@@ -25,9 +25,6 @@ ErrorClass = Literal[
 EXECUTION: frozenset[str] = frozenset({"computational", "symbolic_manipulation"})
 """The classes of the precursor's "numerical computation" (2501.03035); the other step errors are its "reasoning planning"."""
 
-AGAIN = "full+again"
-"""The arm of full precision once more, in other batches: what changes there is chance (arithmetic in another order), the noise floor."""
-
 Outcome = Literal["correct", "wrong", "unscored"]
 
 
@@ -75,7 +72,7 @@ class Problem(Record):
 
 
 class Made(Record):
-    """A record of one arm's work on one problem; ``made_by`` is the digest of all that decided it."""
+    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all that decided it."""
 
     problem: str
     arm: str

@@ -3,8 +3,9 @@
 import json
 
 from stepmend import Recipe
+from stepmend.context import Context
 from stepmend.locate import judges, reliability
-from stepmend.loop import Loop
+from stepmend.locate import run as locating
 from tests.scripted_server import ScriptedServer, completion, refusal
 
 
@@ -19,8 +20,8 @@ def test_a_run_with_a_better_completer_and_rates_of_its_own(broken, tmp_path):
     made_by = set()
     for number, locate in enumerate(({"completer": "builtin:llama", "reliabilities": str(rates)}, {"reliabilities": str(rates)})):
         recipe = Recipe.make({**small, "locate": {**locate, "locators": ["rescue"]}})
-        with Loop(recipe, tmp_path / f"run{number}") as loop:
-            found = loop._locate_all("full", problems, full, traces, "own failures")
+        with Context(recipe, tmp_path / f"run{number}") as context:
+            found = locating.locate(context, "full", problems, full, traces, "own failures")
         assert [fault.step for fault in found] == [step for step, _, _ in broken[:2]]
         made_by |= {fault.made_by for fault in found}
     assert len(made_by) == 2
@@ -42,8 +43,8 @@ def test_a_later_run_asks_what_failed_before(broken, tmp_path):
         recipe = Recipe.make({**values, "curate": {"problems": 9}, "quantize": {"calibration": 8}})
 
         def located():
-            with Loop(recipe, tmp_path / "run") as loop:
-                return loop._locate_all("full", problems, full, traces, "own failures")
+            with Context(recipe, tmp_path / "run") as context:
+                return locating.locate(context, "full", problems, full, traces, "own failures")
 
         first = located()
         asked = len(server.requests)

@@ -44,7 +44,7 @@ def fault(of: Trace, step, error_class=None, outcome="located"):
 def make(*marks, lines=4):
     """A run whose three-bit arm failed one problem a mark: (step, class) or (step, class, outcome)."""
     problems = [problem(number) for number in range(len(marks))]
-    traces = {arm: {p.id: trace(arm, p, lines) for p in problems} for arm in ("full", FOUR, THREE, THREE + summary.RESTORED)}
+    traces = {arm: {p.id: trace(arm, p, lines) for p in problems} for arm in ("full", FOUR, THREE, f"{THREE}+restored")}
     faults = {THREE: {p.id: fault(traces[THREE][p.id], *mark) for p, mark in zip(problems, marks, strict=True)}}
     grades = {arm: {p.id: Grade(problem=p.id, arm=arm, made_by="g", outcome="wrong") for p in problems} for arm in traces}
     recipe = Recipe(schemes=(FOUR, THREE))
@@ -99,7 +99,7 @@ def test_the_sample_is_the_seeds_whatever_the_order_of_the_records(found):
 def test_only_quantized_arms_and_held_out_problems_are_sampled(found):
     other = problem(0, "curate")
     found.problems[other.id] = other
-    for arm in ("full", FOUR, THREE + summary.RESTORED):
+    for arm in ("full", FOUR, f"{THREE}+restored"):
         found.faults[arm] = {"test-00": fault(found.traces[arm]["test-00"], 1)}
     found.traces[FOUR][other.id] = trace(FOUR, other)
     found.faults[FOUR][other.id] = fault(found.traces[FOUR][other.id], 1)

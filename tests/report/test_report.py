@@ -12,7 +12,7 @@ from stepmend.benchmarks import oracle, story
 from stepmend.report import page, summary
 from tests.conftest import LOSSY, WITHOUT_HEAVY
 
-RESTORED = LOSSY + summary.RESTORED
+RESTORED = f"{LOSSY}+restored"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from stepmend.records import Grade, Problem, Trace
 from stepmend.report import card, controlled, effects, page, summary
 
 SCHEME, N = "rtn-w3a16-g128", 60
-RESTORED = SCHEME + summary.RESTORED
+RESTORED = f"{SCHEME}+restored"
 COUNTS = {"checked": 3, "same": 1, "overlap": 1, "near": 1, "clean": 0}
 
 
@@ -133,7 +133,7 @@ def test_the_page_shows_controls_effects_and_leakage(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    folder = tmp_path / "run" / RESTORED.replace("+", "-")
+    folder = tmp_path / "run" / f"{SCHEME}-restored"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     return tmp_path / "run"
@@ -218,8 +218,8 @@ def test_an_adapters_card_says_how_to_load_it():
     assert "PeftModel.from_pretrained" in card.text(found(arms, tune="lora"), SCHEME, RESTORED)
     assert "vllm serve" not in card.text(found(arms, tune="lora"), SCHEME, RESTORED), "vLLM has no kernel for three bits"
     low = "gptq-w4a16-g128"
-    four = found({"full": FULL, low: LOW, low + summary.RESTORED: FULL}, tune="lora")
-    assert "vllm serve" in card.text(four, low, low + summary.RESTORED)
+    four = found({"full": FULL, low: LOW, f"{low}+restored": FULL}, tune="lora")
+    assert "vllm serve" in card.text(four, low, f"{low}+restored")
     assert "PeftModel" not in card.text(found(arms), SCHEME, RESTORED)
 
 

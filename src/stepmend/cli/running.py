@@ -52,11 +52,11 @@ def run(
     if quick and out == DEMO:
         out = Path("runs/quick")
     screen = console(stderr=True)
-    _loop(made, out, screen, control, seeds, match)
+    _run(made, out, screen, control, seeds, match)
     say(screen, f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}")
 
 
-def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
+def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
     """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
     from stepmend.curate import controls
 
@@ -65,13 +65,14 @@ def _loop(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int |
     names = controls.parse(control) if control is not None else ()
     controls.check(names, recipe.restore)
     silence()
-    from stepmend.loop import Loop
+    from stepmend import ablation, pipeline
+    from stepmend.context import Context
     from stepmend.progress import Stages
 
-    with Loop(recipe, out, Stages(screen)) as loop:
-        loop.run()
+    with Context(recipe, out, Stages(screen)) as context:
+        pipeline.run(context)
         if names:
-            loop.controls(names, seeds or 3, ("steps", "tokens") if match == "both" else (match or "steps",))
+            ablation.run(context, names, seeds or 3, ("steps", "tokens") if match == "both" else (match or "steps",))
     show(out, screen)
 
 
@@ -121,7 +122,7 @@ def restore(
             raise InputError(f"export: {export} exists already; choose another folder")
         check_out(export, [])
     screen = console(stderr=True)
-    _loop(recipe, folder, screen, control, seeds, match)
+    _run(recipe, folder, screen, control, seeds, match)
     if export:
         found = summary.read(folder)
         restored = [s for s in recipe.schemes if summary.final(found, s)]
@@ -305,10 +306,10 @@ def quantize(
         raise InputError(f"out: {out} exists already; choose another folder")
     check_out(out, [])
     silence()
-    from stepmend import loop
     from stepmend.benchmarks import sources
+    from stepmend.quantize import checkpoint
 
     if benchmark not in sources.NAMES:
         raise InputError(f"benchmark: {benchmark!r}; allowed: {', '.join(sources.NAMES)}")
-    loop.quantize_alone(model, parsed, out, samples, sources.Data(benchmark, data))
+    checkpoint.alone(model, parsed, out, samples, sources.Data(benchmark, data))
     print(f"{out}: {scheme}\nNext: stepmend run --model {model} --scheme {scheme} --out runs/{scheme}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stepmend import grading
+from stepmend.arms import FULL
 from stepmend.engines import budget
 from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine
@@ -117,7 +118,7 @@ class _Runner:
                         keep(kept[keys[i]])
                         tick(1)
         found = [kept[key] for key in keys]
-        return [Trace(problem="", arm="full", made_by="", text=c.text, tokens=c.tokens, finish=c.finish) for c in found]
+        return [Trace(problem="", arm=FULL, made_by="", text=c.text, tokens=c.tokens, finish=c.finish) for c in found]
 
     def located(self, ready: Sequence[Labelled]) -> list[Fault]:
         """The faults, in the order of the solutions; those that are kept are not made again."""

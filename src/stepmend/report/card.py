@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from stepmend.arms import FULL, parse
 from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.records import InputError
@@ -36,7 +37,7 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -
     arm = final(found, scheme)
     if arm is None:
         raise InputError(f"export: {scheme} was not restored in {folder} ({summary.recovery(found, scheme).reason or 'not measured yet'})")
-    checkpoint = folder / arm.replace("+", "-")
+    checkpoint = folder / parse(arm).folder
     if not checkpoint.is_dir():
         raise InputError(f"export: {checkpoint} is not there any more; 'stepmend restore {folder}' makes it again")
     if out.exists():
@@ -82,7 +83,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         *([SERVED, ""] if restore.tune == "lora" and "vLLM" in schemes.parse(scheme).loads else []),
         f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
         "|---|---|",
-        *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in ("full", scheme, arm)],
+        *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in (FULL, scheme, arm)],
         "",
         f"Loss recovered, (restored − quantized) / (full − quantized): {summary.recovery_text(summary.recovery(found, scheme))}.",
         f"Accuracy kept, over full precision's: {percent(summary.accuracy_kept(found, scheme))} quantized, "

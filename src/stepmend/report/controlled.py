@@ -46,9 +46,8 @@ def controls(found: Found, scheme: str) -> dict[str, Any] | None:
 
 def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, note in found.notes.items():
-        arm = name.removeprefix("control-")
-        if name.startswith("control-") and note["scheme"] == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
+    for arm, note in found.controls.items():
+        if note["scheme"] == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
             groups.setdefault((note["control"], note["budget"]), []).append({**note, "arm": arm})
     return groups
 

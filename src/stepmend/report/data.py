@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from stepmend.arms import FULL, parse
 from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.measure.damage import PUBLISHED, kind
@@ -42,7 +43,7 @@ def _interval(interval: statistics.Interval) -> dict[str, Any]:
 
 
 def _arm(found: Found, arm: str) -> dict[str, Any]:
-    outcomes, full, against = found.outcomes(arm), found.outcomes("full"), summary.against_full(found)
+    outcomes, full, against = found.outcomes(arm), found.outcomes(FULL), summary.against_full(found)
     levels = list(dict.fromkeys(p.level for p in found.test))
     counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
     return {
@@ -54,7 +55,7 @@ def _arm(found: Found, arm: str) -> dict[str, Any]:
         "holm": against[arm]["holm"] if arm in against else 1.0,
         "beside_full": summary.beside_full(found, arm) if arm in against else "",
         "accuracy_kept": summary.accuracy_kept(found, arm),
-        "loss_recovered": _interval(summary.recovery(found, summary.scheme_of(arm), arm)) if summary.RESTORED in arm else None,
+        "loss_recovered": _interval(summary.recovery(found, parse(arm).scheme, arm)) if parse(arm).round else None,
         "unscored": counts["unscored"],
         "classes": dict(summary.classes(found, arm)),
         "places": _places(found, arm),
@@ -72,7 +73,7 @@ def _subjects(found: Found) -> list[str]:
 def _behaviour(found: Found, arm: str, level: str) -> dict[str, Any]:
     """What else differs, on all held-out problems or one level: length against full precision (tokens), and shares of odd endings."""
     chosen = [p.id for p in found.test if level in ("all", p.level)]
-    traces, full = ([found.traces[a][p] for p in chosen] for a in (arm, "full"))
+    traces, full = ([found.traces[a][p] for p in chosen] for a in (arm, FULL))
     grades = [found.grades[arm][p] for p in chosen]
     return {
         "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for t in full)),
@@ -86,8 +87,8 @@ def _by_steps(found: Found, arm: str) -> list[dict[str, Any]]:
     """Accuracy by the number of steps of full precision's solution, where it is right."""
     right: dict[int, list[bool]] = {}
     for problem in found.test:
-        if found.grades["full"][problem.id].outcome == "correct":
-            length = len(steps.split(found.traces["full"][problem.id].text))
+        if found.grades[FULL][problem.id].outcome == "correct":
+            length = len(steps.split(found.traces[FULL][problem.id].text))
             right.setdefault(min(length, STEPS), []).append(found.grades[arm][problem.id].outcome == "correct")
     return [{"steps": length, "n": len(of), "accuracy": sum(of) / len(of)} for length, of in sorted(right.items())]
 
@@ -104,7 +105,7 @@ def _places(found: Found, arm: str) -> list[int]:
 
 def _scheme(found: Found, scheme: str) -> dict[str, Any]:
     restored = summary.final(found, scheme)
-    pairs = [("full", scheme), *([(scheme, restored), ("full", restored)] if restored else [])]
+    pairs = [(FULL, scheme), *([(scheme, restored), (FULL, restored)] if restored else [])]
     bullets = found.bullets.get(scheme, [])
     return {
         "name": scheme,
@@ -127,7 +128,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "tuned": summary.kinds_text(found.recipe.restore.tune),
         "effects": effects.effects(found, scheme),
         "controls": controlled.controls(found, scheme),
-        "rounds": [{"arm": arm, "classes": dict(summary.classes(found, arm))} for arm in found.arms if summary.scheme_of(arm) == scheme],
+        "rounds": [{"arm": arm, "classes": dict(summary.classes(found, arm))} for arm in found.arms if parse(arm).scheme == scheme],
     }
 
 
@@ -174,7 +175,7 @@ def _examples(found: Found, scheme: str, restored: str | None) -> list[dict[str,
 
 def _example(found: Found, name: str, fault: Fault, scheme: str, restored: str | None) -> dict[str, Any]:
     problem = found.problems[fault.problem]
-    arms = ["full", scheme, *([restored] if restored else [])]
+    arms = [FULL, scheme, *([restored] if restored else [])]
     return {
         "class": name,
         "question": problem.question,
@@ -215,8 +216,7 @@ def _tokens(text: str, fault: Fault, begin: int, end: int) -> list[dict[str, Any
 
 def _card(found: Found) -> dict[str, Any]:
     card = dict(found.notes.get("card", {}))
-    controls = {name.removeprefix("control-") for name in found.notes if name.startswith("control-")}  # those have a table of their own
-    notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in controls}
+    notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in found.controls}  # they have their own table
     seconds = {name: round(note["seconds"], 1) for name, note in notes.items() if "seconds" in note}
     checkpoints = {name: note["checkpoint"] for name, note in notes.items() if "checkpoint" in note}
     counted = {scheme: of["text"] for scheme in found.recipe.schemes if (of := layers.layers(found, scheme))}

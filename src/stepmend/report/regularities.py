@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from stepmend.arms import FULL
 from stepmend.measure import statistics
 from stepmend.records import Fault
 from stepmend.report.summary import Found
@@ -21,7 +22,7 @@ PLACED = "Full precision's own are placed by samples, of which one in eight must
 def regularities(found: Found, arm: str) -> dict[str, Any]:
     """Both tests for one quantized arm: figures with 95 % bootstrap intervals, and a sentence each."""
     test = {problem.id for problem in found.test}
-    own = [f for p, f in found.faults.get("full", {}).items() if p in test]
+    own = [f for p, f in found.faults.get(FULL, {}).items() if p in test]
     regressions = [f for p, f in found.faults.get(arm, {}).items() if p in test]
     return {"early": early(regressions, own), "classes": raised(found, arm, regressions, own)}
 

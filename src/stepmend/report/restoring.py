@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from stepmend.report.summary import RESTORED, Found
+from stepmend.report.summary import Found
 
 UNCHANGED = "the quantized model is returned unchanged"
 NOT_BETTER = f"No state was better on held-out problems: {UNCHANGED}."
@@ -16,8 +16,7 @@ def restoring(found: Found, scheme: str) -> list[dict[str, Any]]:
     out). ``refused`` says why the result was not accepted; None where it was.
     """
     rounds = []
-    for number in range(1, found.recipe.restore.rounds + 1):
-        arm = scheme + RESTORED + (f"-{number}" if number > 1 else "")
+    for arm in found.restored(scheme):
         note = found.notes.get(f"restore-{arm}", {})
         if "kept" in note:
             rounds.append(_round(arm, note))

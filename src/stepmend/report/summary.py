@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from stepmend import inputs
+from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
 from stepmend.measure import fitness, statistics
 from stepmend.recipe import Recipe
-from stepmend.records import AGAIN, EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
+from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
 from stepmend.rundir import check_files, read_note
 
-RESTORED = "+restored"
 T = TypeVar("T", bound=Made)
 
 
@@ -40,11 +40,19 @@ class Found:
     @property
     def arms(self) -> list[str]:
         """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twins, round by round."""
-        later = [f"{RESTORED}-{number}" for number in range(2, self.recipe.restore.rounds + 1)]
-        order = ["full", *(s + end for s in self.recipe.schemes for end in ("", RESTORED, *later))]
+        order = [FULL, *(name for scheme in self.recipe.schemes for name in (scheme, *self.restored(scheme)))]
         solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
         refused = {arm for arm in order if not self.notes.get(f"restore-{arm}", {}).get("kept", True)}  # the quantized model, unchanged
         return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
+
+    def restored(self, scheme: str) -> list[str]:
+        """The restored arms that the recipe asks for, one a round."""
+        return [str(Arm(scheme).restored(number)) for number in range(1, self.recipe.restore.rounds + 1)]
+
+    @property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """What was noted of every control, by its arm."""
+        return {name.removeprefix("control-"): note for name, note in self.notes.items() if name.startswith("control-")}
 
     def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
         """Right or not on the held-out problems, of one level or subject or of all."""
@@ -64,7 +72,7 @@ def read(folder: Path) -> Found:
         if isinstance(error, InputError):
             raise
         raise InputError(f"report: {folder} is damaged ({' '.join(str(error).split())[:120]}); 'stepmend run' makes it again") from None
-    if "full" not in found.arms:
+    if FULL not in found.arms:
         raise InputError(f"report: {folder} has not measured anything yet, or is damaged; 'stepmend run --out {folder}' continues it")
     return found
 
@@ -129,14 +137,14 @@ def against_full(found: Found) -> dict[str, dict[str, Any]]:
 
     ``holm`` is p with Holm's adjustment over the schemes: over all quantized arms, and apart from those over all restored ones of a round.
     """
-    full, rows = found.outcomes("full"), dict[str, dict[str, Any]]()
+    full, rows = found.outcomes(FULL), dict[str, dict[str, Any]]()
     for arm in found.arms[1:]:
         outcomes = found.outcomes(arm)
         change, pair = statistics.difference(outcomes, full), statistics.paired(full, outcomes)
         shown = statistics.verdict(change, found.recipe.measure.margin)
         rows[arm] = {"n": pair.n, "value": change.value, "low": change.low, "high": change.high, "mcnemar_p": pair.p, "verdict": shown}
-    for kind in {arm.partition("+")[2] for arm in rows}:
-        arms = [arm for arm in rows if arm.partition("+")[2] == kind]
+    for number in {parse(arm).round for arm in rows}:
+        arms = [arm for arm in rows if parse(arm).round == number]
         for arm, p in zip(arms, statistics.holm([rows[arm]["mcnemar_p"] for arm in arms]), strict=True):
             rows[arm]["holm"] = p
     return rows
@@ -178,12 +186,7 @@ def locating(faults: Iterable[Fault]) -> dict[str, int]:
 
 def final(found: Found, scheme: str) -> str | None:
     """The restored arm of a scheme, of the last round; None where nothing was restored."""
-    return next((arm for arm in reversed(found.arms) if arm.startswith(scheme + RESTORED)), None)
-
-
-def scheme_of(arm: str) -> str:
-    """The scheme that an arm belongs to."""
-    return arm.partition("+")[0]
+    return next((arm for arm in reversed(found.restored(scheme)) if arm in found.arms), None)
 
 
 def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.Interval:
@@ -191,7 +194,7 @@ def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.In
 
     On all test problems, none of which decided whether to restore. With its interval; None with a reason where it is undefined.
     """
-    full, quantized = found.outcomes("full"), found.outcomes(scheme)
+    full, quantized = found.outcomes(FULL), found.outcomes(scheme)
     restored = arm or final(found, scheme)
     interval = statistics.recovery(full, quantized, found.outcomes(restored) if restored else quantized)
     if interval.value is not None and not restored:
@@ -201,18 +204,18 @@ def recovery(found: Found, scheme: str, arm: str | None = None) -> statistics.In
 
 def accuracy_kept(found: Found, arm: str) -> float | None:
     """An arm's accuracy over full precision's, on the held-out problems; None where full precision solves none."""
-    full = float(found.outcomes("full").mean())
+    full = float(found.outcomes(FULL).mean())
     return float(found.outcomes(arm).mean()) / full if full else None
 
 
 def fit(found: Found) -> fitness.Fitness:
     """Full precision's accuracy and step format on the held-out problems."""
-    return fitness.fitness([found.traces["full"][p.id] for p in found.test], found.outcomes("full"))
+    return fitness.fitness([found.traces[FULL][p.id] for p in found.test], found.outcomes(FULL))
 
 
 def _unrestored(found: Found, scheme: str) -> str:
     """Why a scheme that lost accuracy has no restored arm."""
-    if not found.notes.get(f"restore-{scheme}{RESTORED}", {}).get("kept", True):
+    if not found.notes.get(f"restore-{Arm(scheme).restored()}", {}).get("kept", True):
         return "no state was better on held-out problems; the quantized model is returned unchanged"
     if fit(found).weak and not found.recipe.restore.within_noise:
         return f"full precision solves under {100 * fitness.LOW_ACCURACY:.0f} % of the problems; not restored"
@@ -233,7 +236,7 @@ def noise_floor(found: Found) -> dict[str, Any] | None:
     """How full precision's outcomes change when it solves the problems in other batches; None where that was not measured."""
     if not all(p.id in found.grades.get(AGAIN, {}) for p in found.test):
         return None
-    first, second = found.outcomes("full"), found.outcomes(AGAIN)
+    first, second = found.outcomes(FULL), found.outcomes(AGAIN)
     pair, change = statistics.paired(first, second), statistics.difference(second, first)
     return {"lost": pair.only_first, "gained": pair.only_second, "n": pair.n, "value": change.value, "low": change.low, "high": change.high}
 
@@ -258,7 +261,7 @@ def table(found: Found) -> Table:
         outcomes = found.outcomes(arm)
         by_level = [percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels]
         cells = [span(against[arm]), p_text(against[arm], several)] if arm in against else ["", ""]
-        back = recovery_text(recovery(found, scheme_of(arm), arm)) if RESTORED in arm else ""
+        back = recovery_text(recovery(found, parse(arm).scheme, arm)) if parse(arm).round else ""
         shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *cells, back)
     return shown
 
@@ -321,7 +324,7 @@ def recovery_sentence(found: Found, scheme: str) -> str:
 def beside_full(found: Found, arm: str) -> str:
     """What is shown of an arm's accuracy beside full precision's, in words."""
     outcomes, margin = found.outcomes(arm), found.recipe.measure.margin
-    shown = statistics.verdict(statistics.difference(outcomes, found.outcomes("full")), margin)
+    shown = statistics.verdict(statistics.difference(outcomes, found.outcomes(FULL)), margin)
     return f"compared with full precision: {statistics.verdict_text(shown, margin)}, n = {len(outcomes)}"
 
 

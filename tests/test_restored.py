@@ -12,18 +12,22 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from stepmend.loop import Loop
-from stepmend.mend import Mend
+from stepmend import ablation, pipeline
+from stepmend.arms import Arm
+from stepmend.context import Context
+from stepmend.curate import rounds
+from stepmend.measure import solve as solving
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.progress import Stages
 from stepmend.recipe import Recipe
 from stepmend.report import summary
+from stepmend.restore import texts
 from tests.conftest import LOSSY
 from tests.texts import logits
 
-RESTORED = LOSSY + summary.RESTORED
-FOLDER = RESTORED.replace("+", "-")
+RESTORED = f"{LOSSY}+restored"
+FOLDER = f"{LOSSY}-restored"
 
 
 def stepmend(*arguments) -> subprocess.CompletedProcess[str]:
@@ -86,6 +90,7 @@ def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
         assert counts["checked"] == checked == sum(count for kind, count in counts.items() if kind != "checked")
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_the_restored_model(tmp_path):
     small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.rounds=2"]
     # One step far too large, which nothing checks: it mends nothing.
@@ -105,6 +110,7 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_restoration_that_is_no_better_is_returned_unchanged_and_said(tmp_path):
     small = ["measure.problems=10", "measure.noise_floor=false", "curate.problems=90", "curate.round=90", "restore.within_noise=true"]
     small += ["restore.steps=1", "restore.learning_rate=0.6", "restore.tune=scales+norms"]  # one step far too large
@@ -121,29 +127,32 @@ def test_a_restoration_that_is_no_better_is_returned_unchanged_and_said(tmp_path
 
 @pytest.mark.filterwarnings("ignore")
 def test_anchors_are_both_models_solutions_right_or_wrong_each_once(run_copy):
-    with Loop(Recipe.make(json.loads((run_copy / "recipe.json").read_text())), run_copy, Stages(Console(file=io.StringIO()))) as loop:
-        mend = Mend(loop, LOSSY)
-        bullets, recipe = mend.bullets(LOSSY), loop.recipe.restore
-        anchors = mend.anchors(bullets, recipe)
-        solved = {problem: one for part in mend.rounds(LOSSY) for problem, one in part.items()}
-        right = {arm: loop.outcomes([one.problem for one in solved.values()], arm) for arm in ("full", LOSSY)}
+    recipe = Recipe.make(json.loads((run_copy / "recipe.json").read_text()))
+    with Context(recipe, run_copy, Stages(Console(file=io.StringIO()))) as context:
+        bullets, parts, held = rounds.bullets(context, LOSSY), list(rounds.rounds(context, LOSSY)), rounds.held(context)
+        anchors, few = (
+            texts.anchors(parts, bullets, held, restore) for restore in (recipe.restore, recipe.restore.model_copy(update={"anchors": 5}))
+        )
+        solved = {problem: one for part in parts for problem, one in part.items()}
+        right = {arm: solving.outcomes(context, [one.problem for one in solved.values()], arm) for arm in ("full", LOSSY)}
     used = {anchor.problem for anchor in anchors}
     assert len(set(anchors)) == len(anchors)
-    assert used == set(solved) - {bullet.problem for bullet in bullets} - {one.problem for one in mend.held_out(LOSSY)}
+    assert used == set(solved) - {bullet.problem for bullet in bullets} - {one.problem for one in texts.held_out(parts, held)}
     written = {(problem, trace.tokens) for problem, one in solved.items() for trace in (one.full, one.quantized)}
     assert {(anchor.problem, anchor.tokens) for anchor in anchors} == {pair for pair in written if pair[0] in used}
     wrong = {problem for problem, *good in zip(solved, *right.values(), strict=True) if not all(good)}
     assert used & wrong, "only what both models solve is taught"
-    assert mend.anchors(bullets, recipe.model_copy(update={"anchors": 5})) == anchors[:5]
+    assert few == anchors[:5]
 
 
 def test_equal_tokens_are_measured_only_where_they_differ_from_equal_steps(run_copy, monkeypatch):
     recipe = Recipe.make(json.loads((run_copy / "recipe.json").read_text()))
-    with Loop(recipe, run_copy) as loop:
-        loop.run()
-        made, mend = [], Mend(loop, LOSSY)
-        monkeypatch.setattr(mend, "_control", lambda name, budget, restore, *_: made.append((name, budget, restore.steps)))
-        mend.controls(["full-tuned", "solved-problems"], 2, ("steps", "tokens"), loop.problems("test"))
+    made = list[tuple[Arm, int]]()
+    with Context(recipe, run_copy) as context:
+        pipeline.run(context)
+        monkeypatch.setattr(ablation, "measure", lambda context, control, restore, *_: made.append((control, restore.steps)))
+        ablation.compare(context, LOSSY, ["full-tuned", "solved-problems"], 2, ("steps", "tokens"), context.problems("test"))
+    made = [(control.variant, control.budget, steps) for control, steps in made]
     steps = recipe.restore.steps
     assert made[:4] == [("located", "steps", steps)] * 2 + [("full-tuned", "steps", steps)] * 2
     assert made[4:6] == [("solved-problems", "steps", steps)] * 2

@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 
-from stepmend import InputError
+from stepmend import InputError, pipeline
 from stepmend.benchmarks import sources
 from stepmend.cli import running
+from stepmend.context import Context
 from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine
-from stepmend.loop import Loop, quantize_alone
-from stepmend.mend import Mend
+from stepmend.locate import run as locating
+from stepmend.measure import margins
+from stepmend.measure import solve as solving
 from stepmend.models import chat
+from stepmend.quantize import checkpoint, schemes
 from stepmend.quantize import run as quantizer
-from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.records import Grade, Trace
 from stepmend.restore import align
@@ -39,8 +41,8 @@ def data(tmp_path):
 
 def test_leaks_are_dropped_and_counted_whichever_split_they_fall_into(data, tmp_path):
     recipe = Recipe.make({"benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"], "quantize": {"calibration": 64}})
-    with Loop(recipe, tmp_path / "run") as loop:
-        leaks, tuned = loop.card()["leakage"], [*loop.problems("calibration"), *loop.problems("curate")]
+    with Context(recipe, tmp_path / "run") as context:
+        leaks, tuned = pipeline.card(context)["leakage"], [*context.problems("calibration"), *context.problems("curate")]
     own = [sources.Data("jsonl", str(data)).problems(split, None, 0) for split in ("calibration", "curate")]
     found = [p.question for part in own for p in part]
     planted = {kind: [q for q in found if match(q)] for kind, match in MATCHES.items()}
@@ -74,8 +76,8 @@ def test_a_model_aligned_on_what_is_reported_is_told(data, tiny_llama, tmp_path)
     reported, other = sources.Data("jsonl", str(data)).measured(1, 0)[0], sources.Data("story").problems("train", 3, 0)[0]
     (parent / chat.ALIGNED).write_text(json.dumps({"taught": [reported.model_dump(), other.model_dump()]}))
     recipe = Recipe.make({"model": str(parent), "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]})
-    with Loop(recipe, tmp_path / "run") as loop:
-        assert loop.leaks["alignment"] == {"checked": 2, "same": 1, "overlap": 0, "near": 0, "clean": 1}
+    with Context(recipe, tmp_path / "run") as context:
+        assert context.leaks["alignment"] == {"checked": 2, "same": 1, "overlap": 0, "near": 0, "clean": 1}
 
 
 @pytest.mark.parametrize(("solved", "kept", "restored"), [(0, False, []), (0, True, ["rtn-w4a16-g64"]), (20, False, ["rtn-w4a16-g64"])])
@@ -83,19 +85,19 @@ def test_a_model_that_solves_next_to_nothing_is_told_so_and_not_restored(data, t
     values = {"model": tiny_llama, "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]}
     said, done = [], []
 
-    def solve(loop, arm, problems, split):
+    def solve(context, arm, problems, split):
         right = {p.id for p in problems[: solved if arm == "full" else 0]}
         for p in problems:
-            loop.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if p.id in right else "wrong")
+            context.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if p.id in right else "wrong")
         return {p.id: Trace(problem=p.id, arm=arm, made_by="t", text="2", tokens=(1,), finish="stop") for p in problems}
 
-    monkeypatch.setattr(Loop, "solve", solve)
-    for name in ("quantize", "damage", "locate", "locate_alone"):
-        monkeypatch.setattr(Loop, name, lambda *_: None)
-    monkeypatch.setattr(Mend, "run", lambda mend, *_: done.append(mend.scheme))
-    with Loop(Recipe.make({**values, "restore": {"within_noise": kept}}), tmp_path / "run") as loop:
-        monkeypatch.setattr(loop.stages, "say", said.append)
-        loop.run()
+    monkeypatch.setattr(solving, "solve", solve)
+    for module, name in ((pipeline, "quantize"), (margins, "damage"), (locating, "locate")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(pipeline, "restore", lambda context, scheme, *_: done.append(scheme))
+    with Context(Recipe.make({**values, "restore": {"within_noise": kept}}), tmp_path / "run") as context:
+        monkeypatch.setattr(context.stages, "say", said.append)
+        pipeline.run(context)
     assert done == restored
     named = [line for line in said if f"stepmend align {tiny_llama} OUT --benchmark jsonl" in line]
     assert ["solves only" in line for line in named] == ([False] if solved else [True, False])
@@ -107,21 +109,21 @@ def test_what_is_restored_is_decided_on_curate_problems_alone(data, tiny_llama, 
     values = {"model": tiny_llama, "benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"]}
     said, done = [], []
 
-    def solve(loop, arm, problems, split):
+    def solve(context, arm, problems, split):
         right = arm == "full" or not split.startswith(lossy)
         for p in problems:
-            loop.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if right else "wrong")
+            context.graded[arm, p.id] = Grade(problem=p.id, arm=arm, made_by="g", outcome="correct" if right else "wrong")
         return {p.id: Trace(problem=p.id, arm=arm, made_by="t", text="2", tokens=(1,), finish="stop") for p in problems}
 
-    monkeypatch.setattr(Loop, "solve", solve)
-    for name in ("quantize", "damage", "locate", "locate_alone"):
-        monkeypatch.setattr(Loop, name, lambda *_: None)
-    monkeypatch.setattr(Mend, "run", lambda mend, *_: done.append(mend.scheme))
-    with Loop(Recipe.make(values), tmp_path / "run") as loop:
-        monkeypatch.setattr(loop.stages, "say", said.append)
-        loop.run()
-        why = loop.dir.notes()["gate-rtn-w4a16-g64"]["why"]
-        count = len(loop.problems("curate"))
+    monkeypatch.setattr(solving, "solve", solve)
+    for module, name in ((pipeline, "quantize"), (margins, "damage"), (locating, "locate")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(pipeline, "restore", lambda context, scheme, *_: done.append(scheme))
+    with Context(Recipe.make(values), tmp_path / "run") as context:
+        monkeypatch.setattr(context.stages, "say", said.append)
+        pipeline.run(context)
+        why = context.dir.notes()["gate-rtn-w4a16-g64"]["why"]
+        count = len(context.problems("curate"))
     assert done == (["rtn-w4a16-g64"] if lossy == "curate" else [])
     assert (why is None) == (lossy == "curate")
     assert any(f"no loss beyond noise on {count} curate problems (McNemar p = 1); not restored" in line for line in said) == (
@@ -145,7 +147,7 @@ def test_quantizing_alone_calibrates_on_nothing_that_a_run_reports(tiny_llama, d
     monkeypatch.setattr(LocalEngine, "complete", lambda engine, texts, **options: [Completion("", (1,), "stop") for _ in texts])
     for place in ("test.jsonl", "elsewhere.jsonl"):  # where there are no test problems, there is nothing to check against
         (data / "test.jsonl").rename(data / place)
-        quantize_alone(tiny_llama, schemes.parse("gptq-w4a16-g64"), tmp_path / "out", 200, sources.Data("jsonl", str(data)))
+        checkpoint.alone(tiny_llama, schemes.parse("gptq-w4a16-g64"), tmp_path / "out", 200, sources.Data("jsonl", str(data)))
         (data / place).rename(data / "test.jsonl")
     own = [p.question for p in sources.Data("jsonl", str(data)).problems("calibration", None, 0)]
     leaks = [q for q in own if MATCHES["same"](q) or MATCHES["overlap"](q)]

@@ -1,0 +1,163 @@
+"""What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from stepmend.arms import AGAIN, FULL, parse
+from stepmend.benchmarks import sources
+from stepmend.curate import leakage
+from stepmend.engines import budget
+from stepmend.engines.local import LocalEngine
+from stepmend.grading import verify
+from stepmend.locate import completers, faults, judges, reliability
+from stepmend.locate.panel import Panel
+from stepmend.models import chat, load
+from stepmend.progress import Stages, Tick, silent
+from stepmend.quantize import run as quantizer
+from stepmend.quantize import schemes
+from stepmend.recipe import Recipe
+from stepmend.records import Grade, Judgement, Problem
+from stepmend.rundir import RunDir
+
+
+class Context:
+    """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
+
+    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None) -> None:
+        """Raises InputError for a model, scheme or folder that will not do, before any work."""
+        self.recipe, self.stages = recipe, stages or Stages()
+        self.schemes = [schemes.parse(name) for name in recipe.schemes]
+        self.parent = load.locate(recipe.model)
+        for scheme in self.schemes:
+            quantizer.preflight(self.parent, scheme)
+        if recipe.locate.completer:
+            completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
+        judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
+        self.tokenizer = load.load_tokenizer(self.parent)
+        builtin = recipe.model.startswith(load.BUILTIN)
+        self.prompt = chat.prompt_for(self.parent, builtin)
+        self.max_new_tokens = recipe.measure.max_new_tokens or (180 if builtin else 1024)
+        self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
+        self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
+        self._problems: dict[str, list[Problem]] = {}
+        self.held_out = leakage.Index(self.problems("test"))
+        self.leaks: dict[str, dict[str, int]] = {}
+        if taught := [Problem.model_validate(problem) for problem in chat.aligned(self.parent).get("taught", [])]:
+            self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
+        for split in ("calibration", "curate"):
+            self.problems(split)  # what is not there is said before any work
+        self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
+        self.dir = RunDir(out, recipe)
+        self.placed = self._place(builtin)
+        self.batch_size = self.placed["slots"]
+        self.engines: dict[str, LocalEngine] = {}
+        self.digests: dict[str, str] = {}
+        self.graded: dict[tuple[str, str], Grade] = {}
+        self.verifier = verify.Verifier()
+        self.panel = self._panel() if recipe.locate.judges else None
+        self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
+        self._completer: faults.Completer | None = None
+
+    def _place(self, builtin: bool) -> dict[str, Any]:
+        """Device, dtype and number of slots: what the run has used before, where it is on the same kind of device; noted with it."""
+        measure = self.recipe.measure
+        device, dtype = load.placement(self.parent, measure.dtype)
+        kept = self.dir.notes().get("placement", {})
+        if kept.get("device") == device:
+            return kept
+        slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
+        placed = {"device": device, "dtype": str(dtype).removeprefix("torch."), "slots": slots}
+        self.dir.note("placement", **placed)
+        return placed
+
+    def _halved(self, count: int) -> None:
+        """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
+        self.stages.say(f"  out of memory: {count} solutions at once from here on")
+        self.placed["fit"] = count
+        self.dir.note("placement", **self.placed)
+
+    def _panel(self) -> Panel:
+        """The recipe's judges; what they answer is kept with the run, and not asked again."""
+        kept, known = self.recipe.locate, self.dir.load(Judgement)
+        asked = judges.asked(kept.judges, plain_http=kept.plain_http)
+        return Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        earlier = self.dir.notes().get("seconds", {})
+        spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
+        self.dir.note("seconds", **{**earlier, **spent})  # of all calls together
+        self.verifier.__exit__()
+        self.dir.close()
+
+    def problems(self, split: str) -> list[Problem]:
+        """The problems of one split, all levels; the same for the same recipe. Raises InputError where there are none."""
+        if split not in self._problems:
+            self._problems[split] = self._read_problems(split)
+        return self._problems[split]
+
+    def _read_problems(self, split: str) -> list[Problem]:
+        recipe = self.recipe
+        if split == "test":
+            return self.reported.measured(recipe.measure.problems, recipe.seed)
+        count = recipe.quantize.calibration if split == "calibration" else recipe.curate.problems
+        found = self.tuned.problems(split, count, recipe.seed)
+        kept, self.leaks[split] = leakage.kept(found, self.held_out)
+        return kept
+
+    def problem_ids(self, split: str) -> list[str]:
+        return [problem.id for problem in self.problems(split)]
+
+    def folder(self, arm: str) -> Path:
+        """Where an arm's checkpoint lies."""
+        return self.dir.path / parse(arm).folder if parse(arm).scheme else Path(self.parent)
+
+    def digest(self, arm: str) -> str:
+        """The digest of an arm's checkpoint."""
+        if arm not in self.digests:
+            self.digests[arm] = load.checkpoint_digest(self.folder(arm))
+        return self.digests[arm]
+
+    def engine(self, arm: str) -> LocalEngine:
+        """The loaded model of an arm; loaded when first asked for."""
+        arm = FULL if arm == AGAIN else arm
+        if arm not in self.engines:
+            model = load.load_model(str(self.folder(arm)), self.placed["dtype"])
+            self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
+        return self.engines[arm]
+
+    def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
+        """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
+        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)), written=lambda count: tick(0, count))
+
+    def keep(self, *arms: str) -> None:
+        """Let go of all loaded models but these; their memory is free at once."""
+        for arm in self.engines.keys() - {*arms}:
+            del self.engines[arm]
+        load.free()
+
+    def release(self, arm: str) -> None:
+        """Let go of one arm's loaded model."""
+        self.engines.pop(arm, None)
+
+    def prompt_of(self, problem: Problem) -> str:
+        return chat.render(self.tokenizer, self.prompt, problem.question)
+
+    def where(self) -> tuple[str, str]:
+        """The kind of device, and the dtype, that decide a completion's last bits."""
+        return self.placed["device"], self.placed["dtype"]
+
+    def finished(self, note: str, made_by: str) -> bool:
+        """Whether the stage that keeps this note has been finished, with the inputs of this digest."""
+        return self.dir.notes().get(note, {}).get("made_by") == made_by
+
+    @property
+    def completer(self) -> faults.Completer | None:
+        """The recipe's completer; loaded when first asked for."""
+        if self.settings.completer and not self._completer:
+            spec, plain_http = self.settings.completer, self.settings.plain_http
+            self._completer = completers.make(spec, self.max_new_tokens, self.batch_size, self.placed["dtype"], plain_http=plain_http)
+        return self._completer

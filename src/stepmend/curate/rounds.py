@@ -1,0 +1,69 @@
+"""Curate problems, round by round: solved by both models, until their faults make enough bullets."""
+
+from collections.abc import Iterator
+
+from stepmend import curate, grading
+from stepmend.arms import FULL
+from stepmend.context import Context
+from stepmend.curate import Solved
+from stepmend.locate import faults
+from stepmend.locate import run as locating
+from stepmend.measure import solve as solving
+from stepmend.measure import statistics
+from stepmend.records import Bullet, Fault, digest
+
+
+def rounds(context: Context, arm: str) -> Iterator[dict[str, Solved]]:
+    """The curate problems as full precision and an arm solve them, round by round."""
+    pool, size = context.problems("curate"), context.recipe.curate.round
+    for begin in range(0, len(pool), size):
+        part = pool[begin : begin + size]
+        label = f"curate {begin + 1}-{begin + len(part)}"
+        full, low = solving.solve(context, FULL, part, label), solving.solve(context, arm, part, label)
+        yield {p.id: Solved(p, context.prompt_of(p), full[p.id], low[p.id]) for p in part}
+
+
+def loss(context: Context, scheme: str) -> statistics.Paired:
+    """Full precision paired with the quantized model on the first round of curate problems: what decides whether it is restored."""
+    part = [solved.problem for solved in next(rounds(context, scheme)).values()]
+    return statistics.paired(*(solving.outcomes(context, part, arm) for arm in (FULL, scheme)))
+
+
+def both_solved(context: Context, scheme: str) -> Iterator[Solved]:
+    """Curate problems that full precision and the low-bit model both solve, in their order."""
+    for part in rounds(context, scheme):
+        problems = [solved.problem for solved in part.values()]
+        both = solving.outcomes(context, problems, FULL) & solving.outcomes(context, problems, scheme)
+        yield from (part[p.id] for p, right in zip(problems, both, strict=True) if right)
+
+
+def held(context: Context) -> set[str]:
+    """Ids of the curate problems that are held out for validation: the first ones, of which no bullet is made."""
+    pool, count = context.problems("curate"), context.recipe.restore.validation
+    return {problem.id for problem in pool[: min(count, len(pool) // 4)]}
+
+
+def bullets(context: Context, arm: str) -> list[Bullet]:
+    """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
+    recipe, note, held_out = context.recipe, f"curate-{arm}", held(context)
+    made_by = digest(
+        "curate", grading.VERSION, faults.VERSION, arm, context.digest(FULL), context.digest(arm), context.prompt,
+        recipe.model_dump(exclude={"measure": {"margin"}}), context.problem_ids("test"),
+    )  # fmt: skip
+    if context.finished(note, made_by):
+        return context.dir.load(Bullet, made_by)
+    solved: dict[str, Solved] = {}
+    located: list[Fault] = []
+    found: list[Bullet] = []
+    for part in rounds(context, arm):
+        begin, solved = len(solved) + 1, solved | part
+        full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
+        lost = solving.regressions(context, arm, [s.problem for s in part.values() if s.problem.id not in held_out])
+        located += locating.locate(context, arm, lost, full, low, f"curate {begin}-{len(solved)}")
+        found = curate.curate(solved, located, limit=recipe.curate.bullets, made_by=made_by)
+        if len(found) == recipe.curate.bullets:
+            break
+    have = {bullet.problem for bullet in context.dir.load(Bullet, made_by)}
+    context.dir.append([bullet for bullet in found if bullet.problem not in have])
+    context.dir.note(note, made_by=made_by, bullets=len(found), problems=len(solved))
+    return found

@@ -1,0 +1,89 @@
+"""Faults of an arm's failures: read from the run, located where it does not hold them, and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from stepmend import grading
+from stepmend.arms import FULL
+from stepmend.context import Context
+from stepmend.engines.base import Completion
+from stepmend.keeping import Keeper
+from stepmend.locate import completers, faults, judges, locators
+from stepmend.models import load
+from stepmend.progress import Tick, silent
+from stepmend.recipe import HOW
+from stepmend.records import Continuation, Fault, Problem, Trace, digest
+
+CHUNK = 256
+"""Failures that are located at once."""
+
+
+def locate(
+    context: Context, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str
+) -> list[Fault]:
+    """The faults of an arm's failures, in their order; located now as far as the run does not hold them."""
+    made_by = _made_by(context, arm, lost, full, traces, worked=(worked := split.startswith("curate")))
+    done = {fault.problem: fault for fault in context.dir.load(Fault, made_by)}
+    quantized = None if arm == FULL else arm
+    with context.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
+        for start in range(0, len(lost), CHUNK):
+            chunk = lost[start : start + CHUNK]
+            cases = {p.id: locators.make_case(context.prompt_of(p), traces[p.id], full[p.id]) for p in chunk}
+            done = {**done, **_judged_again(context, [p for p in chunk if p.id in done], cases, done)}
+            done = {problem: fault for problem, fault in done.items() if fault}
+            missing = [p for p in chunk if p.id not in done]
+            if missing:
+                with Keeper[Continuation](context.dir.append) as keep:
+                    by = locator(context, keep, tick)
+                    engine = context.engine(quantized) if quantized else None
+                    found = by.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=not quantized)
+                context.dir.append(found)
+                done |= {fault.problem: fault for fault in found}
+                tick(len(missing))
+    context.dir.drop(Continuation)
+    return [done[problem.id] for problem in lost]
+
+
+def _judged_again(
+    context: Context, problems: Sequence[Problem], cases: Mapping[str, locators.Case], done: Mapping[str, Fault]
+) -> dict[str, Fault | None]:
+    """Of faults that a judge gave no answer on: those whose votes have changed now; None where the step moves with them."""
+    asked = [p for p in problems if context.panel and any(map(judges.Verdict.is_open, done[p.id].votes))]
+    if not asked:
+        return {}
+    found = locator(context).judged_again(asked, [cases[p.id] for p in asked], [done[p.id] for p in asked])
+    changed = {p.id: fault for p, fault in zip(asked, found, strict=True) if fault != done[p.id]}
+    context.dir.append([fault for fault in changed.values() if fault])
+    return changed
+
+
+def locator(context: Context, keep: Callable[[Continuation], None] = lambda continuation: None, tick: Tick = silent) -> faults.Locator:
+    """What locates, with this run's models, judges and grading; full precision's continuations are kept until all is located."""
+    known = {c.key: Completion(c.text, c.tokens, c.finish) for c in context.dir.load(Continuation)}
+    return faults.Locator(
+        context.settings,
+        context.generator(FULL, context.batch_size, tick),
+        context.tokenizer,
+        lambda asked: grading.arrived(asked, context.verifier),
+        context.panel,
+        context.recipe.seed,
+        context.completer,
+        context.rates,
+        known,
+        lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
+    )
+
+
+def _made_by(context: Context, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], *, worked: bool) -> str:
+    """The digest of all that decides these faults."""
+    kept = context.settings.model_dump(exclude=HOW)
+    texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
+    sizes = context.max_new_tokens, context.batch_size
+    of = context.digest(FULL), context.digest(arm), *context.where(), kept, [p.id for p in lost], texts, *sizes
+    rates = context.rates.model_dump_json()
+    return digest("locate", faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *of)
+
+
+def _completer_digest(context: Context) -> str:
+    """What names the completer's content; empty where full precision completes."""
+    spec = context.settings.completer
+    return "" if not spec else spec if completers.is_server(spec) else load.checkpoint_digest(load.locate(spec))

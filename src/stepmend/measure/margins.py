@@ -1,0 +1,36 @@
+"""Both models' margins of full precision's own tokens, and what quantization did to them."""
+
+from collections.abc import Sequence
+
+from stepmend.arms import FULL
+from stepmend.context import Context
+from stepmend.locate import locators
+from stepmend.measure import damage as damages
+from stepmend.records import Problem, Trace, digest
+
+READ = 256
+"""Solutions whose margins are read at once."""
+
+
+def damage(context: Context, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
+    """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
+    made_by = digest(
+        "damage",
+        context.digest(FULL),
+        context.digest(arm),
+        *context.where(),
+        context.prompt,
+        context.max_new_tokens,
+        [p.id for p in problems],
+    )
+    if context.finished(f"damage-{arm}", made_by):
+        return
+    found, kinds = [], []
+    with context.stages.stage(f"{arm}: margins", len(problems), "solutions") as tick:
+        for begin in range(0, len(problems), READ):
+            part = problems[begin : begin + READ]
+            prompts, traces = [context.prompt_of(p) for p in part], [full[p.id] for p in part]
+            found += locators.margins_of(prompts, traces, context.engine(FULL), context.engine(arm))
+            kinds += [[damages.kind(context.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
+            tick(len(part))
+    context.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))

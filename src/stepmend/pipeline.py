@@ -1,0 +1,140 @@
+"""The stages in order: what ``stepmend run`` does, and where it resumes.
+
+Every stage reads what is kept, does what is missing, and keeps it. A stage's records carry the digest of all that decided them, so
+the same command continues where it was stopped, and nothing old is mixed with anything new.
+"""
+
+import random
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from stepmend import __version__, grading
+from stepmend.arms import AGAIN, FULL, Arm
+from stepmend.context import Context
+from stepmend.curate import rounds
+from stepmend.locate import run as locating
+from stepmend.measure import effects, fitness, margins
+from stepmend.measure import solve as solving
+from stepmend.quantize import checkpoint as quantizing
+from stepmend.quantize import schemes
+from stepmend.records import Problem, Trace, digest
+from stepmend.restore import checkpoint as restoring
+from stepmend.restore import texts
+
+LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "peft", "numpy", "scipy")
+
+
+def run(context: Context) -> None:
+    """All stages, for all schemes."""
+    recipe, say = context.recipe, context.stages.say
+    context.dir.note("card", **card(context))
+    _say_taught(context)
+    test = context.problems("test")
+    context.dir.keep_problems([*test, *context.problems("curate")])
+    for scheme in context.schemes:
+        quantize(context, scheme)
+    full = solving.solve(context, FULL, test, "test")
+    fit = fitness.fitness([full[p.id] for p in test], solving.outcomes(context, test, FULL))
+    for line in fit.warnings(recipe):
+        say(f"  {line}")
+    if recipe.measure.noise_floor:
+        solving.solve(context, AGAIN, test, "test")
+    for name in recipe.schemes:
+        context.keep(FULL)
+        measure(context, name, test, full)
+        why = None if recipe.restore.within_noise else fitness.obstacle(fit, lambda name=name: rounds.loss(context, name))
+        context.dir.note(f"gate-{name}", why=why)
+        if why:
+            say(f"  {name}: {why}")
+            continue
+        restore(context, name, test, full)
+    locate_own(context, test, full)
+    if context.panel and context.panel.used:  # else what an earlier call has noted stays
+        context.dir.note("judges", **context.panel.tally())
+
+
+def card(context: Context) -> dict[str, object]:
+    """What made this run: versions, seeds, digests."""
+    return {
+        "versions": {"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
+        "model": context.recipe.model,
+        "parent": context.digest(FULL),
+        "recipe": digest(context.recipe.model_dump()),
+        "seed": context.recipe.seed,
+        "prompt": context.prompt,
+        "grading": grading.VERSION,
+        "leakage": context.leaks,
+    }
+
+
+def _say_taught(context: Context) -> None:
+    counts = context.leaks.get("alignment", {"same": 0, "overlap": 0})
+    if leaked := counts["same"] + counts["overlap"]:
+        context.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it anew")
+
+
+def quantize(context: Context, scheme: schemes.Scheme) -> None:
+    """The quantized checkpoint of a scheme, calibrated on the parent's own traces."""
+
+    def calibration() -> list[str]:
+        problems = context.problems("calibration")
+        traces = solving.solve(context, FULL, problems, "calibration")
+        return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in problems]
+
+    quantizing.quantize(context, scheme, calibration)
+
+
+def measure(context: Context, scheme: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+    """What a quantized model solves of the test problems, its margins, and the faults of its regressions."""
+    quantized = solving.solve(context, scheme, test, "test")
+    margins.damage(context, scheme, test, full)
+    locating.locate(context, scheme, solving.regressions(context, scheme, test), full, quantized, "test")
+
+
+def restore(context: Context, scheme: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+    """Bullets, the restored model, and its measurement; as many rounds as the recipe asks for."""
+    recipe, held, bullets, arm = context.recipe, rounds.held(context), [], scheme
+    for number in range(1, recipe.restore.rounds + 1):
+        fresh = rounds.bullets(context, arm)
+        if not fresh:
+            context.stages.say(f"  {arm}: no regression was found among the curate problems; nothing to restore")
+            return
+        bullets = [*fresh, *bullets][: recipe.curate.bullets]
+        base, arm = arm, str(Arm(scheme).restored(number))
+        held_out = texts.held_out(rounds.rounds(context, base), held)
+        anchors = texts.anchors(rounds.rounds(context, scheme), bullets, held, recipe.restore)
+        restoring.restore(context, base, arm, bullets, recipe.restore, recipe.seed, anchors=anchors, held_out=held_out)
+        if not accepted(context, base, arm):
+            return
+        restored = solving.solve(context, arm, test, "test")
+        locating.locate(context, arm, solving.regressions(context, arm, test), full, restored, "test")
+        both = solving.outcomes(context, test, FULL) & solving.outcomes(context, test, scheme)
+        effects.effects(context, scheme, arm, both, test, full)
+
+
+def accepted(context: Context, base: str, arm: str) -> bool:
+    """Whether the restored checkpoint is better on held-out problems, and no more of its solutions of them end oddly.
+
+    Where it is not, its folder holds the quantized checkpoint, unchanged, and the run says so.
+    """
+    ids = rounds.held(context)
+    held = [problem for problem in context.problems("curate") if problem.id in ids]
+    if held and restoring.kept(context, arm):
+        before, after = (solving.solve(context, one, held, "held out") for one in (base, arm))
+        restoring.judge(context, base, arm, before, after)
+    if restoring.kept(context, arm):
+        return True
+    context.stages.say(f"  {arm}: {restoring.refused(context, arm)}; the quantized model is returned unchanged")
+    return False
+
+
+def locate_own(context: Context, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
+    """Faults of full precision's own failures, a fixed random part of them where they are many.
+
+    It rescues itself by samples, as there is no better model to do it.
+    """
+    right = solving.outcomes(context, problems, FULL)
+    failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
+    count = min(len(failed), context.recipe.locate.own_failures)
+    drawn = sorted(random.Random(context.recipe.seed).sample(range(len(failed)), count))
+    locating.locate(context, FULL, [failed[i] for i in drawn], full, full, "own failures")

@@ -1,0 +1,55 @@
+"""A scheme's checkpoint, calibrated on the model's own traces: that of a run, or one alone."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from stepmend.arms import FULL
+from stepmend.benchmarks import sources
+from stepmend.context import Context
+from stepmend.curate import leakage
+from stepmend.engines.local import LocalEngine, complete_all
+from stepmend.models import chat, load
+from stepmend.quantize import run as quantizer
+from stepmend.quantize import schemes
+from stepmend.records import InputError, digest
+
+
+def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[str]]) -> None:
+    """Make the checkpoint of a scheme, where the run does not hold it; ``texts`` gives what it is calibrated on, if anything."""
+    out, note = context.folder(scheme.name), f"quantize-{scheme.name}"
+    libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
+    recipe = context.recipe
+    made_by = digest("quantize", context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries)
+    if out.exists() and context.finished(note, made_by):
+        return
+    calibration = texts() if scheme.calibrated else []
+    with context.stages.stage(f"{scheme.name}: quantize", 1, "model") as tick:
+        begin = time.perf_counter()
+        layers = quantizer.quantize(context.parent, scheme, calibration, out)
+        tick(1)
+    facts = {"seconds": time.perf_counter() - begin, "checkpoint": load.checkpoint_digest(out), "layers": layers}
+    context.dir.note(note, made_by=made_by, **facts)
+
+
+def alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:
+    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``.
+
+    Problems that are, or overlap, those that a run would report are left out, where these can be had.
+    """
+    parent = load.locate(model)
+    quantizer.preflight(parent, scheme)
+    tokenizer = load.load_tokenizer(parent)
+    builtin = model.startswith(load.BUILTIN)
+    texts = []
+    if scheme.calibrated:
+        found = data.problems("calibration", samples, 0)
+        with suppress(InputError):  # a folder may hold training problems alone
+            found, _ = leakage.kept(found, leakage.Index(data.measured(None, 0)))
+        prompt = chat.prompt_for(parent, builtin)
+        prompts = [chat.render(tokenizer, prompt, problem.question) for problem in found]
+        completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180 if builtin else 1024), prompts, 32)
+        texts = [p + c.text + tokenizer.eos_token for p, c in zip(prompts, completions, strict=True)]
+    quantizer.quantize(parent, scheme, texts, out)
