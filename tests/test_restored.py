@@ -40,6 +40,7 @@ def run_copy(finished_run, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported(run_copy, tmp_path):
     before = (run_copy / "traces.jsonl").read_bytes()
     done = stepmend("restore", run_copy, "--scheme", LOSSY, "--controls", "solved-problems", "--seeds", "1", "--export", tmp_path / "out")
