@@ -70,7 +70,7 @@ def card(context: Context) -> dict[str, object]:
 def _say_taught(context: Context) -> None:
     counts = context.leaks.get("alignment", {"same": 0, "overlap": 0})
     if leaked := counts["same"] + counts["overlap"]:
-        context.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it anew")
+        context.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it again")
 
 
 def quantize(context: Context, scheme: schemes.Scheme) -> None:

@@ -58,7 +58,7 @@ class RunDir:
             if before != recipe:
                 changed = ", ".join(recipe.differences(before))
                 raise InputError(
-                    f"out: {self.path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start anew"
+                    f"out: {self.path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start over"
                 )
         else:
             write_text(kept, recipe.model_dump_json(indent=2) + "\n")
@@ -239,7 +239,7 @@ def _readable(folder: Path) -> None:
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
 
-    The file beside it is made anew, whatever stands there: nothing is written through a link.
+    The file beside it is always created, whatever stands there: nothing is written through a link.
     """
     part = file.with_name(file.name + ".part")
     try:

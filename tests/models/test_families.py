@@ -194,7 +194,7 @@ def test_a_checkpoint_that_is_another_model_when_loaded_anew_is_refused_and_not_
         save_file(tensors | {name: 3 * tensors[name]}, file, metadata={"format": "pt"})
 
     monkeypatch.setattr(run, "_store", damaged)
-    with pytest.raises(InputError, match="loaded anew"):
+    with pytest.raises(InputError, match="reloaded"):
         run.quantize(parent, schemes.parse(SCHEME), [], tmp_path / "low")
     assert not (tmp_path / "low").exists()
 

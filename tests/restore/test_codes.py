@@ -1,4 +1,4 @@
-"""Codes solved anew: the sums they minimise, every format they are stored in, and what stays as it was."""
+"""Codes solved again: the sums they minimise, every format they are stored in, and what stays as it was."""
 
 import pytest
 import torch

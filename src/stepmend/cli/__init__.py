@@ -93,7 +93,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
-    """Find the step at which a quantized model starts to reason wrongly, and mend the model there.
+    """Find the step at which a quantized model starts to reason wrongly, and restore the model there.
 
     [bold]stepmend run[/] takes a model through quantize → measure → locate → curate → restore → report.
     """

@@ -179,7 +179,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Print a run's figures and write its page anew. Needs no model."""
+    """Print a run's figures and write its page again. Needs no model."""
     from stepmend.report import summary
 
     if as_json:

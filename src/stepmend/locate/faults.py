@@ -96,7 +96,7 @@ class Locator:
         ]
 
     def again(self, problem: Problem, case: Case, fault: Fault, verdicts: Sequence[Vote]) -> Fault | None:
-        """A fault with the judges' votes made anew; None where that moves its step, so that it must be located again."""
+        """A fault with the judges' new votes; None where that moves its step, so that it must be located again."""
         votes = [v for v in fault.votes if v.locator in judges.TAKEN - {judges.LOCATOR}] + [*verdicts]
         own = _Known.of(problem, case, self.rates)
         step, confidence = vote(votes, own.kinds, own.table, self.settings.threshold)

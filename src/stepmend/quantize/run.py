@@ -24,7 +24,7 @@ BATCH = 16
 """Calibration rows that go through the model at once."""
 
 PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
-"""The text on which a checkpoint, loaded anew, is compared with the quantizer's model."""
+"""The text on which a checkpoint, reloaded, is compared with the quantizer's model."""
 NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
 """How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -56,7 +56,7 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
 
     Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
     ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
-    texts and there are none, leaves a layer in full precision that it is for, or where the checkpoint, loaded anew, is another model.
+    texts and there are none, leaves a layer in full precision that it is for, or where the reloaded checkpoint is another model.
     """
     layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
@@ -88,7 +88,7 @@ def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, expe
     if not error <= share * float(made_TV.abs().max()):
         shutil.rmtree(out)
         raise InputError(
-            f"scheme: {scheme.name}: loaded anew, the checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
+            f"scheme: {scheme.name}: the reloaded checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
         )
 
 

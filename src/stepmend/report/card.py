@@ -25,7 +25,7 @@ model = PeftModel.from_pretrained(model, folder + "/adapter")
 
 """.splitlines()
 """How an adapter is loaded."""
-SERVED = "In vLLM: `vllm serve FOLDER --enable-lora --lora-modules mended=FOLDER/adapter`, and then `mended` as the model's name."
+SERVED = "In vLLM: `vllm serve FOLDER --enable-lora --lora-modules restored=FOLDER/adapter`, and then `restored` as the model's name."
 
 
 def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -> None:
@@ -75,7 +75,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         "",
         f"# {found.recipe.model}, {scheme}, restored",
         "",
-        f"Quantized as `{scheme}`, then mended by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
+        f"Quantized as `{scheme}`, then restored by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
         *([f"Layers: {counted['text']}", ""] if counted else []),

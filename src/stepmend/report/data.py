@@ -163,12 +163,12 @@ def _bullets(bullets: Sequence[Bullet]) -> list[dict[str, Any]]:
 
 
 def _examples(found: Found, scheme: str, restored: str | None) -> list[dict[str, Any]]:
-    """One held-out problem of each error class: one that was mended where there is one, else one that was not."""
+    """One held-out problem of each error class: one that was restored where there is one, else one that was not."""
     test = {p.id for p in found.test}
     faults = [f for f in found.faults.get(scheme, {}).values() if f.problem in test]
-    mended = {f.problem for f in faults if restored and found.grades[restored][f.problem].outcome == "correct"}
+    rescued = {f.problem for f in faults if restored and found.grades[restored][f.problem].outcome == "correct"}
     chosen: dict[str, Fault] = {}
-    for fault in sorted(faults, key=lambda f: f.problem not in mended):
+    for fault in sorted(faults, key=lambda f: f.problem not in rescued):
         chosen.setdefault(fault.error_class or "not classified", fault)
     return [_example(found, name, fault, scheme, restored) for name, fault in sorted(chosen.items())]
 

@@ -104,7 +104,7 @@ def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
 
 
 def _unsolved(faults: dict[str, dict[str, Fault]], grades: dict[str, dict[str, Grade]]) -> dict[str, dict[str, Fault]]:
-    """Without the faults that a model made anew (another checkpoint under the same name) no longer has."""
+    """Without the faults that a model of another checkpoint under the same name no longer has."""
     right = {arm: {p for p, grade in of.items() if grade.outcome == "correct"} for arm, of in grades.items()}
     return {arm: {p: fault for p, fault in of.items() if p not in right.get(arm, ())} for arm, of in faults.items()}
 

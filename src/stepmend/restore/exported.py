@@ -1,4 +1,4 @@
-"""Whether an exported checkpoint, loaded anew, is the model that was tuned: tensor by tensor, and by its logits on one text.
+"""Whether an exported checkpoint, reloaded, is the model that was tuned: tensor by tensor, and by its logits on one text.
 
 Logits alone cannot tell: in bfloat16, a layer whose scales are off by 1 % moves them less than bfloat16's own rounding does. So every
 layer with codes and every tuned norm must hold the tuned values, to half a unit in the last place of the dtype that is computed in; the

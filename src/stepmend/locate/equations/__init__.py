@@ -42,7 +42,7 @@ class Claim:
 def claims(text: str, after: str = "") -> list[Claim]:
     """The equations of a text that can be checked, in order. Linear in the text's length.
 
-    ``total = 3 + 4``, later ``total = 8`` is one, too: the same words before the sign name the same number until they are set anew.
+    ``total = 3 + 4``, later ``total = 8`` is one, too: the same words before the sign name the same number until they are set again.
 
     Args:
         text: A step, or several.
