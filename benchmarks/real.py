@@ -175,7 +175,7 @@ class Bench:
         return ["full", "quantized", *real_page.arms_of(self.name, self.scheme)]
 
     def folder(self, name: str) -> Path:
-        """Where an arm's checkpoint lies."""
+        """The folder of an arm's checkpoint."""
         if name == "full":
             return Path(self.parent)
         return self.material.low if name == "quantized" else self.work / name

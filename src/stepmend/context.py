@@ -112,7 +112,7 @@ class Context:
         return [problem.id for problem in self.problems(split)]
 
     def folder(self, arm: str) -> Path:
-        """Where an arm's checkpoint lies."""
+        """The folder of an arm's checkpoint."""
         return self.dir.path / parse(arm).folder if parse(arm).scheme else Path(self.parent)
 
     def digest(self, arm: str) -> str:
