@@ -135,6 +135,7 @@ def test_the_damping_helps_where_tokens_are_few_and_costs_little_where_they_are_
     assert left(400, grids.DAMP) < 1.15 * left(400, 0.01)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_recorded_kernels_lower_the_sum_as_unrecorded_ones_do():
     for seed in range(3):  # recorded, then replayed on other values
