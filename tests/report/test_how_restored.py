@@ -156,6 +156,13 @@ def test_a_loss_within_noise_is_said_to_be_undefined_by_its_name():
     )
 
 
+def test_the_headline_says_that_a_scheme_within_noise_was_restored():
+    (headline,) = re.findall(r'<p class="verdict">(.*?)</p>', html(NOTE, {"full": FULL, SCHEME: FULL - {1}, RESTORED: FULL}))
+    assert "is within noise (McNemar p = 1). Restoring codes, scales and norms" in headline
+    assert "accuracy kept 98.3 % quantized, <b>100.0 %</b> restored" in headline
+    assert "None" not in headline
+
+
 def test_the_page_warns_of_a_weak_model_and_of_one_without_steps():
     text = html(None, {"full": {1, 2}, SCHEME: set()})
     assert "Full precision solves only 3.3 % of the problems: no scheme is restored." in text
