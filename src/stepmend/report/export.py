@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from stepmend.arms import parse
 from stepmend.measure import statistics
 from stepmend.records import Grade, InputError, Problem, Trace, digest
 from stepmend.report.summary import Found
@@ -26,8 +27,8 @@ EEE_VERSION = "0.3.0"
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of a run as a log needs it; ``made`` is when its solutions were last written."""
+class ArmLog:
+    """What a log needs of one arm; ``made`` is when its solutions were last written."""
 
     name: str
     found: Found
@@ -36,7 +37,7 @@ class Arm:
     @property
     def file(self) -> str:
         """The name of its files, without a suffix."""
-        return self.name.replace("+", "-")
+        return parse(self.name).folder
 
     @property
     def model(self) -> str:
@@ -77,7 +78,7 @@ def write(found: Found, folder: Path, tool: Tool, out: Path) -> list[Path]:
     if out.exists() or out.is_symlink():
         raise InputError(f"export: {out} exists already; choose another folder with --out")
     made = datetime.fromtimestamp((folder / "traces.jsonl").stat().st_mtime, UTC)
-    arms = [Arm(name, found, made) for name in found.arms]
+    arms = [ArmLog(name, found, made) for name in found.arms]
 
     def fill(part: Path) -> None:
         for arm in arms:
@@ -88,7 +89,7 @@ def write(found: Found, folder: Path, tool: Tool, out: Path) -> list[Path]:
     return [out / (arm.file + LOG[tool]) for arm in arms]
 
 
-def _inspect(arm: Arm) -> dict[str, str]:
+def _inspect(arm: ArmLog) -> dict[str, str]:
     """Inspect's log of an arm: one JSON file."""
     samples = [_inspect_sample(arm, *one) for one in arm.solved]
     value = arm.correct / len(samples)
@@ -118,7 +119,7 @@ def _inspect(arm: Arm) -> dict[str, str]:
     return {arm.file + LOG["inspect"]: json.dumps(log, ensure_ascii=False, indent=1) + "\n"}
 
 
-def _inspect_sample(arm: Arm, problem: Problem, trace: Trace, grade: Grade) -> dict[str, Any]:
+def _inspect_sample(arm: ArmLog, problem: Problem, trace: Trace, grade: Grade) -> dict[str, Any]:
     answer = {"role": "assistant", "content": trace.text, "source": "generate", "model": arm.model}
     choice = {"message": answer, "stop_reason": "max_tokens" if trace.finish == "length" else "stop"}
     return {
@@ -139,7 +140,7 @@ def _inspect_sample(arm: Arm, problem: Problem, trace: Trace, grade: Grade) -> d
     }
 
 
-def _every_eval_ever(arm: Arm) -> dict[str, str]:
+def _every_eval_ever(arm: ArmLog) -> dict[str, str]:
     """Every Eval Ever's two files of an arm: its figures, and a line for each solution. They belong together by ``evaluation_id``.
 
     The figures do not name the other file: the format allows its place in that project's own collection only.
@@ -189,7 +190,7 @@ def _every_eval_ever(arm: Arm) -> dict[str, str]:
     return {arm.file + LOG["every-eval-ever"]: lines, f"{arm.file}.json": json.dumps(whole, ensure_ascii=False, indent=1) + "\n"}
 
 
-def _instance(arm: Arm, name: str, problem: Problem, trace: Trace, grade: Grade) -> dict[str, Any]:
+def _instance(arm: ArmLog, name: str, problem: Problem, trace: Trace, grade: Grade) -> dict[str, Any]:
     asked = {"raw": problem.question, "reference": [problem.answer]}
     answer = {"turn_idx": 0, "source": "output.raw", "extracted_value": grade.extracted, "extraction_method": SCORER, "is_terminal": True}
     reason = {"reason": grade.reason} if grade.reason else {}
@@ -219,5 +220,5 @@ def _about(problem: Problem, trace: Trace) -> dict[str, str]:
 
 LOG: dict[Tool, str] = {"inspect": ".json", "every-eval-ever": "_samples.jsonl"}
 """How the name of a log of solutions ends."""
-FILES: dict[Tool, Callable[[Arm], dict[str, str]]] = {"inspect": _inspect, "every-eval-ever": _every_eval_ever}
+FILES: dict[Tool, Callable[[ArmLog], dict[str, str]]] = {"inspect": _inspect, "every-eval-ever": _every_eval_ever}
 """What an arm is in each format: the content of its files, by name."""
