@@ -68,18 +68,7 @@ def check(
     if as_json:
         print(json.dumps(facts | {"layers": [vars(layer) for layer in layers]}, indent=2))
         return
-    screen = console()
-    say(screen, f"{config.model_type}, {facts['parameters'] / 1e6:,.1f} M parameters; {device}, {facts['dtype']}")
-    say(screen, f"quantized: {counts['quantized']} modules, {100 * counts['share quantized']:.1f} % of the numbers in matrices")
-    say(screen, f"codes and scales tuned: {counts['tuned']} modules, {100 * counts['share tuned']:.1f} %")
-    say(screen, "left alone: " + "; ".join(f"{count} ({why})" for why, count in counts["left alone"].items()))
-    for name, count in facts["scaled"].items():
-        say(screen, f"{name}: the inputs of {count} linear layers are scaled before rounding, in what computes them")
-    detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    say(screen, f"memory of tuning: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
-    text = f"{work.problems} test problems, {work.slots} at once, solutions of {work.solution} tokens"
-    say(screen, f"time, an estimate from a probe of {spent:.1f} s on this machine as it is now ({text}): {_times(seconds)}")
-    say(screen, f"schemes: {', '.join(one.name for one in parsed)}: can be made")
+    _show(facts, spent)
 
 
 def _work(config: Any, device: str, builtin: bool) -> "timing.Work":
@@ -110,3 +99,19 @@ def _free() -> int:
     from stepmend.restore import memory
 
     return memory.room()
+
+
+def _show(facts: dict[str, Any], spent: float) -> None:
+    """Print the figures on one screen; the probe took ``spent`` seconds."""
+    screen, assumed = console(), facts["assumed"]
+    say(screen, f"{facts['family']}, {facts['parameters'] / 1e6:,.1f} M parameters; {facts['device']}, {facts['dtype']}")
+    say(screen, f"quantized: {facts['quantized']} modules, {100 * facts['share quantized']:.1f} % of the numbers in matrices")
+    say(screen, f"codes and scales tuned: {facts['tuned']} modules, {100 * facts['share tuned']:.1f} %")
+    say(screen, "left alone: " + "; ".join(f"{count} ({why})" for why, count in facts["left alone"].items()))
+    for name, count in facts["scaled"].items():
+        say(screen, f"{name}: the inputs of {count} linear layers are scaled before rounding, in what computes them")
+    detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in facts["memory"].items())
+    say(screen, f"memory of tuning: about {sum(facts['memory'].values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
+    text = f"{assumed['problems']} test problems, {assumed['slots']} at once, solutions of {assumed['solution']} tokens"
+    say(screen, f"time, an estimate from a probe of {spent:.1f} s on this machine as it is now ({text}): {_times(facts['seconds'])}")
+    say(screen, f"schemes: {', '.join(facts['schemes'])}: can be made")

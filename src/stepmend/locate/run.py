@@ -20,7 +20,7 @@ CHUNK = 256
 def locate(
     context: Context, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str
 ) -> list[Fault]:
-    """The faults of an arm's failures, in their order; located now as far as the run does not hold them."""
+    """The faults of an arm's failures, in their order. Those that the run holds already are not located again."""
     made_by = _made_by(context, arm, lost, full, traces, worked=(worked := split.startswith("curate")))
     done = {fault.problem: fault for fault in context.dir.load(Fault, made_by)}
     quantized = None if arm == FULL else arm

@@ -214,7 +214,7 @@ def first_text(value: Any) -> str | None:
 
 
 def spoken(text: Any, thought: Any) -> str | None:
-    """A solution's text; where a thought is kept apart and nothing was said behind it, the thought, as one that was never closed."""
+    """A solution's text. Where a log keeps the thought apart and there is no text, the thought, as one that was never closed."""
     text, thought = first_text(text), first_text(thought)
     return f"<think>{thought}" if thought and not (text or "").strip() else text
 

@@ -28,7 +28,7 @@ def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
 
 
 def _cut(stats: dict[str, Any]) -> bool | None:
-    """Whether the limit cut a text off: HELM counts each reason to finish in a statistic of its own."""
+    """Whether the limit cut a text off: HELM has one statistic for each finish reason."""
     if stats.get("finish_reason_length"):
         return True
     return False if stats.get("finish_reason_stop") or stats.get("finish_reason_endoftext") else None

@@ -1,4 +1,4 @@
-"""What AWQ and SmoothQuant may scale in a model: layers whose output is divided by factors that the layers behind it are multiplied with.
+"""What AWQ and SmoothQuant may scale in a model: layers whose output is divided by factors, and the layers that are multiplied by them.
 
 Such a pair leaves the model as it is only where nothing else reads that output. So the model, without numbers (on the meta device), is
 given a text, and every use of a norm's output is noted. llm-compressor's own mappings of a family are taken where they hold by this;
