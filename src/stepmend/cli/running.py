@@ -53,7 +53,8 @@ def run(
         out = Path("runs/quick")
     screen = console(stderr=True)
     _run(made, out, screen, control, seeds, match)
-    say(screen, f"Next: stepmend restore {out} --export DIR; to check the located steps yourself: stepmend audit {out}")
+    export = f"stepmend restore {out} --export DIR; " if any(out.glob("*-restored*/config.json")) else ""
+    say(screen, f"Next: {export}to check the located steps yourself: stepmend audit {out}")
 
 
 def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
