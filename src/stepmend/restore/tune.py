@@ -138,6 +138,8 @@ class _Work:
         self.held_out = held_out
         kept = recipe.model_dump(), seed, checkpoint_digest(quantized), [bullet.model_dump() for bullet in bullets]
         self.made_by = digest(VERSION, *kept, [row.ids for row in rows], [(one.problem, one.tokens) for one in held_out])
+        texts = [(text.ids, text.weight, text.question) for text in self.texts]
+        self.solved_by = digest(VERSION, "codes", "scales" in recipe.kinds, checkpoint_digest(quantized), texts)  # the seed has no part
         self.state_file, self.codes_file = (out.with_name(out.name + end) for end in (".state", ".codes.state"))
 
     def say(self, line: str) -> None:
@@ -233,7 +235,7 @@ class _Work:
     def _save_codes(self, moved: float) -> None:
         buffer = io.BytesIO()
         solved = {name: (layer.codes(), layer.stored.start) for name, layer in scales.scales(self.model).items() if layer.solved}
-        torch.save({"made_by": self.made_by, "moved": moved, "codes": solved}, buffer)
+        torch.save({"made_by": self.solved_by, "moved": moved, "codes": solved}, buffer)
         replace(self.codes_file, lambda part: part.write_bytes(buffer.getvalue()))
 
     def _resume_codes(self) -> float | None:
@@ -241,7 +243,7 @@ class _Work:
         if not self.codes_file.exists():
             return None
         state: dict[str, Any] = torch.load(self.codes_file, weights_only=True, map_location=self.model.device)
-        if state["made_by"] != self.made_by:
+        if state["made_by"] != self.solved_by:
             return None
         layers = scales.scales(self.model)
         for name, (codes_MN, scale_MG) in state["codes"].items():
