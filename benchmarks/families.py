@@ -116,10 +116,11 @@ def build(family: str, vocabulary: int) -> Any:
 
 def counts(count: int) -> list[tuple[str, str]]:
     """Questions and worked solutions: a number is read from the question and repeated, so that answers differ and are soon learned."""
-    numbers = [10 + 37 * i % 90 for i in range(count)]
-    return [
-        (f"Tom has {a} eggs. He has eggs in {i} boxes. How many eggs?", f"Step 1: {a} eggs\n\\boxed{{{a}}}") for i, a in enumerate(numbers)
-    ]
+
+    def one(box: int, number: int) -> tuple[str, str]:
+        return f"Tom has {number} eggs. He has eggs in {box} boxes. How many eggs?", f"Step 1: {number} eggs\n\\boxed{{{number}}}"
+
+    return [one(i, 10 + 37 * i % 90) for i in range(count)]
 
 
 def teach(model: Any, tokenizer: Any) -> None:

@@ -125,7 +125,7 @@ class LocalEngine:
         return [found[i] for i in range(len(rows))]
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        for alike in forward.alike(lengths):
+        for alike in forward.alike(lengths, self.model.device):
             size = max(1, TOKENS // max(1, lengths[alike[0]]))
             for start in range(0, len(alike), size):
                 yield alike[start : start + size]
