@@ -39,7 +39,7 @@ LIMIT = 900.0
 """Seconds that one family may take."""
 LARGEST = 20_000_000
 """Parameters of a checkpoint that counts as small."""
-STEPS, RATE, KNOWN = 400, 3e-3, 0.85
+STEPS, RATE, KNOWN = 1200, 3e-3, 0.92
 """Steps of training at most, learning rate, and the share of tokens said right at which a model has learned enough: not all of it."""
 TRAIN, TEST, TOKENS = 176, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
@@ -201,7 +201,7 @@ def serves(folder: Path) -> str:
     return "" if said.tokens else "it writes nothing"
 
 
-BOTH = ("rtn-w3a16-g32", "gptq-w4a16-g32")
+BOTH = ("rtn-w3a16-g32", "gptq-w3a16-g32-asym")
 KEYS = (
     f"measure.max_new_tokens={TOKENS} measure.batch_size=32 quantize.calibration=8 curate.bullets=4 curate.round=160 curate.problems=160 "
     "restore.steps=2 restore.batch_size=2 restore.validation=0 restore.within_noise=true locate.samples=1 measure.noise_floor=false"
@@ -305,7 +305,7 @@ def attend(family: str, again: bool) -> dict[str, Any]:
 HEAD = """# Model families
 
 `python benchmarks/families.py` wrote this page. A checkpoint of a few random layers of every type in transformers' causal mapping is taken
-through the command line: `check`, `run` with rounding at 3 bits and GPTQ at 4 (quantize, measure, locate, curate, tune codes, scales and
+through the command line: `check`, `run` with rounding and with GPTQ and zero points at 3 bits (quantize, measure, locate, curate, tune codes, scales and
 norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter, `restore --export`, and
 generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
 
