@@ -41,6 +41,8 @@ LARGEST = 20_000_000
 """Parameters of a checkpoint that counts as small."""
 STEPS, RATE, KNOWN = 1200, 3e-3, 0.92
 """Steps of training at most, learning rate, and the share of tokens said right at which a model has learned enough: not all of it."""
+OUTLIER = 10.0
+"""How much larger some input columns are than the others."""
 TRAIN, TEST, TOKENS = 176, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
 
@@ -111,7 +113,19 @@ def build(family: str, vocabulary: int) -> Any:
         size = sum(p.numel() for p in kind(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} parameters: its configuration calls its widths otherwise")
-    return kind(config).float()
+    return with_outliers(kind(config).float())
+
+
+def with_outliers(model: Any) -> Any:
+    """The model with every 32nd input column of its matrices ``OUTLIER`` times as large, as real models' are: rounding in groups costs them
+    something, however well they have learned."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and parameter.shape[-1] >= 64 and "embed" not in name and "head" not in name:
+                parameter[..., ::32] *= OUTLIER
+    return model
 
 
 def counts(count: int) -> list[tuple[str, str]]:
@@ -305,9 +319,9 @@ def attend(family: str, again: bool) -> dict[str, Any]:
 HEAD = """# Model families
 
 `python benchmarks/families.py` wrote this page. A checkpoint of a few random layers of every type in transformers' causal mapping is taken
-through the command line: `check`, `run` with rounding and with GPTQ and zero points at 3 bits (quantize, measure, locate, curate, tune codes, scales and
-norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter, `restore --export`, and
-generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
+through the command line: `check`, `run` with rounding and with GPTQ and zero points at 3 bits (quantize, measure, locate, curate, tune
+codes, scales and norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter,
+`restore --export`, and generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
 
 """
 
