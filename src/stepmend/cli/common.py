@@ -84,11 +84,18 @@ def show_table(screen: "Console", table: "Table") -> None:
 
 
 def show(folder: Path, screen: "Console") -> None:
-    """Write a run's page, and print its table and what a reader of it must be told."""
-    from stepmend.report import controlled, effects, page, regularities, summary
+    """Write a run's page, and print its figures."""
+    from stepmend.report import page, summary
+
+    page.write(summary.read(folder), folder / "report.html")
+    show_figures(folder, screen)
+
+
+def show_figures(folder: Path, screen: "Console") -> None:
+    """Print a run's table and what a reader of it must be told."""
+    from stepmend.report import controlled, effects, regularities, summary
 
     found = summary.read(folder)
-    page.write(found, folder / "report.html")
     show_table(screen, summary.table(found))
     lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
     for line in lines:
