@@ -128,9 +128,9 @@ def unlabelled(source: Path | Sequence[Mapping[str, Any]]) -> list[Solution]:
     found = []
     for number, row in enumerate(rows, 1):
         where = f"{name}, record {number}"
-        problem, text = (tables.text_or_none(row, key, where) for key in ("problem", "solution"))
-        if not problem or not text:
-            raise InputError(f"{where}: {'problem' if not problem else 'solution'} is empty; a text is needed")
+        problem, text = (tables.text_or_none(row, key, where) or "" for key in ("problem", "solution"))
+        if not problem.strip() or not text.strip():
+            raise InputError(f"{where}: {'solution' if problem.strip() else 'problem'} is empty; a text is needed")
         answer, worked = (tables.text_or_none(row, key, where) if key in row else None for key in ("answer", "worked"))
         answer = answer or (grading.gold_of(worked) if worked else "")
         found.append(Solution(problem, (text,), None, answer=answer, worked=worked or "", group=problem))
