@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import stepmend
 from stepmend import api, results
 from stepmend.progress import Stages
+from tests.report.test_export import a_run
 
 ROWS = [
     {"id": 1, "out": "so \\boxed{1}", "gold": "1", "ok": True},
@@ -30,7 +32,7 @@ def kept(file: Path, rows: list[dict]) -> Path:
     return file
 
 
-def printed(*arguments: object) -> object:
+def printed(*arguments: object) -> Any:
     command = [sys.executable, "-m", "stepmend.cli", *map(str, arguments), "--json"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -119,6 +121,24 @@ def test_a_check_has_a_row_a_layer():
     assert frame["quantized"].sum() == found.summary["quantized"] > 0
     assert frame["numbers"].sum() == found.summary["numbers"]
     assert frame.loc[~frame["quantized"], "why"].ne("").all()
+
+
+def test_a_runs_figures_are_the_command_lines(tmp_path):
+    folder = a_run(tmp_path / "run")
+    result = stepmend.RunResult.read(folder)
+    figures = printed("report", folder)
+    assert {arm.name: arm.accuracy for arm in result.arms} == {name: of["accuracy"] for name, of in figures["arms"].items()}
+    full, low = result.arms
+    assert full.against_full is None and low.against_full is not None
+    assert {**figures["arms"][low.name]["against_full"]} == asdict(low.against_full)
+    (scheme,) = result.schemes
+    assert asdict(scheme.loss_recovered) == figures["schemes"][scheme.name]["loss_recovered"]
+    frame = result.to_pandas()
+    assert frame["name"].tolist() == [full.name, low.name]
+    assert frame["against_full_value"].tolist()[1] == low.against_full.value
+    assert result.page == folder / "report.html"
+    with pytest.raises(stepmend.InputError, match="holds no run"):
+        stepmend.RunResult.read(tmp_path)
 
 
 @pytest.mark.parametrize(
