@@ -108,7 +108,10 @@ def silence() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import tqdm
+    try:
+        import tqdm
+    except ModuleNotFoundError:  # it comes with the libraries of the extra: without them there is nothing to silence
+        return
 
     begin = tqdm.tqdm.__init__
 
