@@ -34,7 +34,7 @@ class Fitness:
         """A line each for low accuracy and a low share in the step format; for solutions cut off, which explain both, one line alone."""
         if self.cut_off > CUT_OFF:
             share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
-            return [f"{share}; raise measure.max_new_tokens, in another --out"]
+            return [f"{share}; raise measure.max_new_tokens"]
         lines = []
         if self.weak:
             then = "restored all the same (restore.within_noise)" if recipe.restore.within_noise else "no scheme is restored"
