@@ -208,3 +208,13 @@ def test_other_kinds_of_records_are_kept_aside_too(tmp_path):
         bad = spoil(tmp_path / "judgements.jsonl", 0, lambda line: line[:-4] + b"\n")
         assert [one.asked for one in run.load(Judgement)] == ["b"]
     assert (tmp_path / "judgements.jsonl.rejected").read_bytes() == bad
+
+
+def test_of_several_digests_the_last_record_in_the_file_counts(file):
+    log = MadeLog(file, Grade)
+    log.append([grade("p1", "b").model_copy(update={"outcome": "wrong"})])
+    log.append([grade("p3", "a")])
+    both = log.of("b", "a")
+    assert {name: (of.made_by, of.outcome) for name, of in both.items()} == {
+        "p1": ("b", "wrong"), "p2": ("a", "correct"), "q1": ("b", "correct"), "p3": ("a", "correct"),
+    }  # fmt: skip

@@ -209,15 +209,12 @@ class Records(Mapping[str, M]):
     """Records of one digest or several, by problem id, read from the file when they are asked for."""
 
     def __init__(self, log: MadeLog[M], places: Sequence[Mapping[str, int]]) -> None:
-        """``places``: those of every digest; of several that have a problem, the record that was written last counts."""
-        self._log, self._of = log, places
+        """``places``: those of every digest; of several that have a problem, the record that was written last counts.
 
-    @property
-    def _places(self) -> Mapping[str, int]:
-        if len(self._of) == 1:
-            return self._of[0]  # it grows as records are added
-        pairs = sorted(((start, problem) for of in self._of for problem, start in of.items()))
-        return {problem: start for start, problem in pairs}
+        Those of one digest alone grow as records are added.
+        """
+        self._log = log
+        self._places = places[0] if len(places) == 1 else _merged(places)
 
     def __getitem__(self, problem: str) -> M:
         record = self._log.at(self._places[problem])
@@ -233,3 +230,8 @@ class Records(Mapping[str, M]):
 
     def __contains__(self, problem: object) -> bool:
         return problem in self._places
+
+
+def _merged(places: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The places of several digests in one; of those of a problem, the last in the file."""
+    return {problem: start for start, problem in sorted((start, problem) for of in places for problem, start in of.items())}
