@@ -172,7 +172,9 @@ def test_a_stage_with_other_inputs_cuts_the_list_there(tmp_path):
     (tmp_path / manifest.NAME).write_text('{"version": 1, "stag')
     with pytest.raises(InputError, match=r"manifest\.json: damaged; 'stepmend run"):
         manifest.read(tmp_path)
-    assert manifest.Manifest(tmp_path).digests == frozenset()
+    with pytest.warns(UserWarning, match=r"manifest\.json: damaged, moved to manifest\.json\.rejected"):
+        assert manifest.Manifest(tmp_path).digests == frozenset()
+    assert (tmp_path / "manifest.json.rejected").read_text() == '{"version": 1, "stag'
 
 
 def bullet(name: str, made_by: str, arm: str = "w4") -> Bullet:

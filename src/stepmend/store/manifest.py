@@ -6,6 +6,7 @@ from it, and counts again when it is announced again. Records themselves are nev
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,14 @@ class Manifest:
     """The list of one run, in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """A damaged file holds no stage: each is announced again by the next run."""
+        """A damaged file is said and moved aside: each stage is announced again."""
         self._file = folder / NAME
-        self._stages = read(folder, strict=False) or {}
+        stages = read(folder, strict=False)
+        if stages is None and self._file.exists():
+            aside = self._file.with_name(NAME + ".rejected")
+            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; the stages of this run are gone through again", stacklevel=2)
+            self._file.replace(aside)
+        self._stages = stages or {}
 
     def announce(self, label: str, made_by: str) -> bool:
         """Say that a stage is next; whether that has changed the list."""
@@ -60,7 +66,7 @@ def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
 def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
     """The stages that a run has come to, with their digests; None where the folder is of a version that kept no manifest.
 
-    Raises InputError where it is damaged (unless ``strict`` is off) or of a newer version.
+    Raises InputError where it is of a newer version, and where it is damaged; None for that, too, where ``strict`` is off.
     """
     file = folder / NAME
     if not file.exists():
@@ -72,7 +78,7 @@ def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
             raise
         if strict:
             raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' makes it again") from None
-        return {}
+        return None
     if kept.version > 1:
         raise InputError(f"{file}: made by a newer version of stepmend; install that one, or choose another folder")
     return kept.stages
