@@ -13,10 +13,8 @@ from stepmend.records import InputError
 
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
-
 LARGEST = 1_000_000_000
 """The largest number that any key takes, where it says nothing else."""
-
 
 LONGEST = 1 << 18
 """Bytes of a recipe's file."""
@@ -318,8 +316,6 @@ class Recipe(Part):
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
 """Keys that decide how work is done, or what is said of it, and nothing that is made."""
-
-
 ROUNDED = ("rtn-w4a16-g128", "rtn-w3a16-g128")
 """The demo's schemes: plain rounding, for calibrated on a model's own traces GPTQ leaves the built-in reasoners next to nothing to mend."""
 QUICK: dict[str, Any] = {
