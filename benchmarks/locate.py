@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def regressions(family: str, out: Path, count: int) -> tuple[Context, list[Regre
 
 
 def rescue_again(
-    context: Context, arm: str, part: Sequence[Problem], faults: Sequence[Fault], full: dict[str, Trace], traces: dict[str, Trace]
+    context: Context, arm: str, part: Sequence[Problem], faults: Sequence[Fault], full: Mapping[str, Trace], traces: Mapping[str, Trace]
 ) -> list[Regression]:
     """Rescue once more, greedily and by samples, for what it costs."""
     cases = [locators.make_case(context.prompt_of(p), traces[p.id], full[p.id]) for p in part]

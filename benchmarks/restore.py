@@ -29,6 +29,7 @@ from stepmend import Bullet, Problem, pipeline
 from stepmend.arms import FULL, Arm
 from stepmend.context import Context
 from stepmend.curate import Solved, leakage, rounds
+from stepmend.facts import Curated, Fact
 from stepmend.measure import solve as solving
 from stepmend.measure import statistics
 from stepmend.models import load
@@ -145,7 +146,8 @@ class Peers:
         solving.solve(context, arm, self.test, "test")
         of = {} if seed else once(self.context, f"speed-{arm}", _made_by(made(seed, rate)), lambda: {"speed": self.speed(arm)})
         context.release(arm)
-        return {**context.dir.notes()[f"peer-{arm}"], **of, "arm": arm}
+        peer = context.dir.latest(Found, f"peer-{arm}")
+        return {**(peer.values if peer else {}), **of, "arm": arm}
 
     def name(self, name: str, seed: int, rate: float | None) -> str:
         return str(Arm(self.scheme, variant=name.replace(" ", "-") + ("" if rate is None else f"-{rate:g}"), seed=seed))
@@ -199,12 +201,18 @@ def _whole(solved: Solved) -> Bullet:
     )  # fmt: skip
 
 
+class Found(Fact):
+    """What a comparison has found: ``values`` by name. ``arm`` holds what it is of."""
+
+    fact: str = "found"
+    values: dict[str, Any]
+
+
 def once(context: Context, note: str, made_by: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The facts that a note keeps; found now where it keeps none, or those of other inputs."""
-    kept = context.dir.notes().get(note, {})
-    if kept.get("made_by") != made_by:
-        context.dir.note(note, made_by=made_by, **(kept := find()))
-    return kept
+    """What was found under a name with the inputs of this digest; found now where it was not."""
+    if not (kept := context.dir.fact(Found, note, made_by)):
+        context.dir.keep(kept := Found(arm=note, made_by=made_by, values=find()))
+    return kept.values
 
 
 def _made_by(make: partial[Any]) -> str:
@@ -284,8 +292,9 @@ def _p_values(peers: Peers, ours: str) -> dict[str, float]:
 
 def _both(peers: Peers) -> str:
     """What mending adds to recalibration, in a sentence."""
-    notes, done, p = peers.context.dir.notes(), outcomes(peers, BOTH), _p_values(peers, BOTH)
-    counts = ", ".join(str(notes[f"curate-{note['arm']}"]["bullets"]) for note in peers.rows[OWN])
+    done, p = outcomes(peers, BOTH), _p_values(peers, BOTH)
+    curated = [peers.context.dir.fact(Curated, row["arm"]) for row in peers.rows[OWN]]
+    counts = ", ".join(str(of.bullets) for of in curated if of)
     ahead = "; ".join(f"{name} {_span(statistics.difference(done, outcomes(peers, name)))}, p = {p[name]:.2g}" for name in p)
     return f"{BOTH} on its own bullets ({counts}), is ahead of: {ahead}."
 

@@ -13,6 +13,7 @@ from typing import Any
 import sections
 
 from stepmend.arms import FULL, Arm
+from stepmend.facts import Quantized
 from stepmend.measure import statistics
 from stepmend.quantize import schemes
 from stepmend.report import summary
@@ -57,7 +58,7 @@ def rows(found: summary.Found) -> list[str]:
         loss = f"{summary.points(change.value)} ({summary.points(change.low)} to {summary.points(change.high)})"
         back = found.outcomes(restored).mean() if restored in found.arms else None
         agreement, seconds = of["oracle_agreement"], of["restore_seconds"]
-        quantizing = found.notes[f"quantize-{scheme}"]["seconds"]
+        quantizing = getattr(found.facts.get(Quantized, scheme), "seconds", None) or 0.0
         cells = [
             scheme, summary.percent(arm.mean()), loss,
             summary.p_text(of, several=True), summary.percent(back),

@@ -133,13 +133,13 @@ def test_numbers_and_addresses_are_bounded(tmp_path, arguments, line):
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_an_out_of_another_recipe_is_refused(tmp_path):
+def test_an_out_of_another_model_is_refused(tmp_path):
     from stepmend import Recipe
     from stepmend.recipe import ROUNDED
     from stepmend.rundir import RunDir
 
-    RunDir(tmp_path / "out", Recipe.make({"seed": 5, "schemes": ROUNDED})).close()  # the demo's
-    assert "belongs to another recipe (seed differ)" in refused("run", "--out", tmp_path / "out")
+    RunDir(tmp_path / "out", Recipe.make({"model": "builtin:llama", "schemes": ROUNDED})).close()  # the demo's model is the other one
+    assert "belongs to another model (builtin:llama)" in refused("run", "--out", tmp_path / "out")
     assert "has not measured anything yet" in refused("report", tmp_path / "out")
     assert "holds no run" in refused("report", tmp_path / "none")
 

@@ -23,11 +23,12 @@ from pyarrow import parquet
 
 from stepmend import Grade, InputError, Recipe, Trace, tables
 from stepmend.benchmarks.sources import Data
+from stepmend.facts import Placement
 from stepmend.locate import bench, reliability
 from stepmend.logs import Fields, read
 from stepmend.models import load
 from stepmend.recipe import override
-from stepmend.records import LINE, Problem
+from stepmend.records import LINE, Problem, digest
 from stepmend.report import audit, summary
 from stepmend.rundir import RunDir
 
@@ -83,6 +84,7 @@ YAML = (
 PROBLEM = Problem(id="story-1", benchmark="story", split="test", level="1", question="1 + 1?", answer="2")
 TRACE = Trace(problem="story-1", arm="full", made_by="x", text="2", tokens=(1, 2), finish="stop")
 GRADE = Grade(problem="story-1", arm="full", made_by="x", outcome="correct", extracted="2", form="boxed")
+MANIFEST = json.dumps({"version": 1, "stages": {"problems": digest([PROBLEM.id]), "full: traces, test": "x"}}).encode()
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}
 
 
@@ -110,7 +112,7 @@ def run(file: Path) -> None:
     """A run's folder, as it is opened and as it is reported; damaged records are said, and left out."""
     folder = file.parent if file.parent.name != "notes" else file.parent.parent
     with RunDir(folder, Recipe.make({})) as opened:
-        opened.notes()
+        opened.fact(Placement)
         opened.load(Trace)
         opened.load(Grade, "x")
         opened.keep_problems([PROBLEM])
@@ -148,6 +150,8 @@ FILES: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "grades": ("grades.jsonl", GRADE.model_dump_json().encode() + b"\n", run),
     "kept problems": ("problems.jsonl", PROBLEM.model_dump_json().encode() + b"\n", run),
     "a kept recipe": ("recipe.json", Recipe.make({}).model_dump_json().encode(), run),
+    "facts": ("facts.jsonl", Placement(device="cpu", dtype="float32", slots=12).model_dump_json().encode() + b"\n", run),
+    "a manifest": ("manifest.json", MANIFEST, run),
     "a note": ("notes/placement.json", b'{"device": "cpu", "dtype": "float32", "slots": 12}', run),
     "weights": ("model.safetensors", safetensors(HEADER), checkpoint),
     "an index": ("model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors"}}', checkpoint),
@@ -160,6 +164,7 @@ BESIDE = {
         "problems.jsonl": PROBLEM.model_dump_json().encode() + b"\n",
         "traces.jsonl": TRACE.model_dump_json().encode() + b"\n",
         "grades.jsonl": GRADE.model_dump_json().encode() + b"\n",
+        "manifest.json": MANIFEST,
     },
     beside_samples: {"samples_t_2025-01-01T00-00-00.jsonl": lines(*SAMPLES)},
     checkpoint: {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": safetensors(HEADER)},
@@ -275,8 +280,12 @@ def test_a_damaged_file_is_a_value_or_one_line(what, tmp_path):
     file.parent.mkdir(exist_ok=True)
     beside = {tmp_path / other: content for other, content in BESIDE.get(reader, {}).items()}
     allowed = {file.relative_to(tmp_path), *(path.relative_to(tmp_path) for path in beside), Path("notes"), Path(".lock")}
+    aside = Path(name + ".rejected"), Path(name + ".superseded")  # where a run's lines go that cannot be read, and problems of before
+    allowed |= {*aside} if reader is run else set()
 
     def check(content: bytes) -> None:
+        for path in aside:
+            (tmp_path / path).unlink(missing_ok=True)
         for path, other in {**beside, file: content}.items():
             path.write_bytes(other)
         signal.setitimer(signal.ITIMER_REAL, LIMIT)

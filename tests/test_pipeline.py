@@ -11,6 +11,7 @@ from stepmend.cli import running
 from stepmend.context import Context
 from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine
+from stepmend.facts import Gate
 from stepmend.locate import run as locating
 from stepmend.measure import margins
 from stepmend.measure import solve as solving
@@ -42,7 +43,7 @@ def data(tmp_path):
 def test_leaks_are_dropped_and_counted_whichever_split_they_fall_into(data, tmp_path):
     recipe = Recipe.make({"benchmark": "jsonl", "data": str(data), "schemes": ["rtn-w4a16-g64"], "quantize": {"calibration": 64}})
     with Context(recipe, tmp_path / "run") as context:
-        leaks, tuned = pipeline.card(context)["leakage"], [*context.problems("calibration"), *context.problems("curate")]
+        leaks, tuned = pipeline.card(context).leakage, [*context.problems("calibration"), *context.problems("curate")]
     own = [sources.Data("jsonl", str(data)).problems(split, None, 0) for split in ("calibration", "curate")]
     found = [p.question for part in own for p in part]
     planted = {kind: [q for q in found if match(q)] for kind, match in MATCHES.items()}
@@ -122,7 +123,7 @@ def test_what_is_restored_is_decided_on_curate_problems_alone(data, tiny_llama, 
     with Context(Recipe.make(values), tmp_path / "run") as context:
         monkeypatch.setattr(context.stages, "say", said.append)
         pipeline.run(context)
-        why = context.dir.notes()["gate-rtn-w4a16-g64"]["why"]
+        why = context.dir.fact(Gate, "rtn-w4a16-g64").why
         count = len(context.problems("curate"))
     assert done == (["rtn-w4a16-g64"] if lossy == "curate" else [])
     assert (why is None) == (lossy == "curate")

@@ -16,6 +16,7 @@ from stepmend import ablation, pipeline
 from stepmend.arms import Arm
 from stepmend.context import Context
 from stepmend.curate import rounds
+from stepmend.facts import Card, Control, Curated, Effects, Tuned
 from stepmend.measure import solve as solving
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
@@ -49,8 +50,8 @@ def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported
     assert "located minus solved-problems, equal steps" in done.stderr
     assert (run_copy / "traces.jsonl").read_bytes().startswith(before), "what was measured before is measured again"
     assert not list(run_copy.glob("*solved-problems*")), "a control's checkpoint is left behind"
-    note = json.loads((run_copy / f"notes/control-{LOSSY}+solved-problems-steps-s0.json").read_text())
-    assert (note["control"], note["seed"], note["steps"]) == ("solved-problems", 0, 60)
+    fact = summary.read(run_copy).facts.get(Control, f"{LOSSY}+solved-problems-steps-s0")
+    assert (fact.control, fact.seed, fact.steps) == ("solved-problems", 0, 60)
     low, out = load_file(run_copy / LOSSY / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert {n for n, t in low.items() if not t.equal(out[n])} == {
         n for n in low if n.endswith(("weight_packed", "weight_scale")) or "norm" in n
@@ -65,10 +66,11 @@ def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported
 
 
 def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
-    note, found = json.loads((finished_run / f"notes/effects-{RESTORED}.json").read_text()), summary.read(finished_run)
+    found = summary.read(finished_run)
+    note, card = found.facts.get(Effects, RESTORED).model_dump(), found.facts.get(Card)
     tokenizer = load.load_tokenizer(finished_run / LOSSY)
     full, low, restored = (load.load_model(str(folder)) for folder in (CHECKPOINTS / "qwen2", finished_run / LOSSY, finished_run / FOLDER))
-    asked = {p.id: chat.encode(tokenizer, chat.render(tokenizer, found.notes["card"]["prompt"], p.question)) for p in found.test}
+    asked = {p.id: chat.encode(tokenizer, chat.render(tokenizer, card.prompt, p.question)) for p in found.test}
     both = [p.id for p in found.test if all(found.grades[arm][p.id].outcome == "correct" for arm in ("full", LOSSY))]
     for when, model in (("before", low), ("after", restored)):
         losses, kl = [], []
@@ -85,9 +87,8 @@ def test_a_run_says_what_else_restoring_changed_and_what_leaked(finished_run):
         assert note[measure]["n"] == n
         assert note[measure]["value"] == pytest.approx(note[measure]["after"] - note[measure]["before"], abs=1e-9)
         assert note[measure]["low"] <= note[measure]["value"] <= note[measure]["high"]
-    card = json.loads((finished_run / "notes/card.json").read_text())
     for split, checked in (("calibration", 9), ("curate", 216)):
-        counts = card["leakage"][split]
+        counts = card.leakage[split]
         assert counts["checked"] == checked == sum(count for kind, count in counts.items() if kind != "checked")
 
 
@@ -103,11 +104,11 @@ def test_rounds_go_on_from_the_restored_model(tmp_path):
     found = summary.read(tmp_path / "run")
     assert found.arms == ["full", LOSSY, RESTORED, RESTORED + "-2"]
     assert summary.final(found, LOSSY) == RESTORED + "-2"
-    assert f"curate-{RESTORED}" in found.notes, "the second round took no bullets of its own"
+    assert found.facts.get(Curated, RESTORED), "the second round took no bullets of its own"
     fresh = found.bullets[RESTORED]
     assert fresh
     assert {b.rejected for b in fresh} != {b.rejected for b in found.bullets[LOSSY]}, "the second round's faults are the first one's"
-    assert found.notes[f"restore-{RESTORED}-2"]["bullets"] >= found.notes[f"restore-{RESTORED}"]["bullets"]
+    assert found.facts.get(Tuned, RESTORED + "-2").bullets >= found.facts.get(Tuned, RESTORED).bullets
     assert "Round by round" in (tmp_path / "run/report.html").read_text()
 
 

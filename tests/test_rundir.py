@@ -6,6 +6,7 @@ import os
 import pytest
 
 from stepmend import Grade, InputError, Problem, Recipe
+from stepmend.facts import Gate, Placement
 from stepmend.rundir import RunDir, appending, make_folder, write_text
 
 RECIPE = Recipe.make({})
@@ -64,11 +65,14 @@ def test_nothing_is_written_into_what_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null"])
-def test_a_damaged_note_is_said_and_left_out(folder, tmp_path, content):
-    folder.note("card", seconds=1)
+def test_a_damaged_note_is_said_and_left_out(tmp_path, content):
+    RunDir(tmp_path / "run", RECIPE).close()
+    (tmp_path / "run" / "notes").mkdir()
+    (tmp_path / "run" / "notes" / "gate-w4.json").write_text('{"why": "so"}')
     (tmp_path / "run" / "notes" / "placement.json").write_bytes(content)
-    with pytest.warns(UserWarning, match=r"placement\.json: damaged"):
-        assert folder.notes() == {"card": {"seconds": 1}}
+    with pytest.warns(UserWarning, match=r"placement\.json: damaged"), RunDir(tmp_path / "run", RECIPE) as opened:
+        assert (opened.fact(Placement), opened.fact(Gate, "w4").why) == (None, "so")
+    assert (tmp_path / "run" / "notes" / "placement.json").read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["grades.jsonl", ".lock", "recipe.json", "notes", "notes/card.json", "w4-restored"])
@@ -94,10 +98,13 @@ def test_nothing_is_written_through_a_link(tmp_path, theirs):
         appending(tmp_path / "answers.jsonl")
 
 
-def test_another_recipe_is_refused_and_names_the_difference(tmp_path):
+def test_another_model_is_refused_and_named_and_another_recipe_is_taken_and_its_difference_known(tmp_path):
     RunDir(tmp_path / "run", RECIPE).close()
-    with pytest.raises(InputError, match=r"belongs to another recipe \(restore.steps differ\)"):
-        RunDir(tmp_path / "run", Recipe.make({"restore": {"steps": 7}}))
+    with pytest.raises(InputError, match=r"belongs to another model \(builtin:qwen2\)"):
+        RunDir(tmp_path / "run", Recipe.make({"model": "builtin:llama"}))
+    for changed in (["restore.steps"], []):
+        with RunDir(tmp_path / "run", Recipe.make({"restore": {"steps": 7}})) as opened:
+            assert opened.changed == changed
 
 
 def test_other_problems_are_refused(folder):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from stepmend.arms import FULL, Arm, Budget
 from stepmend.context import Context
 from stepmend.curate import controls, rounds
+from stepmend.facts import Control, Tuned
 from stepmend.measure import solve as solving
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, Problem, digest
@@ -20,8 +21,8 @@ def run(context: Context, names: Sequence[str], seeds: int, budgets: Sequence[Bu
     """Located bullets against controls, for every scheme that was restored; ``pipeline.run`` comes first."""
     for scheme in context.recipe.schemes:
         restored = str(Arm(scheme).restored())
-        kept = context.dir.notes().get(f"restore-{restored}", {}).get("kept", True)
-        if not kept or not context.folder(restored).exists():
+        kept = context.dir.fact(Tuned, restored)
+        if (kept and not kept.accepted) or not context.folder(restored).exists():
             context.stages.say(f"  {scheme}: nothing was restored, so there is nothing to control")
             continue
         compare(context, scheme, names, seeds, budgets, context.problems("test"))
@@ -35,8 +36,8 @@ def compare(
     All are taught without anchors, which would be the same texts for each and most of what it is taught.
     """
     recipe, bullets = context.recipe.restore, rounds.bullets(context, scheme)
-    facts = context.dir.notes().get(f"restore-{Arm(scheme).restored()}", {})
-    recipe = recipe.model_copy(update={"validation": 0, "anchors": 0, "steps": len(facts.get("losses", [])) or recipe.steps})
+    tuned = context.dir.fact(Tuned, str(Arm(scheme).restored()))
+    recipe = recipe.model_copy(update={"validation": 0, "anchors": 0, "steps": len(tuned.losses if tuned else ()) or recipe.steps})
     target = tune.tokens_of(context.tokenizer, bullets, recipe)
     for seed in range(seeds):
         measure(context, Arm(scheme, variant="located", budget="steps", seed=seed), recipe, lambda seed: bullets, test)
@@ -61,21 +62,29 @@ def measure(context: Context, control: Arm, recipe: Restore, made: Callable[[int
     """Tune and measure one control; ``made`` gives the bullets of a seed."""
     assert control.seed is not None
     arm, seed, bullets = str(control), control.seed, made(control.seed)
-    note, base = f"control-{arm}", FULL if control.variant == "full-tuned" else control.scheme
-    made_by = digest(
-        "control", context.digest(base), recipe.model_dump(), tune.rate_of(recipe), seed, [b.model_dump() for b in bullets],
-        [p.id for p in test],
-    )  # fmt: skip
-    if context.finished(note, made_by):
+    base = FULL if control.variant == "full-tuned" else control.scheme
+    of = tune.rate_of(recipe), seed, [b.model_dump() for b in bullets], [p.id for p in test]
+    made_by, earlier = (digest("control", context.digest(base), how, *of) for how in (restoring.tuning(recipe), recipe.model_dump()))
+    if (done := context.finished(Control, arm, made_by, earlier)) and _is_measured(context, done, test):
         return
-    own = context.recipe.restore
-    rates = context.dir.notes().get(f"restore-{Arm(control.scheme).restored()}", {}).get("rates")
+    own, tuned = context.recipe.restore, context.dir.fact(Tuned, str(Arm(control.scheme).restored()))
     same = recipe.objective == own.objective and recipe.tune == own.tune
-    restoring.restore(context, base, arm, bullets, recipe, seed, rates=rates if same else None)
+    restoring.restore(context, base, arm, bullets, recipe, seed, rates=tuned.rates if tuned and same else None)
     solving.solve(context, arm, test, "test")
-    kept = context.dir.notes()[f"restore-{arm}"]
-    facts = {key: kept[key] for key in ("seconds", "tokens", "bullets")}
-    told = {"scheme": control.scheme, "control": control.variant, "budget": control.budget, "seed": seed, "steps": recipe.steps}
-    context.dir.note(note, made_by=made_by, **told, **facts)
+    kept = restoring.tuned(context, arm)
+    facts = {"scheme": control.scheme, "control": control.variant, "budget": control.budget, "seed": seed, "steps": recipe.steps}
+    facts |= {"seconds": kept.seconds, "tokens": kept.tokens, "bullets": kept.bullets, "checkpoint": kept.checkpoint}
+    context.dir.keep(Control.model_validate({"arm": arm, "made_by": made_by, **facts}))
     context.keep(FULL)
     shutil.rmtree(context.folder(arm), ignore_errors=True)
+
+
+def _is_measured(context: Context, control: Control, test: Sequence[Problem]) -> bool:
+    """Whether the run holds what a control's checkpoint, which is there no more, solved of the test problems; they count from now on."""
+    tuned = context.dir.latest(Tuned, control.arm)
+    context.digests[control.arm] = control.checkpoint or (tuned.checkpoint if tuned else "")
+    if solving.is_solved(context, control.arm, test):
+        solving.solve(context, control.arm, test, "test")
+        return True
+    del context.digests[control.arm]
+    return False

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from stepmend.arms import AGAIN, FULL, parse
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
 from stepmend.engines.local import LocalEngine
+from stepmend.facts import F, Placement, Seconds, name_of
 from stepmend.grading import verify
 from stepmend.locate import completers, faults, judges, reliability
 from stepmend.locate.panel import Panel
@@ -16,8 +17,8 @@ from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Recipe
-from stepmend.records import Grade, Judgement, Problem
+from stepmend.recipe import OPERATIONAL, Recipe
+from stepmend.records import Grade, InputError, Judgement, Problem, digest
 from stepmend.rundir import RunDir
 
 
@@ -49,8 +50,10 @@ class Context:
             self.problems(split)  # what is not there is said before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         self.dir = RunDir(out, recipe)
+        self._say_changed()
+        self.dir.announce("recipe", digest("recipe", recipe.deciding()))
         self.placed = self._place(builtin)
-        self.batch_size = self.placed["slots"]
+        self.batch_size = self.placed.slots
         self.engines: dict[str, LocalEngine] = {}
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
@@ -59,23 +62,28 @@ class Context:
         self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
         self._completer: faults.Completer | None = None
 
-    def _place(self, builtin: bool) -> dict[str, Any]:
-        """Device, dtype and number of slots: what the run has used before, where it is on the same kind of device; noted with it."""
+    def _say_changed(self) -> None:
+        """Which keys of the recipe are others than when the folder was last used, where any of them decides a result."""
+        if changed := [key for key in self.dir.changed if key not in OPERATIONAL]:
+            self.stages.say(f"  the recipe has changed ({', '.join(changed)}): what depends on it is made again")
+
+    def _place(self, builtin: bool) -> Placement:
+        """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
         measure = self.recipe.measure
-        device, dtype = load.placement(self.parent, measure.dtype)
-        kept = self.dir.notes().get("placement", {})
-        if kept.get("device") == device:
+        device, found = load.placement(self.parent, measure.dtype)
+        dtype, asked = str(found).removeprefix("torch."), digest(measure.batch_size, self.max_new_tokens)
+        kept = self.dir.fact(Placement)
+        if kept and (kept.device, kept.dtype, kept.asked or asked) == (device, dtype, asked) and measure.batch_size in (None, kept.slots):
             return kept
         slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
-        placed = {"device": device, "dtype": str(dtype).removeprefix("torch."), "slots": slots}
-        self.dir.note("placement", **placed)
+        self.dir.keep(placed := Placement(device=device, dtype=dtype, slots=slots, asked=asked))
         return placed
 
     def _halved(self, count: int) -> None:
         """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
         self.stages.say(f"  out of memory: {count} solutions at once from here on")
-        self.placed["fit"] = count
-        self.dir.note("placement", **self.placed)
+        self.placed = self.placed.model_copy(update={"fit": count})
+        self.dir.keep(self.placed)
 
     def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
@@ -87,9 +95,10 @@ class Context:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        earlier = self.dir.notes().get("seconds", {})
+        kept = self.dir.fact(Seconds)
+        earlier = kept.stages if kept else {}
         spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
-        self.dir.note("seconds", **{**earlier, **spent})  # of all calls together
+        self.dir.keep(Seconds(stages={**earlier, **spent}))  # of all calls together
         self.verifier.__exit__()
         self.dir.close()
 
@@ -121,17 +130,23 @@ class Context:
             self.digests[arm] = load.checkpoint_digest(self.folder(arm))
         return self.digests[arm]
 
+    def made(self, arm: str, checkpoint: str) -> None:
+        """Say that an arm's folder holds another checkpoint from now on, the one with this digest."""
+        self.release(arm)
+        self.digests[arm] = checkpoint
+        self.dir.announce(f"{arm}: checkpoint", checkpoint)
+
     def engine(self, arm: str) -> LocalEngine:
         """The loaded model of an arm; loaded when first asked for."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
-            model = load.load_model(str(self.folder(arm)), self.placed["dtype"])
+            model = load.load_model(str(self.folder(arm)), self.placed.dtype)
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 
     def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
         """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
-        return replace(self.engine(arm), slots=min(size, self.placed.get("fit", size)), written=lambda count: tick(0, count))
+        return replace(self.engine(arm), slots=min(size, self.placed.fit or size), written=lambda count: tick(0, count))
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
@@ -148,16 +163,36 @@ class Context:
 
     def where(self) -> tuple[str, str]:
         """The kind of device, and the dtype, that decide a completion's last bits."""
-        return self.placed["device"], self.placed["dtype"]
+        return self.placed.device, self.placed.dtype
 
-    def finished(self, note: str, made_by: str) -> bool:
-        """Whether the stage that keeps this note has been finished, with the inputs of this digest."""
-        return self.dir.notes().get(note, {}).get("made_by") == made_by
+    def finished(self, kind: type[F], arm: str, made_by: str, *earlier: str) -> F | None:
+        """What a stage has kept of an arm with the inputs of this digest; None where it is not finished. The stage is announced.
+
+        ``earlier`` are the digests of the same inputs by earlier versions: what those have made counts as well.
+        """
+        fact = self.dir.fact(kind, arm, made_by, *earlier)
+        self.dir.announce(f"{arm}: {name_of(kind)}", fact.made_by if fact else made_by)
+        return fact
+
+    def holds(self, arm: str, checkpoint: str) -> bool:
+        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another."""
+        if not self.folder(arm).exists():
+            return False
+        try:
+            same = self.digest(arm) == checkpoint
+        except (InputError, OSError, ValueError):  # a file of it is missing, or cannot be read
+            same = False
+        if same:
+            self.dir.announce(f"{arm}: checkpoint", checkpoint)
+        else:
+            self.digests.pop(arm, None)
+            self.stages.say(f"  {arm}: its checkpoint is not the one that the run has kept a record of; it is made again")
+        return same
 
     @property
     def completer(self) -> faults.Completer | None:
         """The recipe's completer; loaded when first asked for."""
         if self.settings.completer and not self._completer:
             spec, plain_http = self.settings.completer, self.settings.plain_http
-            self._completer = completers.make(spec, self.max_new_tokens, self.batch_size, self.placed["dtype"], plain_http=plain_http)
+            self._completer = completers.make(spec, self.max_new_tokens, self.batch_size, self.placed.dtype, plain_http=plain_http)
         return self._completer

@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Generic, Self, TypeVar
 
 from stepmend import grading
@@ -13,6 +14,10 @@ from stepmend.rundir import RunDir
 
 T = TypeVar("T", bound=Record)
 
+AT_ONCE = 256
+"""Traces that are graded at once …"""
+AHEAD = 8
+"""… and such batches that may wait to be graded: those of a resumed run come faster than they are graded, and memory is short."""
 EVERY = 2.0
 """Seconds after which what has come is kept: a stop loses no more than that of finished work."""
 
@@ -47,16 +52,18 @@ class Grades:
     def __init__(self, run: RunDir, verifier: verify.Verifier, made_by: str, problems: Sequence[Problem]) -> None:
         self.run, self.verifier, self.made_by = run, verifier, made_by
         self.problems = {problem.id: problem for problem in problems}
-        self.done = {grade.problem: grade for grade in run.load(Grade, made_by)}
+        self.done = dict(run.of(Grade, made_by))
         self.asked: deque[Future[list[Grade]]] = deque()
         self.thread = ThreadPoolExecutor(1)
 
-    def add(self, traces: Sequence[Trace]) -> None:
+    def add(self, traces: Iterable[Trace]) -> None:
         """Grade these traces, where they are not graded yet; keep what has been graded meanwhile."""
-        fresh = [trace for trace in traces if trace.problem not in self.done]
-        if fresh:
-            of = [self.problems[trace.problem] for trace in fresh]
-            self.asked.append(self.thread.submit(grading.grade_all, fresh, of, self.made_by, self.verifier))
+        fresh = (trace for trace in traces if trace.problem not in self.done)
+        while part := list(islice(fresh, AT_ONCE)):
+            of = [self.problems[trace.problem] for trace in part]
+            self.asked.append(self.thread.submit(grading.grade_all, part, of, self.made_by, self.verifier))
+            while self.asked and (self.asked[0].done() or len(self.asked) > AHEAD):
+                self._keep()
         while self.asked and self.asked[0].done():
             self._keep()
 

@@ -5,13 +5,14 @@ the same command continues where it was stopped, and nothing old is mixed with a
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from stepmend import __version__, grading
 from stepmend.arms import AGAIN, FULL, Arm
 from stepmend.context import Context
 from stepmend.curate import rounds
+from stepmend.facts import Card, Gate, Judged
 from stepmend.locate import run as locating
 from stepmend.measure import effects, fitness, margins
 from stepmend.measure import solve as solving
@@ -27,14 +28,14 @@ LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "pe
 def run(context: Context) -> None:
     """All stages, for all schemes."""
     recipe, say = context.recipe, context.stages.say
-    context.dir.note("card", **card(context))
+    keep_card(context)
     _say_taught(context)
     test = context.problems("test")
     context.dir.keep_problems([*test, *context.problems("curate")])
     for scheme in context.schemes:
         quantize(context, scheme)
     full = solving.solve(context, FULL, test, "test")
-    fit = fitness.fitness([full[p.id] for p in test], solving.outcomes(context, test, FULL))
+    fit = fitness.fitness((full[p.id] for p in test), solving.outcomes(context, test, FULL))
     for line in fit.warnings(recipe):
         say(f"  {line}")
     if recipe.measure.noise_floor:
@@ -43,28 +44,44 @@ def run(context: Context) -> None:
         context.keep(FULL)
         measure(context, name, test, full)
         why = None if recipe.restore.within_noise else fitness.obstacle(fit, lambda name=name: rounds.loss(context, name))
-        context.dir.note(f"gate-{name}", why=why)
+        context.finished(Gate, name, made_by := digest("gate", name, why))
+        context.dir.keep(Gate(arm=name, made_by=made_by, why=why))
         if why:
             say(f"  {name}: {why}")
             continue
         restore(context, name, test, full)
     locate_own(context, test, full)
     if context.panel and context.panel.used:  # else what an earlier call has noted stays
-        context.dir.note("judges", **context.panel.tally())
+        tally = context.panel.tally()
+        context.finished(Judged, "", made_by := digest("judged", tally))
+        context.dir.keep(Judged.model_validate({"made_by": made_by, "judges": tally}))
 
 
-def card(context: Context) -> dict[str, object]:
+def card(context: Context) -> Card:
     """What made this run: versions, seeds, digests."""
-    return {
-        "versions": {"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
-        "model": context.recipe.model,
-        "parent": context.digest(FULL),
-        "recipe": digest(context.recipe.model_dump()),
-        "seed": context.recipe.seed,
-        "prompt": context.prompt,
-        "grading": grading.VERSION,
-        "leakage": context.leaks,
-    }
+    return Card(
+        versions={"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
+        model=context.recipe.model,
+        parent=context.digest(FULL),
+        recipe=digest(context.recipe.model_dump()),
+        seed=context.recipe.seed,
+        prompt=context.prompt,
+        grading=grading.VERSION,
+        leakage=context.leaks,
+    )
+
+
+def keep_card(context: Context) -> None:
+    """Keep the run's card. What was made under other versions of libraries counts still, so both are on it; and that is said."""
+    made, kept = card(context), context.dir.fact(Card)
+    if kept and kept.versions:
+        now = {name: of for name, of in made.versions.items() if kept.versions.get(name) != of}
+        later = kept.later if not now or now in kept.later else (*kept.later, now)
+        made = made.model_copy(update={"versions": kept.versions, "later": later})
+        if now:
+            was = ", ".join(f"{name} {kept.versions.get(name, 'unknown')} (now {of})" for name, of in now.items())
+            context.stages.say(f"  this run was begun with {was}")
+    context.dir.keep(made)
 
 
 def _say_taught(context: Context) -> None:
@@ -84,14 +101,14 @@ def quantize(context: Context, scheme: schemes.Scheme) -> None:
     quantizing.quantize(context, scheme, calibration)
 
 
-def measure(context: Context, scheme: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+def measure(context: Context, scheme: str, test: Sequence[Problem], full: Mapping[str, Trace]) -> None:
     """What a quantized model solves of the test problems, its margins, and the faults of its regressions."""
     quantized = solving.solve(context, scheme, test, "test")
     margins.damage(context, scheme, test, full)
     locating.locate(context, scheme, solving.regressions(context, scheme, test), full, quantized, "test")
 
 
-def restore(context: Context, scheme: str, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+def restore(context: Context, scheme: str, test: Sequence[Problem], full: Mapping[str, Trace]) -> None:
     """Bullets, the restored model, and its measurement; as many rounds as the recipe asks for."""
     recipe, held, bullets, arm = context.recipe, rounds.held(context), [], scheme
     for number in range(1, recipe.restore.rounds + 1):
@@ -128,7 +145,7 @@ def accepted(context: Context, base: str, arm: str) -> bool:
     return False
 
 
-def locate_own(context: Context, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
+def locate_own(context: Context, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
     """Faults of full precision's own failures, a fixed random part of them where they are many.
 
     It rescues itself by samples, as there is no better model to do it.

@@ -105,7 +105,7 @@ class Stages:
 
             yield tick
         passed, again = time.perf_counter() - start, name in self.seconds
-        self.seconds[name] = self.seconds.get(name, 0.0) + passed
+        self.seconds[name] = self.seconds.get(name, 0.0) + (passed if made else 0.0)
         if again and not made:
             return
         rate = f" {written / max(passed, 1e-9):8,.0f} tokens/s" if written else ""

@@ -13,10 +13,8 @@ from stepmend.records import InputError
 
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
-
 LARGEST = 1_000_000_000
 """The largest number that any key takes, where it says nothing else."""
-
 
 LONGEST = 1 << 18
 """Bytes of a recipe's file."""
@@ -306,12 +304,18 @@ class Recipe(Part):
         except ValidationError:
             raise InputError(f"out: {file} is not a recipe of this version; choose another --out") from None
 
+    def deciding(self) -> dict[str, Any]:
+        """The keys that decide what a run makes, with dots, and their values."""
+        return {key: value for key, value in _flat(self.model_dump(mode="json")).items() if key not in OPERATIONAL}
+
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted names of the keys whose values differ."""
         mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
         return [key for key in mine if mine[key] != theirs.get(key)]
 
 
+OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
+"""Keys that decide how work is done, or what is said of it, and nothing that is made."""
 ROUNDED = ("rtn-w4a16-g128", "rtn-w3a16-g128")
 """The demo's schemes: plain rounding, for calibrated on a model's own traces GPTQ leaves the built-in reasoners next to nothing to mend."""
 QUICK: dict[str, Any] = {

@@ -1,37 +1,40 @@
-"""A run's folder: one append-only JSONL file per kind of record, the recipe it belongs to, and what makes a killed run continue.
+"""A run's folder: logs of records, facts of stages, the recipe they belong to, and what makes a killed run continue.
 
-Records are written in whole lines and flushed to disk; a line that a crash cut is said, dropped, and made again. Folders and single
-files appear complete or not at all.
+Records are written in whole lines and flushed to disk. Nothing is deleted because it cannot be read: such lines are moved to
+``NAME.rejected``, and what they held is made again. Which records count is what ``store/manifest.py`` says.
 """
 
-import errno
 import fcntl
 import json
 import os
-import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from io import BufferedWriter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError
-
-from stepmend import inputs
+from stepmend.facts import F, Fact, Facts
+from stepmend.files import append_lines as append_lines  # its users of old import these from here
+from stepmend.files import appending as appending
+from stepmend.files import make_folder as make_folder
+from stepmend.files import replace as replace
+from stepmend.files import write_text as write_text
 from stepmend.recipe import Recipe
-from stepmend.records import InputError, Made, Problem, Record
+from stepmend.records import Bullet, InputError, Made, Problem, Record, digest
+from stepmend.store import notes
+from stepmend.store.log import Log, MadeLog, Records, lines, set_aside
+from stepmend.store.manifest import Manifest
 
 T = TypeVar("T", bound=Record)
 M = TypeVar("M", bound=Made)
+
+FACTS = "facts.jsonl"
 
 
 class RunDir:
     """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
-        """Raises InputError where the folder belongs to another recipe, is not a run's, or is in use by another process."""
+        """Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process."""
         self.path = path
         if path.exists() and not path.is_dir():
             raise InputError(f"out: {path} is a file; a folder is needed")
@@ -47,21 +50,24 @@ class RunDir:
             self.close()
             raise InputError(f"out: {path} is in use by another stepmend process") from None
         try:
-            self._claim(kept, recipe)
+            self.changed = self._claim(kept, recipe)
+            self.manifest = Manifest(path)
+            self._facts = Facts(read_facts(path, keep=True))
         except BaseException:
             self.close()
             raise
+        self._logs: dict[type[Record], Log[Any]] = {}
 
-    def _claim(self, kept: Path, recipe: Recipe) -> None:
+    def _claim(self, kept: Path, recipe: Recipe) -> list[str]:
+        """The keys in which the recipe differs from the one that the folder was last used with; from now on it is this one's."""
+        changed: list[str] = []
         if kept.exists():
-            before = Recipe.from_json(kept)
-            if before != recipe:
-                changed = ", ".join(recipe.differences(before))
-                raise InputError(
-                    f"out: {self.path} belongs to another recipe ({changed} differ); choose another --out, or delete it to start over"
-                )
-        else:
+            changed = recipe.differences(before := Recipe.from_json(kept))
+            if before.model != recipe.model:
+                raise InputError(f"out: {self.path} belongs to another model ({before.model}); choose another --out")
+        if changed or not kept.exists():
             write_text(kept, recipe.model_dump_json(indent=2) + "\n")
+        return changed
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -73,76 +79,101 @@ class RunDir:
     def __exit__(self, *reason: object) -> None:
         self.close()
 
+    def announce(self, label: str, made_by: str) -> None:
+        """Say that a stage is next, before its first work: from now on its records count, and none that an earlier state of it made."""
+        if self.manifest.announce(label, made_by):
+            self._sort_bullets()
+
+    def _sort_bullets(self) -> None:
+        """Keep in ``bullets.jsonl``, which others read as a dataset, the bullets that count, and the others in a file beside it."""
+        file, counts = self._file(Bullet), self.manifest.digests
+        aside = _superseded(file)
+        for source, out, leaves in ((file, aside, lambda of: of not in counts), (aside, file, lambda of: of in counts)):
+            leaving = {digest for digest in MadeLog(source, Bullet).digests if leaves(digest)}
+            if leaving:
+                set_aside(source, out, lambda _, line, leaving=leaving: any(f'"made_by":"{of}"'.encode() in line for of in leaving))
+                self._logs.pop(Bullet, None)
+
+    def log(self, kind: type[M]) -> MadeLog[M]:
+        """The log of a kind of record; it is indexed when it is first asked for."""
+        if kind not in self._logs:
+            self._logs[kind] = MadeLog(self._file(kind), kind)
+        log = self._logs[kind]
+        assert isinstance(log, MadeLog)
+        return log
+
+    def of(self, kind: type[M], made_by: str) -> Records[M]:
+        """The records of one digest, by problem, parsed when they are asked for; damaged ones are said, set aside, and so made again."""
+        return self.log(kind).of(made_by)
+
     def load(self, kind: type[T], made_by: str | None = None) -> list[T]:
-        """All records of one kind, or those with one digest; a damaged line is said, dropped from the file, and so made again."""
-        file = self._file(kind)
-        if not file.exists():
-            return []
-        good, bad = [], 0
-        for line in inputs.content(file).splitlines(keepends=True):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("cut")
-                other = made_by is not None and made_by.encode() not in line and line.startswith(b"{") and line.endswith(b"}\n")
-                good.append((line, None if other else kind.model_validate_json(line)))  # what is not asked for is not parsed
-            except (ValueError, ValidationError):
-                bad += 1
-        if bad:
-            warnings.warn(f"{file}: {bad} damaged line(s) dropped; what they held is made again", stacklevel=2)
-            replace(file, lambda part: part.write_bytes(b"".join(line for line, _ in good)))
-        return [record for _, record in good if record and made_by in (None, getattr(record, "made_by", None))]
+        """All records of one kind, or those of one digest; damaged lines are said, set aside, and so made again."""
+        if issubclass(kind, Made):
+            return list(self.log(kind) if made_by is None else self.of(kind, made_by).values())
+        return list(Log(self._file(kind), kind))
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records of one kind behind the others, whole, and flush them to disk."""
         records = list(records)
-        if not records:
-            return
-        with appending(self._file(type(records[0]))) as stream:
-            append_lines(stream, records)
+        if records:
+            kind = type(records[0])
+            log: Log[Any] = self.log(kind) if issubclass(kind, Made) else Log(self._file(kind), kind)
+            log.append(records)
 
     def settle(self, kind: type[M], made_by: str, order: Sequence[str]) -> None:
         """Bring the records of one digest, which were kept as they came, into the order of these problem ids."""
-        file, mark = self._file(kind), f'"made_by":"{made_by}"'.encode()
-        held = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        mine = {i: kind.model_validate_json(line).problem for i, line in enumerate(held) if mark in line}
-        place = {problem: n for n, problem in enumerate(order)}
-        wanted = sorted(mine, key=lambda i: place[mine[i]])
-        if wanted == list(mine):
-            return
-        moved = dict(zip(mine, [held[i] for i in wanted], strict=True))
-        replace(file, lambda part: part.write_bytes(b"".join(moved.get(i, line) for i, line in enumerate(held))))
+        self.log(kind).settle(made_by, order)
 
     def drop(self, kind: type[Record]) -> None:
         """Remove all records of a kind that is needed no more."""
         self._file(kind).unlink(missing_ok=True)
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
-        """Keep the problems of this run, so that a report needs nothing but the folder."""
-        file, problems = self.path / "problems.jsonl", list(problems)
-        text = "".join(problem.model_dump_json() + "\n" for problem in problems)
-        if file.exists() and inputs.text(file) not in (text, "".join(map(_unsolved, problems))):
-            raise InputError(f"out: {self.path} was made with other problems (the benchmark's data has changed); choose another --out")
-        if not file.exists():
-            write_text(file, text)
+        """Keep the problems of this run, so that a report needs nothing but the folder. Those of another recipe are kept beside them.
 
-    def note(self, name: str, **values: Any) -> None:
-        """Keep facts about a finished stage (seconds, counts) that are no records: ``notes/NAME.json``."""
-        folder = self.path / "notes"
-        folder.mkdir(exist_ok=True)
-        write_text(folder / f"{name}.json", json.dumps(values, indent=2) + "\n")
+        Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong.
+        """
+        file, problems = self._file(Problem), list(problems)
+        kept, wanted = {problem.id: problem for problem in self.load(Problem)}, {problem.id: problem for problem in problems}
+        for name in kept.keys() & wanted.keys():
+            if kept[name] not in (wanted[name], _unsolved(wanted[name])):
+                raise InputError(
+                    f"out: {self.path} was made with other problems (the benchmark's data has changed, as {name} has); choose another --out"
+                )
+        self.announce("problems", digest(list(wanted)))
+        if kept and list(kept) == list(wanted):
+            return
+        if others := kept.keys() - wanted.keys():
+            Log(_superseded(file), Problem).append([kept[name] for name in others])
+        write_text(file, "".join(problem.model_dump_json() + "\n" for problem in problems))
 
-    def notes(self) -> dict[str, dict[str, Any]]:
-        """All notes, by name."""
-        found = {}
-        for file in sorted((self.path / "notes").glob("*.json")):
-            try:
-                found[file.stem] = read_note(file)
-            except InputError as error:
-                warnings.warn(f"{error}; what it held is made again", stacklevel=2)
-        return found
+    def keep(self, fact: Fact) -> None:
+        """Keep a fact of a stage; where the last one of its kind and arm says the same, nothing is written."""
+        if self.fact(type(fact), fact.arm) != fact:
+            Log(self.path / FACTS, type(fact)).append([fact])
+            self._facts.put(fact)
+
+    def fact(self, kind: type[F], arm: str = "", *made_by: str) -> F | None:
+        """The last fact of a kind about an arm that counts; where digests are given, that with the first of them that any has."""
+        if not made_by:
+            return self._facts.get(kind, arm, self.manifest.digests | {""})
+        return next((fact for digest in made_by if (fact := self._facts.get(kind, arm, {digest}))), None)
+
+    def latest(self, kind: type[F], arm: str) -> F | None:
+        """The last fact of a kind about an arm, whether it counts or not."""
+        return self._facts.get(kind, arm)
 
     def _file(self, kind: type[Record]) -> Path:
-        return self.path / f"{kind.__name__.lower()}s.jsonl"
+        return file_of(self.path, kind)
+
+
+def file_of(folder: Path, kind: type[Record]) -> Path:
+    """The file of a kind of record, in a run's folder."""
+    return folder / f"{kind.__name__.lower()}s.jsonl"
+
+
+def _superseded(file: Path) -> Path:
+    return file.with_name(file.name + ".superseded")
 
 
 def check_files(folder: Path, what: str) -> None:
@@ -154,100 +185,40 @@ def check_files(folder: Path, what: str) -> None:
             raise InputError(f"{what}: {path} is not a regular file")
 
 
-def read_note(file: Path) -> dict[str, Any]:
-    """The facts about a finished stage. Raises InputError where the file is damaged."""
-    try:
-        found = json.loads(inputs.content(file))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: damaged")
+def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
+    """What a run has kept of its stages, in its order, notes of earlier versions first.
+
+    Lines that are no fact are said, and moved aside where ``keep`` is set.
+    """
+    named, damaged = notes.read(folder)
+    for line in damaged:
+        warnings.warn(f"{line}; what it held is made again", stacklevel=2)
+    found, bad = list[Mapping[str, Any]](notes.as_facts(named)), set[int]()
+    log = Log(folder / FACTS, Fact, keep=keep)
+    for start, line in lines(log.file):
+        values = _values(line)
+        if values is None:
+            bad.add(start)
+        elif isinstance(values.get("version"), int) and values["version"] > 1:
+            raise InputError(f"{log.file}: holds facts of a newer version of stepmend; install that one")
+        else:
+            found.append(values)
+    log.reject(bad)
     return found
 
 
-def _unsolved(problem: Problem) -> str:
-    """A problem's line as folders have it that were made before worked solutions were kept."""
-    return problem.model_copy(update={"solution": ""}).model_dump_json() + "\n"
-
-
-def appending(file: Path) -> BufferedWriter:
-    """A file opened to write behind what it holds, made where there is none. Raises InputError for a link and what else is no file."""
-    if file.exists() and not file.is_symlink():
-        inputs.regular(file)  # a FIFO would be waited for
+def _values(line: bytes) -> dict[str, Any] | None:
+    """What a line says of a fact; None where it is none."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise InputError(f"out: {file} is a symbolic link; stepmend does not write through links") from None
-    return os.fdopen(descriptor, "ab")
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    whole = (
+        isinstance(values, dict) and all(isinstance(values.get(key, ""), str) for key in ("fact", "arm", "made_by")) and values.get("fact")
+    )
+    return values if whole else None
 
 
-def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
-    """Write records behind what a file has, a line each, and flush them to disk: all of them, or none where the disk is full."""
-    begin = os.fstat(stream.fileno()).st_size
-    try:
-        stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(stream.fileno(), begin)
-        raise
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file that is either there whole or not at all."""
-    replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
-
-
-def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
-    part = folder.with_name(folder.name + ".part")
-    _remove(part)
-    part.mkdir(parents=True)
-    try:
-        fill(part)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        # safetensors has an error type of its own; what the system said stands in its text.
-        if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
-            raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
-        raise
-    _readable(part)
-    _remove(folder)
-    part.rename(folder)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, a file, or a link but not what it points to, where there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _readable(folder: Path) -> None:
-    """Files as a new file has them: safetensors keeps its own from everybody but their owner, and a server may be another user."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o666 & ~mask)
-
-
-def replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
-
-    The file beside it is always created, whatever stands there: nothing is written through a link.
-    """
-    part = file.with_name(file.name + ".part")
-    try:
-        part.unlink(missing_ok=True)
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        write(part)
-        os.replace(part, file)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+def _unsolved(problem: Problem) -> Problem:
+    """A problem as folders have it that were made before worked solutions were kept."""
+    return problem.model_copy(update={"solution": ""})

@@ -35,7 +35,7 @@ def test_a_model_that_does_not_write_steps_is_told_how_to_learn_it():
 def test_where_most_solutions_are_cut_off_the_limit_is_named():
     cut = [trace(PROSE, "length")] * 51 + [trace(STEPS)] * 49
     (line,) = fitness.fitness(cut, np.zeros(100, dtype=bool)).warnings(Recipe())
-    assert line == "51.0 % of full precision's solutions are cut off by the token limit; raise measure.max_new_tokens, in another --out"
+    assert line == "51.0 % of full precision's solutions are cut off by the token limit; raise measure.max_new_tokens"
     assert fitness.fitness([*cut[1:], trace(STEPS)], np.ones(100, dtype=bool)).warnings(Recipe()) == []
 
 

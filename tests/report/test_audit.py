@@ -9,6 +9,7 @@ import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 
+from stepmend.facts import Facts
 from stepmend.locate import steps
 from stepmend.recipe import Recipe
 from stepmend.records import ErrorClass, Fault, Grade, InputError, Problem, Trace, Vote
@@ -48,7 +49,7 @@ def make(*marks, lines=4):
     faults = {THREE: {p.id: fault(traces[THREE][p.id], *mark) for p, mark in zip(problems, marks, strict=True)}}
     grades = {arm: {p.id: Grade(problem=p.id, arm=arm, made_by="g", outcome="wrong") for p in problems} for arm in traces}
     recipe = Recipe(schemes=(FOUR, THREE))
-    return summary.Found(recipe, {}, {p.id: p for p in problems}, traces, grades, faults, {})
+    return summary.Found(recipe, Facts(), {p.id: p for p in problems}, traces, grades, faults, {})
 
 
 MARKS = [

@@ -38,10 +38,12 @@ def a_run(folder):
     for arm, ends in endings.items():
         for i, (outcome, finish) in enumerate(ends):
             text = "<think>so 1 + 1 is " * 40 if finish == "length" else f"Step 1: it is {i + 1}.\n\\boxed{{{i + 1}}} — “done”\u2028"
-            traces.append(Trace(problem=f"p{i}", arm=arm, made_by="x", text=text, tokens=(1, 2), finish=finish))
+            traces.append(Trace(problem=f"p{i}", arm=arm, made_by=f"t {arm}", text=text, tokens=(1, 2), finish=finish))
             extracted = None if outcome == "unscored" else str(i + 1)
             reason = "truncated" if outcome == "unscored" else None
-            grades.append(Grade(problem=f"p{i}", arm=arm, made_by="x", outcome=outcome, extracted=extracted, form="boxed", reason=reason))
+            grades.append(
+                Grade(problem=f"p{i}", arm=arm, made_by=f"g {arm}", outcome=outcome, extracted=extracted, form="boxed", reason=reason)
+            )
     folder.mkdir()
     (folder / "recipe.json").write_text(summary.Recipe.make({"schemes": [LOSSY]}).model_dump_json())
     for name, records in (("problems", problems), ("traces", traces), ("grades", grades)):

@@ -1,4 +1,4 @@
-"""How many layers hold codes, were restored and left alone: from notes, in the model card and on the page."""
+"""How many layers hold codes, were restored and left alone: from facts, in the model card and on the page."""
 
 import json
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stepmend import Fault, Grade, Problem
+from stepmend.facts import Facts
 from stepmend.recipe import Recipe
 from stepmend.report.regularities import regularities
 from stepmend.report.summary import Found
@@ -28,7 +29,7 @@ def run(regressions, own):
         arm: {n: Grade(problem=n, arm=arm, made_by="t", outcome="wrong" if n in faults[arm] else "correct", extracted="1") for n in names}
         for arm in faults
     }
-    return Found(Recipe(), {}, problems, {}, grades, faults, {})
+    return Found(Recipe(), Facts(), problems, {}, grades, faults, {})
 
 
 def spread(center, count, seed=0):

@@ -62,8 +62,9 @@ def test_faults_that_a_model_made_anew_no_longer_has_do_not_count(finished_run, 
     shutil.copytree(finished_run, tmp_path / "run")
     arm, fault = next((arm, fault) for arm, of in found.faults.items() for fault in of.values() if arm != "full")
     right = next(p for p, grade in found.grades[arm].items() if grade.outcome == "correct")
-    with (tmp_path / "run" / "faults.jsonl").open("a") as file:
-        file.write(fault.model_copy(update={"problem": right, "made_by": "before"}).model_dump_json() + "\n")
+    for made_by in ("before", fault.made_by):  # the second as a run of a version without a manifest would show it
+        with (tmp_path / "run" / "faults.jsonl").open("a") as file:
+            file.write(fault.model_copy(update={"problem": right, "made_by": made_by}).model_dump_json() + "\n")
     assert summary.read(tmp_path / "run").faults == found.faults
 
 
@@ -92,10 +93,10 @@ def test_the_page_is_one_file_that_needs_no_network(finished_run):
 def test_nothing_a_model_writes_can_break_the_page(found):
     trap = "</script><script>alert(1)</script><b>&amp;"
     fault = next(iter(found.faults[LOSSY].values()))
-    found.traces["full"][fault.problem] = found.traces["full"][fault.problem].model_copy(update={"text": trap})
+    found.traces["full"] = {**found.traces["full"], fault.problem: found.traces["full"][fault.problem].model_copy(update={"text": trap})}
     for arm in (LOSSY, RESTORED):
-        for trace in list(found.traces[arm].values()):
-            found.traces[arm][trace.problem] = trace.model_copy(update={"text": trap + trace.text[len(trap) :]})
+        texts = {p: trap + trace.text[len(trap) :] for p, trace in found.traces[arm].items()}
+        found.traces[arm] = {p: trace.model_copy(update={"text": texts[p]}) for p, trace in found.traces[arm].items()}
     text = page.render(page.data.blob(found))
     assert "<script>alert" not in text
     assert "</script><b>" not in text

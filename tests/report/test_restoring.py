@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from stepmend import InputError
+from stepmend.facts import Control, Effects, Facts
 from stepmend.recipe import Recipe
 from stepmend.records import Grade, Problem, Trace
 from stepmend.report import card, controlled, effects, page, summary
+from stepmend.store.notes import as_facts
 
 SCHEME, N = "rtn-w3a16-g128", 60
 RESTORED = f"{SCHEME}+restored"
@@ -25,9 +27,8 @@ def found(right: dict[str, set[int]], notes=None, **restore) -> summary.Found:
         for a, of in right.items()
     }
     recipe = Recipe.make({"schemes": [SCHEME], "restore": restore})
-    return summary.Found(
-        recipe, {"card": {"leakage": {"curate": COUNTS}}, **(notes or {})}, {p.id: p for p in problems}, traces, grades, {}, {}
-    )
+    facts = Facts(as_facts({"card": {"leakage": {"curate": COUNTS}}, **(notes or {})}))
+    return summary.Found(recipe, facts, {p.id: p for p in problems}, traces, grades, {}, {})
 
 
 FULL, LOW = set(range(N)), set(range(30))
@@ -102,8 +103,8 @@ def test_a_claim_must_hold_against_either_step_under_every_budget(control, budge
     for seed in range(3):
         arm = f"{SCHEME}+{control}-{budget}-s{seed}"
         run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
-        note = run.notes[f"control-{SCHEME}+random-step-steps-s{seed}"]
-        run.notes[f"control-{arm}"] = {**note, "control": control, "budget": budget}
+        fact = run.facts.get(Control, f"{SCHEME}+random-step-steps-s{seed}")
+        run.facts.put(fact.model_copy(update={"arm": arm, "control": control, "budget": budget}))
     sentence = controlled.controls(run, SCHEME)["sentence"]
     assert (
         sentence == f"Located steps were not shown to matter here: +0.0 points (−8.9 to +8.9, p = 1) against {control}, at equal {budget}."
@@ -122,7 +123,7 @@ def test_what_is_not_shown_is_said_to_be_not_shown():
 
 def test_the_page_shows_controls_effects_and_leakage(tmp_path):
     run = controls_of(FULL, LOW)
-    run.notes[f"effects-{RESTORED}"] = {"question": MEASURE, "kl": MEASURE}
+    run.facts.put(Effects.model_validate({"arm": RESTORED, "question": MEASURE, "kl": MEASURE}))
     page.write(run, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert "Did the located steps matter?" in html

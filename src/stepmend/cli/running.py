@@ -26,7 +26,9 @@ def run(
     data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
     question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
-    out: Annotated[Path, typer.Option(help="The run's folder; the same command continues a run that was stopped.")] = DEMO,
+    out: Annotated[
+        Path, typer.Option(help="The run's folder; the same command continues a stopped run, a changed one redoes what depends on it.")
+    ] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,

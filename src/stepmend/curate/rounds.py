@@ -6,6 +6,7 @@ from stepmend import curate, grading
 from stepmend.arms import FULL
 from stepmend.context import Context
 from stepmend.curate import Solved
+from stepmend.facts import Curated
 from stepmend.locate import faults
 from stepmend.locate import run as locating
 from stepmend.measure import solve as solving
@@ -45,13 +46,16 @@ def held(context: Context) -> set[str]:
 
 def bullets(context: Context, arm: str) -> list[Bullet]:
     """Bullets at the faults of an arm on curate problems, which are solved round by round until there are enough."""
-    recipe, note, held_out = context.recipe, f"curate-{arm}", held(context)
-    made_by = digest(
+    recipe, held_out = context.recipe, held(context)
+    made_by = _made_by(context, arm, held_out)
+    earlier = digest(
         "curate", grading.VERSION, faults.VERSION, arm, context.digest(FULL), context.digest(arm), context.prompt,
         recipe.model_dump(exclude={"measure": {"margin"}}), context.problem_ids("test"),
     )  # fmt: skip
-    if context.finished(note, made_by):
-        return context.dir.load(Bullet, made_by)
+    if kept := context.finished(Curated, arm, made_by, earlier):
+        found = context.dir.load(Bullet, made_by := kept.made_by)
+        if len(found) == kept.bullets:
+            return found
     solved: dict[str, Solved] = {}
     located: list[Fault] = []
     found: list[Bullet] = []
@@ -63,7 +67,16 @@ def bullets(context: Context, arm: str) -> list[Bullet]:
         found = curate.curate(solved, located, limit=recipe.curate.bullets, made_by=made_by)
         if len(found) == recipe.curate.bullets:
             break
-    have = {bullet.problem for bullet in context.dir.load(Bullet, made_by)}
+    have = context.dir.of(Bullet, made_by)
     context.dir.append([bullet for bullet in found if bullet.problem not in have])
-    context.dir.note(note, made_by=made_by, bullets=len(found), problems=len(solved))
+    context.dir.settle(Bullet, made_by, [bullet.problem for bullet in found])
+    context.dir.keep(Curated(arm=arm, made_by=made_by, bullets=len(found), problems=len(solved)))
     return found
+
+
+def _made_by(context: Context, arm: str, held_out: set[str]) -> str:
+    """The digest of all that decides the bullets at an arm's faults."""
+    curated = context.recipe.curate.model_dump(include={"bullets", "round"})
+    problems = [*map(context.problem_ids, ("curate", "test"))], sorted(held_out)
+    of = arm, context.digest(FULL), context.digest(arm), *context.where(), context.prompt, context.max_new_tokens, context.batch_size
+    return digest("curate", locating.how(context), of, curated, problems)

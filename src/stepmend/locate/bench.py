@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from stepmend import grading, inputs, tables
 from stepmend.benchmarks import sources
+from stepmend.facts import Tally
 from stepmend.locate import equations, judges
 from stepmend.locate.panel import Panel
 from stepmend.records import InputError, Judgement
@@ -214,7 +215,7 @@ def _notes(panel: Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions
     for place, (name, tally) in enumerate(panel.tally().items()):
         said = [of[place] for of in verdicts]
         own = figures(solutions, [v.step if v.outcome in ("fault", "none") else ABSTAINED for v in said])
-        notes.append(f"judge {name}: F1 {_percent(own['f1'])}; {judge_text(tally)}")
+        notes.append(f"judge {name}: F1 {_percent(own['f1'])}; {judge_text(Tally.model_validate(tally))}")
     alpha = judges.agreement(verdicts)
     return [*notes, f"Krippendorff's alpha of the judges: {'undefined' if alpha is None else f'{alpha:.3f}'}"]
 

@@ -1,6 +1,7 @@
 """Faults of an arm's failures: read from the run, located where it does not hold them, and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stepmend import grading
 from stepmend.arms import FULL
@@ -18,11 +19,12 @@ CHUNK = 256
 
 
 def locate(
-    context: Context, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], split: str
+    context: Context, arm: str, lost: Sequence[Problem], full: Mapping[str, Trace], traces: Mapping[str, Trace], split: str
 ) -> list[Fault]:
     """The faults of an arm's failures, in their order. Those that the run holds already are not located again."""
     made_by = _made_by(context, arm, lost, full, traces, worked=(worked := split.startswith("curate")))
-    done = {fault.problem: fault for fault in context.dir.load(Fault, made_by)}
+    context.dir.announce(f"{arm}: faults, {split}", made_by)
+    done = dict(context.dir.of(Fault, made_by))
     quantized = None if arm == FULL else arm
     with context.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
         for start in range(0, len(lost), CHUNK):
@@ -73,14 +75,21 @@ def locator(context: Context, keep: Callable[[Continuation], None] = lambda cont
     )
 
 
-def _made_by(context: Context, arm: str, lost: Sequence[Problem], full: dict[str, Trace], traces: dict[str, Trace], *, worked: bool) -> str:
+def _made_by(
+    context: Context, arm: str, lost: Sequence[Problem], full: Mapping[str, Trace], traces: Mapping[str, Trace], *, worked: bool
+) -> str:
     """The digest of all that decides these faults."""
-    kept = context.settings.model_dump(exclude=HOW)
     texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
     sizes = context.max_new_tokens, context.batch_size
-    of = context.digest(FULL), context.digest(arm), *context.where(), kept, [p.id for p in lost], texts, *sizes
-    rates = context.rates.model_dump_json()
-    return digest("locate", faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *of)
+    *others, settings = how(context)
+    of = context.digest(FULL), context.digest(arm), *context.where(), settings, [p.id for p in lost], texts, *sizes
+    return digest("locate", *others, *of)
+
+
+def how(context: Context) -> tuple[Any, ...]:
+    """What decides faults beside models and texts: versions, seed, completer, rates, judges, and the recipe's settings, which are last."""
+    rates, settings = context.rates.model_dump_json(), context.settings.model_dump(exclude=HOW)
+    return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, settings
 
 
 def _completer_digest(context: Context) -> str:

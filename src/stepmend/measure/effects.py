@@ -1,25 +1,27 @@
 """What restoring did elsewhere: to the questions' text, and to problems that were solved before."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stepmend.arms import FULL
 from stepmend.context import Context
+from stepmend.facts import Change, Effects
 from stepmend.measure import statistics
 from stepmend.models import chat, forward
 from stepmend.records import Problem, Trace, digest
 
 
-def effects(context: Context, scheme: str, arm: str, right: statistics.Outcomes, test: Sequence[Problem], full: dict[str, Trace]) -> None:
+def effects(
+    context: Context, scheme: str, arm: str, right: statistics.Outcomes, test: Sequence[Problem], full: Mapping[str, Trace]
+) -> None:
     """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where both models were right.
 
     ``right`` says of each test problem whether full precision and the quantized model both solve it.
     """
-    note = f"effects-{arm}"
     made_by = digest("effects-2", context.digest(FULL), context.digest(scheme), context.digest(arm), context.prompt, [p.id for p in test])
-    if context.finished(note, made_by):
+    if context.finished(Effects, arm, made_by):
         return
     pad = context.tokenizer.pad_token_id
     questions = [chat.encode(context.tokenizer, context.prompt_of(p)) for p in test]
@@ -37,9 +39,11 @@ def effects(context: Context, scheme: str, arm: str, right: statistics.Outcomes,
             values[f"kl {name}"] = np.array(kl)
             tick(1)
     changes = {
-        key: {"before": float(values[f"{key} {scheme}"].mean()), "after": float(values[f"{key} {arm}"].mean()), "n": len(change)}
-        | {"low": found.low, "high": found.high, "value": found.value}
+        key: Change.model_validate(
+            {"before": float(values[f"{key} {scheme}"].mean()), "after": float(values[f"{key} {arm}"].mean()), "n": len(change)}
+            | {"low": found.low, "high": found.high, "value": found.value}
+        )
         for key in ("question", "kl")
         if len(change := values[f"{key} {arm}"] - values[f"{key} {scheme}"]) and (found := statistics.mean(change))
     }
-    context.dir.note(note, made_by=made_by, **changes)
+    context.dir.keep(Effects(arm=arm, made_by=made_by, question=changes.get("question"), kl=changes.get("kl")))

@@ -1,7 +1,7 @@
 """Whether a full-precision model is fit for a run: its accuracy, and the shares of solutions that end and follow the step format."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from stepmend.locate.steps import in_format
@@ -34,7 +34,7 @@ class Fitness:
         """A line each for low accuracy and a low share in the step format; for solutions cut off, which explain both, one line alone."""
         if self.cut_off > CUT_OFF:
             share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
-            return [f"{share}; raise measure.max_new_tokens, in another --out"]
+            return [f"{share}; raise measure.max_new_tokens"]
         lines = []
         if self.weak:
             then = "restored all the same (restore.within_noise)" if recipe.restore.within_noise else "no scheme is restored"
@@ -50,14 +50,20 @@ class Fitness:
         return lines
 
 
-def fitness(traces: Sequence[Trace], right: Outcomes) -> Fitness:
+def fitness(traces: Iterable[Trace], right: Outcomes) -> Fitness:
     """The fitness of a full-precision model, from its solutions and whether they are right; there is at least one."""
-    return Fitness(float(right.mean()), share_in_format(traces), sum(trace.finish == "length" for trace in traces) / len(traces))
+    found = [(_in_format(trace), trace.finish == "length") for trace in traces]
+    return Fitness(float(right.mean()), *(sum(of) / len(found) for of in zip(*found, strict=True)))
 
 
-def share_in_format(traces: Sequence[Trace]) -> float:
-    """The share of solutions that follow the step format and ended by themselves."""
-    return sum(trace.finish == "stop" and in_format(trace.text) for trace in traces) / len(traces)
+def share_in_format(traces: Iterable[Trace]) -> float:
+    """The share of solutions that follow the step format and ended by themselves; there is at least one."""
+    found = [_in_format(trace) for trace in traces]
+    return sum(found) / len(found)
+
+
+def _in_format(trace: Trace) -> bool:
+    return trace.finish == "stop" and in_format(trace.text)
 
 
 def align_command(recipe: Recipe) -> str:

@@ -1,9 +1,10 @@
 """Both models' margins of full precision's own tokens, and what quantization did to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stepmend.arms import FULL
 from stepmend.context import Context
+from stepmend.facts import Damage
 from stepmend.locate import locators
 from stepmend.measure import damage as damages
 from stepmend.records import Problem, Trace, digest
@@ -12,7 +13,7 @@ READ = 256
 """Solutions whose margins are read at once."""
 
 
-def damage(context: Context, arm: str, problems: Sequence[Problem], full: dict[str, Trace]) -> None:
+def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
     """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
     made_by = digest(
         "damage",
@@ -23,7 +24,7 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: dict[s
         context.max_new_tokens,
         [p.id for p in problems],
     )
-    if context.finished(f"damage-{arm}", made_by):
+    if context.finished(Damage, arm, made_by):
         return
     found, kinds = [], []
     with context.stages.stage(f"{arm}: margins", len(problems), "solutions") as tick:
@@ -33,4 +34,5 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: dict[s
             found += locators.margins_of(prompts, traces, context.engine(FULL), context.engine(arm))
             kinds += [[damages.kind(context.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
             tick(len(part))
-    context.dir.note(f"damage-{arm}", made_by=made_by, **damages.damage([m.full for m in found], [m.quantized for m in found], kinds))
+    figures = damages.damage([m.full for m in found], [m.quantized for m in found], kinds)
+    context.dir.keep(Damage(arm=arm, made_by=made_by, **figures))

@@ -1,6 +1,6 @@
 """Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,26 +12,39 @@ from stepmend.measure import statistics
 from stepmend.records import Problem, Trace, digest
 
 
-def solve(context: Context, arm: str, problems: Sequence[Problem], split: str) -> dict[str, Trace]:
-    """The traces of one arm on problems, by problem id, graded while others are generated; kept as they end."""
+def solve(context: Context, arm: str, problems: Sequence[Problem], split: str) -> Mapping[str, Trace]:
+    """The traces of one arm on problems, by problem id, read when they are asked for; graded while others are generated, and kept."""
     texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
-    size = max(1, min(context.batch_size, len(problems)) * 2 // 3) if arm == AGAIN else context.batch_size
-    made_by = digest("solve", arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids)
-    done = {trace.problem: trace for trace in context.dir.load(Trace, made_by)}
-    grades = Grades(context.dir, context.verifier, digest("grade", made_by, grading.VERSION), problems)
+    size, made_by = _inputs(context, arm, texts, ids)
+    graded_by = digest("grade", made_by, grading.VERSION)
+    context.dir.announce(f"{arm}: traces, {split}", made_by)
+    context.dir.announce(f"{arm}: grades, {split}", graded_by)
+    done = context.dir.of(Trace, made_by)
+    grades = Grades(context.dir, context.verifier, graded_by, problems)
     with context.stages.stage(f"{arm}: solve {split}", len(problems), "problems", len(done)) as tick, grades:
-        grades.add(list(done.values()))
-        if len(done) < len(problems):
+        grades.add(done[problem] for problem in ids if problem in done and problem not in grades.done)
+        had = {i for i, problem in enumerate(ids) if problem in done}
+        if len(had) < len(problems):
             with Keeper[Trace](lambda fresh: (context.dir.append(fresh), grades.add(fresh))) as keep:
-                had = {i for i, problem in enumerate(ids) if problem in done}
                 for i, c in context.generator(arm, size, tick).stream(texts, done=had):
-                    trace = Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
-                    done[trace.problem] = trace
-                    keep(trace)
+                    keep(Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish))
                     tick(1)
     context.dir.settle(Trace, made_by, ids)
     context.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
-    return {problem: done[problem] for problem in ids}
+    return done
+
+
+def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
+    """Whether the run holds the traces of all these problems, as the arm's checkpoint would make them."""
+    texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
+    done = context.dir.of(Trace, _inputs(context, arm, texts, ids)[1])
+    return all(problem in done for problem in ids)
+
+
+def _inputs(context: Context, arm: str, texts: Sequence[str], ids: Sequence[str]) -> tuple[int, str]:
+    """The number of slots that an arm solves in, and the digest of all that decides its traces."""
+    size = max(1, min(context.batch_size, len(texts)) * 2 // 3) if arm == AGAIN else context.batch_size
+    return size, digest("solve", arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids)
 
 
 def outcomes(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:

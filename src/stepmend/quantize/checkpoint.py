@@ -11,6 +11,7 @@ from stepmend.benchmarks import sources
 from stepmend.context import Context
 from stepmend.curate import leakage
 from stepmend.engines.local import LocalEngine, complete_all
+from stepmend.facts import Quantized
 from stepmend.models import chat, load
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
@@ -19,19 +20,21 @@ from stepmend.records import InputError, digest
 
 def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[str]]) -> None:
     """Make the checkpoint of a scheme, where the run does not hold it; ``texts`` gives what it is calibrated on, if anything."""
-    out, note = context.folder(scheme.name), f"quantize-{scheme.name}"
+    arm, out = scheme.name, context.folder(scheme.name)
     libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
     recipe = context.recipe
     made_by = digest("quantize", context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries)
-    if out.exists() and context.finished(note, made_by):
+    kept = context.finished(Quantized, arm, made_by)
+    if kept and context.holds(arm, kept.checkpoint):
         return
     calibration = texts() if scheme.calibrated else []
-    with context.stages.stage(f"{scheme.name}: quantize", 1, "model") as tick:
+    with context.stages.stage(f"{arm}: quantize", 1, "model") as tick:
         begin = time.perf_counter()
         layers = quantizer.quantize(context.parent, scheme, calibration, out)
         tick(1)
-    facts = {"seconds": time.perf_counter() - begin, "checkpoint": load.checkpoint_digest(out), "layers": layers}
-    context.dir.note(note, made_by=made_by, **facts)
+    seconds, checkpoint = time.perf_counter() - begin, load.checkpoint_digest(out)
+    context.dir.keep(Quantized(arm=arm, made_by=made_by, seconds=seconds, checkpoint=checkpoint, layers=layers))
+    context.made(arm, checkpoint)
 
 
 def alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:

@@ -67,7 +67,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
     head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": ["stepmend", "compressed-tensors", scheme]}
     worse = measured["worse"] if measured else []
     counted = layers.layers(found, scheme)
-    card = {**found.notes.get("card", {}), **{key: note.get(key) for key in ("checkpoint", "export_error", "export_tolerance")}}
+    card = {**summary.card(found), **note.model_dump(include={"checkpoint", "export_error", "export_tolerance"})}
     lines = [
         "---",
         *[f"{key}: {json.dumps(value)}" for key, value in head.items()],
@@ -75,7 +75,7 @@ def text(found: Found, scheme: str, arm: str) -> str:
         "",
         f"# {found.recipe.model}, {scheme}, restored",
         "",
-        f"Quantized as `{scheme}`, then restored by stepmend on {note.get('bullets', '?')} bullets at first faulty steps",
+        f"Quantized as `{scheme}`, then restored by stepmend on {note.bullets or '?'} bullets at first faulty steps",
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
         *([f"Layers: {counted['text']}", ""] if counted else []),

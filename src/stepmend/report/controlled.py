@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stepmend.facts import Control
 from stepmend.measure import statistics
 from stepmend.report.summary import Found, points
 
@@ -29,32 +30,32 @@ def controls(found: Found, scheme: str) -> dict[str, Any] | None:
     if located is None or not groups:
         return None
     ours, rows = _outcomes(found, located), []
-    for (name, budget), notes in groups.items():
-        theirs = _outcomes(found, notes)
+    for (name, budget), of in groups.items():
+        theirs = _outcomes(found, of)
         change = statistics.difference(ours, theirs)
-        row = {"name": f"{name}, equal {budget}", "control": name, "budget": budget, "seeds": len(notes)}
+        row = {"name": f"{name}, equal {budget}", "control": name, "budget": budget, "seeds": len(of)}
         row |= {"accuracy": statistics.average_at(theirs), "p": statistics.permutation(ours, theirs)}
         row |= {"difference": {"value": change.value, "low": change.low, "high": change.high}}
-        row |= {key: float(np.mean([note[key] for note in notes])) for key in ("tokens", "seconds", "bullets")}
+        row |= {key: float(np.mean([getattr(one, key) for one in of])) for key in ("tokens", "seconds", "bullets")}
         rows.append(row)
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         row |= {"raw_p": row["p"], "p": p}
-    first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "bullets": located[0]["bullets"]}
-    first |= {"tokens": float(np.mean([note["tokens"] for note in located]))}
+    first = {"accuracy": statistics.average_at(ours), "seeds": len(located), "bullets": located[0].bullets}
+    first |= {"tokens": float(np.mean([one.tokens for one in located]))}
     return {"located": first, "rows": rows, "sentence": _sentence(rows)}
 
 
-def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for arm, note in found.controls.items():
-        if note["scheme"] == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
-            groups.setdefault((note["control"], note["budget"]), []).append({**note, "arm": arm})
+def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[Control]]:
+    groups: dict[tuple[str, str], list[Control]] = {}
+    for arm, of in found.facts.all(Control).items():
+        if of.scheme == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
+            groups.setdefault((of.control, of.budget), []).append(of)
     return groups
 
 
-def _outcomes(found: Found, notes: list[dict[str, Any]]) -> statistics.Shares:
+def _outcomes(found: Found, of: list[Control]) -> statistics.Shares:
     """Right or not, [problems, seeds]."""
-    return np.stack([found.outcomes(note["arm"]) for note in notes], axis=1)
+    return np.stack([found.outcomes(one.arm) for one in of], axis=1)
 
 
 def _sentence(rows: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmend.arms import FULL, parse
+from stepmend.facts import Control, Damage, Quantized, Tuned
 from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.measure.damage import PUBLISHED, kind
@@ -33,7 +34,7 @@ def blob(found: Found) -> dict[str, Any]:
         "margin": found.recipe.measure.margin,
         "own_failures": found.recipe.locate.own_failures,
         "warnings": summary.fit(found).warnings(found.recipe),
-        "judges": {name: summary.judge_text(tally) for name, tally in found.notes.get("judges", {}).items()},
+        "judges": {name: summary.judge_text(tally) for name, tally in summary.judges(found).items()},
         "card": _card(found),
     }
 
@@ -124,7 +125,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "damage": _damage(found, scheme),
         "regularities": regularities.regularities(found, scheme),
         "agreement": summary.figures(found)["schemes"][scheme]["oracle_agreement"],
-        "seconds": summary.tuning(found, scheme).get("seconds"),
+        "seconds": summary.tuning(found, scheme).seconds,
         "tuned": summary.kinds_text(found.recipe.restore.tune),
         "effects": effects.effects(found, scheme),
         "controls": controlled.controls(found, scheme),
@@ -134,9 +135,10 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
 
 def _damage(found: Found, scheme: str) -> dict[str, Any] | None:
     """What quantization did to margins, with the published ratio for this many weight bits."""
-    note = found.notes.get(f"damage-{scheme}")
+    damage = found.facts.get(Damage, scheme)
     bits = re.search(r"w(\d)a", scheme)
-    return {**note, "published": PUBLISHED.get(int(bits[1])) if bits else None, "frontier": _frontier(found, scheme)} if note else None
+    more = {"published": PUBLISHED.get(int(bits[1])) if bits else None, "frontier": _frontier(found, scheme)}
+    return {**damage.model_dump(), **more} if damage else None
 
 
 def _frontier(found: Found, scheme: str) -> dict[str, int]:
@@ -215,9 +217,11 @@ def _tokens(text: str, fault: Fault, begin: int, end: int) -> list[dict[str, Any
 
 
 def _card(found: Found) -> dict[str, Any]:
-    card = dict(found.notes.get("card", {}))
-    notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in found.controls}  # they have their own table
-    seconds = {name: round(note["seconds"], 1) for name, note in notes.items() if "seconds" in note}
-    checkpoints = {name: note["checkpoint"] for name, note in notes.items() if "checkpoint" in note}
+    controls = found.facts.all(Control)  # they have their own table
+    kinds = (("quantize", found.facts.all(Quantized)), ("restore", found.facts.all(Tuned)))
+    made = {f"{stage}-{arm}": fact for stage, of in kinds for arm, fact in of.items() if arm not in controls}
+    seconds = {name: round(fact.seconds, 1) for name, fact in made.items() if fact.seconds is not None}
+    checkpoints = {name: fact.checkpoint for name, fact in made.items() if fact.checkpoint}
+    card = summary.card(found)
     counted = {scheme: of["text"] for scheme in found.recipe.schemes if (of := layers.layers(found, scheme))}
     return {**card, "layers": counted, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}

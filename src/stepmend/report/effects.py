@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from stepmend.facts import Effects
 from stepmend.measure import behaviour, endings, statistics
 from stepmend.records import Grade, Trace
 from stepmend.report.summary import Found, final, points, span, tuning
@@ -38,18 +39,19 @@ def effects(found: Found, scheme: str) -> dict[str, Any] | None:
     pairs = [statistics.paired(found.outcomes(scheme, level), found.outcomes(restored, level)) for level in names]
     adjusted = statistics.holm([pair.p for pair in pairs])
     levels = [{"level": name, **_row(pair, margin, p)} for name, pair, p in zip(names, pairs, adjusted, strict=True)]
-    note = found.notes.get(f"effects-{restored}", {})
-    measures = {name: {**note[name], "text": text} for name, text in MEASURES.items() if name in note}
+    kept = found.facts.get(Effects, restored)
+    changes = {"question": kept.question, "kl": kept.kl} if kept else {}
+    measures = {name: {**of.model_dump(), "text": text} for name, text in MEASURES.items() if (of := changes.get(name))}
     total = _row(statistics.paired(found.outcomes(scheme), found.outcomes(restored)), margin)
     endings = _endings(found, scheme, restored)
     worse = _worse(levels, total, measures, endings)
     undecided = [row.get("level") or row["ending"] for row in (*levels, *endings) if row["verdict"] == "not shown"]
     undecided += [m["text"] for m in measures.values() if m["low"] <= 0 < m["high"]]
-    if (change := tuning(found, scheme).get("chosen_change") or 0.0) < 0:
+    if (change := tuning(found, scheme).chosen_change or 0.0) < 0:
         worse.append(f"the bullets' own chosen texts: {-change:.3f} nats a token less likely (raise restore.keep_chosen)")
     counts = {"lost": total["lost"], "gained": total["gained"], "accuracy": total, "margin": margin, "undecided": undecided}
     counts |= {"shown": _shown(total, margin, undecided)}
-    missing = [] if note else list(MEASURES.values())
+    missing = [] if kept else list(MEASURES.values())
     return {"arm": restored, "levels": levels, **counts, "measures": measures, "endings": endings, "worse": worse, "missing": missing}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepmend.arms import parse
+from stepmend.facts import Card, Placement
 from stepmend.measure import statistics
 from stepmend.records import Grade, InputError, Problem, Trace, digest
 from stepmend.report.summary import Found
@@ -62,12 +63,13 @@ class ArmLog:
     @property
     def placement(self) -> dict[str, str]:
         """Where it was computed: device and dtype, where the run kept them."""
-        kept = self.found.notes.get("placement", {})
-        return {name: str(kept[name]) for name in ("device", "dtype") if name in kept}
+        kept = self.found.facts.get(Placement)
+        return {"device": kept.device, "dtype": kept.dtype} if kept else {}
 
     @property
     def versions(self) -> dict[str, str]:
-        return {name: str(version) for name, version in self.found.notes.get("card", {}).get("versions", {}).items()}
+        kept = self.found.facts.get(Card)
+        return kept.versions if kept else {}
 
 
 def write(found: Found, folder: Path, tool: Tool, out: Path) -> list[Path]:

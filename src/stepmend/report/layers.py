@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stepmend.facts import Quantized
 from stepmend.report.summary import Found, tuning
 
 EXPERTS = "experts in one tensor"
@@ -15,8 +16,9 @@ def layers(found: Found, scheme: str) -> dict[str, Any] | None:
     ``untuned`` could not be; ``adapted`` have an adapter; ``norms`` norms were changed; these five are None where nothing was restored.
     ``dense`` are the modules left in full precision, by reason. ``text`` says all of it.
     """
-    made, restored = found.notes.get(f"quantize-{scheme}", {}).get("layers"), tuning(found, scheme).get("layers") or {}
-    if not made or "codes" not in made:
+    quantized, restored = found.facts.get(Quantized, scheme), tuning(found, scheme).layers
+    made: dict[str, Any] = dict(quantized.layers) if quantized else {}
+    if "codes" not in made:
         return None
     dense = {why: count for why, count in made["left alone"].items() if why != EXPERTS}
     counts = {name: restored.get(name) for name in ("solved", "rescaled", "untuned", "norms", "adapted")}

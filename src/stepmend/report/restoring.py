@@ -1,8 +1,9 @@
-"""How a scheme was restored, from the notes of its tuning: validation, range test, codes, and whether the result was accepted."""
+"""How a scheme was restored, from the facts of its tuning: validation, range test, codes, and whether the result was accepted."""
 
 import math
 from typing import Any
 
+from stepmend.facts import Tuned
 from stepmend.report.summary import Found
 
 UNCHANGED = "the quantized model is returned unchanged"
@@ -17,9 +18,9 @@ def restoring(found: Found, scheme: str) -> list[dict[str, Any]]:
     """
     rounds = []
     for arm in found.restored(scheme):
-        note = found.notes.get(f"restore-{arm}", {})
-        if "kept" in note:
-            rounds.append(_round(arm, note))
+        tuned = found.facts.get(Tuned, arm)
+        if tuned and tuned.kept is not None:
+            rounds.append(_round(arm, tuned))
     return rounds
 
 
@@ -28,44 +29,44 @@ def returned(found: Found, scheme: str) -> bool:
     return any(round["refused"] for round in restoring(found, scheme)[:1])
 
 
-def _round(arm: str, note: dict[str, Any]) -> dict[str, Any]:
-    verdict, rates, tested = note.get("verdict"), note.get("rates") or {}, note.get("tested") or {}
+def _round(arm: str, of: Tuned) -> dict[str, Any]:
+    verdict, rates, tested = of.verdict, of.rates, of.tested
     return {
         "arm": arm,
-        "refused": None if note["kept"] else _refused(note),
-        "states": _states(note),
-        "verdict": {**verdict, "change": verdict["after"] - verdict["before"]} if verdict else None,
+        "refused": None if of.accepted else _refused(of),
+        "states": _states(of),
+        "verdict": {**verdict.model_dump(), "change": verdict.after - verdict.before} if verdict else None,
         "rates": [{"kind": kind, "rate": rates.get(kind), "tried": dict(tested.get(kind, []))} for kind in sorted({*rates, *tested})],
         "tested": sorted({rate for tried in tested.values() for rate, _ in tried}),
-        "moved": note.get("moved") or 0.0,
-        "curve": note.get("curve") or [],
-        "steps": len(note.get("losses") or []),
-        "other": note.get("other"),
-        "endings": note.get("endings"),
-        "bullets": note.get("bullets", 0),
-        "anchors": note.get("anchors", 0),
+        "moved": of.moved,
+        "curve": of.curve,
+        "steps": len(of.losses),
+        "other": of.other,
+        "endings": of.endings.model_dump() if of.endings else None,
+        "bullets": of.bullets,
+        "anchors": of.anchors,
     }
 
 
-def _refused(note: dict[str, Any]) -> str:
-    if endings := note.get("endings"):  # counted only where KL was better
-        counts = f"{endings['lost']} new, {endings['gained']} fewer, p = {endings['p']:.2g}"
+def _refused(of: Tuned) -> str:
+    if endings := of.endings:  # counted only where KL was better
+        counts = f"{endings.lost} new, {endings.gained} fewer, p = {endings.p:.2g}"
         return f"More solutions of held-out problems are cut off or loop ({counts}): {UNCHANGED}."
     return NOT_BETTER
 
 
-def _states(note: dict[str, Any]) -> list[dict[str, Any]]:
+def _states(of: Tuned) -> list[dict[str, Any]]:
     """The model after each stage, with its KL on the problems that choose among states; the stages that were left out say why."""
-    solved, curve = note.get("solved"), note.get("curve") or []
+    solved, curve = of.solved, of.curve
     start = solved[0] if solved else curve[0][1] if curve else None
     rows: list[dict[str, Any]] = [{"state": "quantized", "kl": start, "note": ""}]
     if solved:
         better = solved[1] < solved[0]
-        said = f"{100 * (note.get('moved') or 0.0):.1f} % of the codes moved" if better else "not better: quantized codes kept"
+        said = f"{100 * of.moved:.1f} % of the codes moved" if better else "not better: quantized codes kept"
         rows.append({"state": "codes solved", "kl": solved[1], "note": said})
     if curve:
         at, best = min(curve, key=lambda point: point[1])
-        rows.append({"state": "tuned", "kl": best, "note": f"state of step {at}, of {len(note.get('losses') or [])} taken"})
+        rows.append({"state": "tuned", "kl": best, "note": f"state of step {at}, of {len(of.losses)} taken"})
     return rows
 
 

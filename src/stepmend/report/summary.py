@@ -1,36 +1,37 @@
 """The figures of a run, computed from its records."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import ValidationError
 from rich.table import Table
 
-from stepmend import inputs
 from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
+from stepmend.facts import Card, Damage, Facts, Gate, Judged, Tally, Tuned
 from stepmend.measure import fitness, statistics
 from stepmend.recipe import Recipe
 from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
-from stepmend.rundir import check_files, read_note
+from stepmend.rundir import check_files, file_of, read_facts
+from stepmend.store import manifest
+from stepmend.store.log import Log, MadeLog
 
 T = TypeVar("T", bound=Made)
 
 
 @dataclass(frozen=True)
 class Found:
-    """All that a run kept; records of an arm by problem id, ``test`` the ids of the held-out problems."""
+    """All that counts of what a run kept; records of an arm by problem id, ``test`` the held-out problems."""
 
     recipe: Recipe
-    notes: dict[str, dict[str, Any]]
+    facts: Facts
     problems: dict[str, Problem]
-    traces: dict[str, dict[str, Trace]]
-    grades: dict[str, dict[str, Grade]]
-    faults: dict[str, dict[str, Fault]]
+    traces: dict[str, Mapping[str, Trace]]
+    grades: dict[str, Mapping[str, Grade]]
+    faults: dict[str, Mapping[str, Fault]]
     bullets: dict[str, list[Bullet]]
 
     @property
@@ -42,17 +43,12 @@ class Found:
         """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twins, round by round."""
         order = [FULL, *(name for scheme in self.recipe.schemes for name in (scheme, *self.restored(scheme)))]
         solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
-        refused = {arm for arm in order if not self.notes.get(f"restore-{arm}", {}).get("kept", True)}  # the quantized model, unchanged
+        refused = {arm for arm in order if (tuned := self.facts.get(Tuned, arm)) and not tuned.accepted}  # the quantized model, unchanged
         return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
 
     def restored(self, scheme: str) -> list[str]:
         """The restored arms that the recipe asks for, one a round."""
         return [str(Arm(scheme).restored(number)) for number in range(1, self.recipe.restore.rounds + 1)]
-
-    @property
-    def controls(self) -> dict[str, dict[str, Any]]:
-        """What was noted of every control, by its arm."""
-        return {name.removeprefix("control-"): note for name, note in self.notes.items() if name.startswith("control-")}
 
     def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
         """Right or not on the held-out problems, of one level or subject or of all."""
@@ -78,32 +74,31 @@ def read(folder: Path) -> Found:
 
 
 def _read(folder: Path) -> Found:
-    notes = {file.stem: read_note(file) for file in sorted((folder / "notes").glob("*.json"))}
-    problems, grades = folder / "problems.jsonl", _by_arm(folder / "grades.jsonl", Grade)
+    stages = manifest.read(folder)
+    counts = None if stages is None else frozenset(stages.values())
+    facts = [fact for fact in read_facts(folder, keep=False) if counts is None or fact.get("made_by", "") in counts | {""}]
+    grades = _by_arm(folder, Grade, counts)
     return Found(
         Recipe.from_json(folder / "recipe.json"),
-        notes,
-        {p.id: p for p in map(Problem.model_validate_json, inputs.content(problems).splitlines())} if problems.exists() else {},
-        _by_arm(folder / "traces.jsonl", Trace),
+        Facts(facts),
+        {problem.id: problem for problem in Log(file_of(folder, Problem), Problem, keep=False)},
+        _by_arm(folder, Trace, counts),
         grades,
-        _unsolved(_by_arm(folder / "faults.jsonl", Fault), grades),
-        {arm: list(of.values()) for arm, of in _by_arm(folder / "bullets.jsonl", Bullet).items()},
+        _unsolved(_by_arm(folder, Fault, counts), grades),
+        {arm: list(of.values()) for arm, of in _by_arm(folder, Bullet, counts).items()},
     )
 
 
-def _by_arm(file: Path, kind: type[T]) -> dict[str, dict[str, T]]:
-    """Records by arm and problem; the last one counts, and a line that a crash cut does not."""
-    found: dict[str, dict[str, T]] = {}
-    for line in inputs.content(file).splitlines() if file.exists() else []:
-        try:
-            record = kind.model_validate_json(line)
-        except ValidationError:
-            continue
-        found.setdefault(record.arm, {})[record.problem] = record
-    return found
+def _by_arm(folder: Path, kind: type[T], counts: Set[str] | None) -> dict[str, Mapping[str, T]]:
+    """Records by arm and problem, those of the digests that count; all of an earlier version's run, of which the last ones count."""
+    log, digests = MadeLog(file_of(folder, kind), kind, keep=False), dict[str, list[str]]()
+    for made_by, arm in log.digests.items():
+        if counts is None or made_by in counts:
+            digests.setdefault(arm, []).append(made_by)
+    return {arm: log.of(*of) for arm, of in digests.items()}
 
 
-def _unsolved(faults: dict[str, dict[str, Fault]], grades: dict[str, dict[str, Grade]]) -> dict[str, dict[str, Fault]]:
+def _unsolved(faults: Mapping[str, Mapping[str, Fault]], grades: Mapping[str, Mapping[str, Grade]]) -> dict[str, Mapping[str, Fault]]:
     """Without the faults that a model of another checkpoint under the same name no longer has."""
     right = {arm: {p for p, grade in of.items() if grade.outcome == "correct"} for arm, of in grades.items()}
     return {arm: {p: fault for p, fault in of.items() if p not in right.get(arm, ())} for arm, of in faults.items()}
@@ -165,15 +160,15 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "mcnemar_p": against["mcnemar_p"],
         "holm": against["holm"],
         "bullets": len(found.bullets.get(scheme, [])),
-        "restore_seconds": tuning(found, scheme).get("seconds"),
+        "restore_seconds": tuning(found, scheme).seconds,
         "regressions_located": sum(fault.step is not None for fault in faults),
         "oracle_agreement": oracle_agreement(found, faults),
     }
 
 
-def tuning(found: Found, scheme: str) -> dict[str, Any]:
-    """What was noted of a scheme's last tuning: seconds, losses, tokens; empty where nothing was restored."""
-    return found.notes.get(f"restore-{final(found, scheme)}", {})
+def tuning(found: Found, scheme: str) -> Tuned:
+    """What was kept of a scheme's last tuning: seconds, losses, tokens; empty where nothing was restored."""
+    return found.facts.get(Tuned, final(found, scheme) or "") or Tuned()
 
 
 def locating(faults: Iterable[Fault]) -> dict[str, int]:
@@ -215,11 +210,12 @@ def fit(found: Found) -> fitness.Fitness:
 
 def _unrestored(found: Found, scheme: str) -> str:
     """Why a scheme that lost accuracy has no restored arm."""
-    if not found.notes.get(f"restore-{Arm(scheme).restored()}", {}).get("kept", True):
+    if (tuned := found.facts.get(Tuned, str(Arm(scheme).restored()))) and not tuned.accepted:
         return "no state was better on held-out problems; the quantized model is returned unchanged"
     if fit(found).weak and not found.recipe.restore.within_noise:
         return f"full precision solves under {100 * fitness.LOW_ACCURACY:.0f} % of the problems; not restored"
-    return found.notes.get(f"gate-{scheme}", {}).get("why") or "not restored yet"
+    gate = found.facts.get(Gate, scheme)
+    return (gate and gate.why) or "not restored yet"
 
 
 def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
@@ -277,33 +273,45 @@ def notices(found: Found) -> list[str]:
             f"Noise floor: full precision in other batches changes {changed} of {noise['n']} outcomes ({points(noise['value'])} points)."
         )
     for scheme in found.recipe.schemes:
-        if (damage := found.notes.get(f"damage-{scheme}")) and scheme in found.arms:
+        if (damage := found.facts.get(Damage, scheme)) and scheme in found.arms:
             lines.append(f"{scheme}: {damage_text(damage)}")
         if faults := found.faults.get(scheme):
             lines.append(f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(faults.values()).items())}")
-    for name, tally in found.notes.get("judges", {}).items():
+    for name, tally in judges(found).items():
         lines.append(f"judge {name}: {judge_text(tally)}")
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines
 
 
-def damage_text(damage: Mapping[str, Any]) -> str:
+def damage_text(damage: Damage) -> str:
     """What quantization did to margins, in words."""
-    ratio, auc = damage["ratio"], damage["auc"]
+    ratio, auc = damage.ratio, damage.auc
     foretold = "" if auc is None else f"; small margins foretell them with AUC {auc:.3f}"
     return (
-        f"margins are {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) times full precision's; "
-        f"{damage['flips']} of {damage['tokens']:,} tokens flip{foretold}"
+        f"margins are {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times full precision's; "
+        f"{damage.flips} of {damage.tokens:,} tokens flip{foretold}"
     )
 
 
-def judge_text(tally: Mapping[str, Any]) -> str:
+def card(found: Found) -> dict[str, Any]:
+    """What made the run, as page and model card show it; empty where it kept none."""
+    kept = found.facts.get(Card)
+    return kept.model_dump(mode="json", exclude={"version", "fact", "arm", "made_by"}) if kept else {}
+
+
+def judges(found: Found) -> dict[str, Tally]:
+    """What became of the judges' questions, by judge; empty where none was asked."""
+    judged = found.facts.get(Judged)
+    return judged.judges if judged else {}
+
+
+def judge_text(tally: Tally) -> str:
     """What became of a judge's questions, in words; a judge without a single vote is said to be none."""
-    votes = tally["faults"] + tally["none"]
-    counts = f"{tally['faults']} faults named, {tally['none']} times none found, {tally['off_menu']} off the menu, {tally['failed']} failed"
-    counts += f", {tally['not_asked']} not asked; {tally['tokens']:,} tokens"
-    return (counts if votes else f"no vote at all: {counts}") + (f"; given up: {tally['given_up']}" if tally["given_up"] else "")
+    votes = tally.faults + tally.none
+    counts = f"{tally.faults} faults named, {tally.none} times none found, {tally.off_menu} off the menu, {tally.failed} failed"
+    counts += f", {tally.not_asked} not asked; {tally.tokens:,} tokens"
+    return (counts if votes else f"no vote at all: {counts}") + (f"; given up: {tally.given_up}" if tally.given_up else "")
 
 
 def recovery_text(interval: statistics.Interval) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepmend.context import Context
+from stepmend.facts import Endings, Tuned
 from stepmend.measure import behaviour, statistics
 from stepmend.models import load
 from stepmend.recipe import Restore
@@ -23,36 +24,40 @@ def restore(
     held_out: Sequence[Solution] = (), rates: dict[str, float] | None = None,
 ) -> None:  # fmt: skip
     """The checkpoint of ``arm``: that of ``base``, restored on bullets; without ``held_out`` at the rates given, and in any case."""
-    out, note = context.folder(arm), f"restore-{arm}"
-    texts = [(one.problem, one.tokens) for one in (*anchors, *held_out)]
-    of = context.digest(base), recipe.model_dump(), tune.rate_of(recipe), rates, seed, [b.model_dump() for b in bullets], texts
-    made_by = digest("restore", tune.VERSION, *of)
-    if out.exists() and context.finished(note, made_by):
+    out, texts = context.folder(arm), [(one.problem, one.tokens) for one in (*anchors, *held_out)]
+    of = tune.rate_of(recipe), rates, seed, [b.model_dump() for b in bullets], texts
+    made_by, earlier = (digest("restore", tune.VERSION, context.digest(base), how, *of) for how in (tuning(recipe), recipe.model_dump()))
+    record = context.finished(Tuned, arm, made_by, earlier)
+    if record and context.holds(arm, record.checkpoint):
         return
     context.keep()  # memory is needed
     given: dict[str, Any] = {"seed": seed, "anchors": anchors, "held_out": held_out, "rates": rates, "say": context.stages.say}
     with context.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
         begin = time.perf_counter()
-        tuned = tune.restore(context.parent, context.folder(base), list(bullets), recipe, out, tick=tick, **given)
-    if tuned.chosen_change is not None and tuned.chosen_change < 0:
-        context.stages.say(f"  {arm}: the chosen steps lost {-tuned.chosen_change:.3f} nats a token; raise restore.keep_chosen")
-    facts = {key: value for key, value in asdict(tuned).items() if key not in ("losses", "verdict")}
-    context.dir.note(
-        note,
-        made_by=made_by,
-        seconds=time.perf_counter() - begin,
-        checkpoint=load.checkpoint_digest(out),
-        bullets=len(bullets),
-        anchors=len(anchors),
-        losses=[round(loss, 5) for loss in tuned.losses],
-        verdict=asdict(tuned.verdict) if tuned.verdict else None,
-        **facts,
-    )
+        done = tune.restore(context.parent, context.folder(base), list(bullets), recipe, out, tick=tick, **given)
+    if done.chosen_change is not None and done.chosen_change < 0:
+        context.stages.say(f"  {arm}: the chosen steps lost {-done.chosen_change:.3f} nats a token; raise restore.keep_chosen")
+    facts = asdict(done) | {"losses": [round(loss, 5) for loss in done.losses], "bullets": len(bullets), "anchors": len(anchors)}
+    facts |= {"arm": arm, "made_by": record.made_by if record else made_by, "seconds": time.perf_counter() - begin}
+    context.made(arm, checkpoint := load.checkpoint_digest(out))
+    context.dir.keep(Tuned.model_validate(facts | {"checkpoint": checkpoint}))
+
+
+def tuning(recipe: Restore) -> dict[str, Any]:
+    """The keys of the recipe that decide how one checkpoint is restored."""
+    return recipe.model_dump(exclude={"rounds", "within_noise"})
+
+
+def tuned(context: Context, arm: str) -> Tuned:
+    """What was kept of the restoring of an arm, which is finished."""
+    fact = context.dir.fact(Tuned, arm)
+    assert fact is not None
+    return fact
 
 
 def kept(context: Context, arm: str) -> bool:
     """Whether tuning ended in a state that is better on held-out problems."""
-    return context.dir.notes()[f"restore-{arm}"]["kept"]
+    return tuned(context, arm).accepted
 
 
 def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], after: Mapping[str, Trace]) -> None:
@@ -60,15 +65,14 @@ def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], af
 
     ``before`` and ``after`` are both arms' traces of held-out problems, by problem id.
     """
-    note = f"restore-{arm}"
-    facts = context.dir.notes()[note]
     counts = statistics.paired(*(np.array([not odd(of[p]) for p in before]) for of in (before, after)))
     worse = counts.p < 0.05 and counts.only_first > counts.only_second
-    facts |= {"endings": {"lost": counts.only_first, "gained": counts.only_second, "p": counts.p, "n": counts.n}}
+    changed: dict[str, Any] = {"endings": Endings(lost=counts.only_first, gained=counts.only_second, p=counts.p, n=counts.n)}
     if worse:
         make_folder(context.folder(arm), lambda part: shutil.copytree(context.folder(base), part, dirs_exist_ok=True) and None)
-        facts |= {"kept": False, "checkpoint": load.checkpoint_digest(context.folder(arm))}
-    context.dir.note(note, **facts)
+        context.made(arm, checkpoint := load.checkpoint_digest(context.folder(arm)))
+        changed |= {"kept": False, "checkpoint": checkpoint}
+    context.dir.keep(tuned(context, arm).model_copy(update=changed))
 
 
 def odd(trace: Trace) -> bool:
@@ -78,6 +82,6 @@ def odd(trace: Trace) -> bool:
 
 def refused(context: Context, arm: str) -> str:
     """Why a restored checkpoint was not accepted, from what was noted of it."""
-    if of := context.dir.notes()[f"restore-{arm}"].get("endings"):  # counted only where KL was better
-        return f"more held-out solutions are cut off or loop ({of['lost']} new, {of['gained']} fewer, p = {of['p']:.2g})"
+    if of := tuned(context, arm).endings:  # counted only where KL was better
+        return f"more held-out solutions are cut off or loop ({of.lost} new, {of.gained} fewer, p = {of.p:.2g})"
     return "no state was better on held-out problems"

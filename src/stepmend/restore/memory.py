@@ -82,4 +82,4 @@ def text(parts: dict[str, float], free: int, checkpointing: bool = False) -> str
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
     line += "; with gradient checkpointing" if checkpointing else ""
-    return line if fits(parts, free) else f"{line}: this may not fit; lower restore.batch_size, in another --out"
+    return line if fits(parts, free) else f"{line}: this may not fit; lower restore.batch_size"

@@ -358,7 +358,7 @@ def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe
     try:
         check(backward(sorted(range(len(lengths)), key=lambda i: lengths[i])[-recipe.batch_size :]))
     except torch.OutOfMemoryError:
-        raise InputError("restore: the longest bullets do not fit into memory; lower restore.batch_size, in another --out") from None
+        raise InputError("restore: the longest bullets do not fit into memory; lower restore.batch_size") from None
     reached: dict[str, float] = dict.fromkeys(kinds, 0.0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

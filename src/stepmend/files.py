@@ -1,0 +1,97 @@
+"""Files and folders that are there whole or not at all, files that only grow, and nothing that is written through a link."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from stepmend import inputs
+from stepmend.records import InputError, Record
+
+
+def appending(file: Path) -> BufferedWriter:
+    """A file opened to write behind what it holds, made where there is none. Raises InputError for a link and what else is no file."""
+    if file.exists() and not file.is_symlink():
+        inputs.regular(file)  # a FIFO would be waited for
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"out: {file} is a symbolic link; stepmend does not write through links") from None
+    return os.fdopen(descriptor, "ab")
+
+
+def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
+    """Write records behind what a file has, a line each, and flush them to disk: all of them, or none where the disk is full."""
+    begin = os.fstat(stream.fileno()).st_size
+    try:
+        stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(stream.fileno(), begin)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file that is either there whole or not at all."""
+    replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
+    part = folder.with_name(folder.name + ".part")
+    _remove(part)
+    part.mkdir(parents=True)
+    try:
+        fill(part)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        # safetensors has an error type of its own; what the system said stands in its text.
+        if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
+            raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
+        raise
+    _readable(part)
+    _remove(folder)
+    part.rename(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file, or a link but not what it points to, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _readable(folder: Path) -> None:
+    """Files as a new file has them: safetensors keeps its own from everybody but their owner, and a server may be another user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
+def replace(file: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
+
+    The file beside it is always created, whatever stands there: nothing is written through a link.
+    """
+    part = file.with_name(file.name + ".part")
+    try:
+        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        write(part)
+        os.replace(part, file)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,84 @@
+"""Which records and facts of a run count: those of the stages that this recipe's run has come to.
+
+A run announces every stage before it does the first work of it, under a label and with the digest of its inputs. The manifest is the list
+of these, in their order. Where a stage's digest differs from the one it had, the list is cut there: what came after it may have been made
+from it, and counts again when it is announced again. Records themselves are never removed by that.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stepmend import inputs
+from stepmend.files import write_text
+from stepmend.records import InputError
+
+NAME = "manifest.json"
+
+
+class Kept(BaseModel):
+    """What the file holds: the digests of the stages, by label, in the order in which they were announced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 1
+    stages: dict[str, str]
+
+
+class Manifest:
+    """The list of one run, in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """A damaged file is said and moved aside: each stage is announced again."""
+        self._file = folder / NAME
+        stages = read(folder, strict=False)
+        if stages is None and self._file.exists():
+            aside = self._file.with_name(NAME + ".rejected")
+            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; the stages of this run are gone through again", stacklevel=2)
+            self._file.replace(aside)
+        self._stages = stages or {}
+
+    def announce(self, label: str, made_by: str) -> bool:
+        """Say that a stage is next; whether that has changed the list."""
+        if self._stages.get(label) == made_by:
+            return False
+        self._stages = dict(_until(self._stages, label)) | {label: made_by}
+        write_text(self._file, json.dumps(Kept(stages=self._stages).model_dump(), indent=1) + "\n")
+        return True
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The digests of the records and facts that count."""
+        return frozenset(self._stages.values())
+
+
+def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
+    """The stages before one; all where it is not among them."""
+    for other, made_by in stages.items():
+        if other == label:
+            return
+        yield other, made_by
+
+
+def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
+    """The stages that a run has come to, with their digests; None where the folder is of a version that kept no manifest.
+
+    Raises InputError where it is of a newer version, and where it is damaged; None for that, too, where ``strict`` is off.
+    """
+    file = folder / NAME
+    if not file.exists():
+        return None
+    try:
+        kept = Kept.model_validate_json(inputs.content(file))
+    except (ValidationError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        if strict:
+            raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' makes it again") from None
+        return None
+    if kept.version > 1:
+        raise InputError(f"{file}: made by a newer version of stepmend; install that one, or choose another folder")
+    return kept.stages
