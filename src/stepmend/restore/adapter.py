@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stepmend import formats
 from stepmend.models import check, load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
@@ -30,8 +31,8 @@ def attach(folder: str, recipe: Restore) -> Any:
     from transformers import CompressedTensorsConfig
 
     device, dtype = load.placement(folder)
-    quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
-    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    compressed = formats.method_of(folder) == "compressed-tensors"  # others are made dense when they are loaded
+    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
     model: Any = load.pretrained(folder, dtype=dtype, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one

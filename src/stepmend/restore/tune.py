@@ -149,7 +149,7 @@ class _Work:
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
-        left = scales.untuned(self.model, self.quantized) if self.kind is scales else []
+        left = scales.untuned(self.model) if self.kind is scales else []
         if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
