@@ -14,8 +14,8 @@ from stepmend.locate import completers, faults, judges, reliability
 from stepmend.locate.panel import Panel
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
+from stepmend.quantize import given, schemes
 from stepmend.quantize import run as quantizer
-from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.records import Grade, Judgement, Problem
 from stepmend.rundir import RunDir
@@ -31,6 +31,8 @@ class Context:
         self.parent = load.locate(recipe.model)
         for scheme in self.schemes:
             quantizer.preflight(self.parent, scheme)
+        looked = [given.look(self.parent, recipe.model, path) for path in recipe.quantized]
+        self.given = {one.name: one for one in looked}
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
@@ -113,6 +115,8 @@ class Context:
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's checkpoint."""
+        if arm in self.given:
+            return Path(self.given[arm].folder)
         return self.dir.path / parse(arm).folder if parse(arm).scheme else Path(self.parent)
 
     def digest(self, arm: str) -> str:

@@ -20,25 +20,31 @@ GIB = 1 << 30
 def check(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[list[str] | None, typer.Option(help="A scheme to check the model for; may be given again.")] = None,
+    quantized: Annotated[list[str] | None, typer.Option(help="A low-bit checkpoint of the model to check; may be given again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time. Reads no weights.
+    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time.
 
-    Example: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/]; exit code 2 where a run would be refused
+    No weights are read, but for scales and a few rows of a low-bit checkpoint; exit code 2 where a run would be refused.
+
+    Examples: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/];
+    [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --quantized Qwen/Qwen2.5-0.5B-Instruct-AWQ[/]
     """
     from stepmend.quantize import schemes as table
     from stepmend.recipe import Recipe
 
-    parsed = [table.parse(name) for name in scheme or Recipe().schemes]
+    parsed = [table.parse(name) for name in scheme or (() if quantized else Recipe().schemes)]
     silence()
     import torch
 
     from stepmend.models import check as checking
     from stepmend.models import load, timing
+    from stepmend.quantize import given
     from stepmend.quantize import run as quantizer
 
     folder = load.locate(model)
-    layers, *_ = [quantizer.preflight(folder, one) for one in parsed]
+    looked = [given.look(folder, model, path) for path in quantized or ()]
+    layers, *_ = [quantizer.preflight(folder, one) for one in parsed] + [list(one.layers) for one in looked]
     load.load_tokenizer(folder)
     config = load.config_of(folder)
     made = load.skeleton(config)
@@ -59,10 +65,11 @@ def check(
         "device": device,
         "dtype": str(dtype).removeprefix("torch."),
         "schemes": [one.name for one in parsed],
+        "given": {one.name: one.facts() for one in looked},
         **counts,
         "scaled": {one.name: len({name for _, names in pairs for name in names}) for one, pairs in scaled.items()},
         "memory": parts,
-        "seconds": seconds,
+        "seconds": {stage: value for stage, value in seconds.items() if parsed or stage != "quantize"},
         "assumed": vars(work),
     }
     if as_json:
@@ -114,4 +121,10 @@ def _show(facts: dict[str, Any], spent: float) -> None:
     say(screen, f"memory of tuning: about {sum(facts['memory'].values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
     text = f"{assumed['problems']} test problems, {assumed['slots']} at once, solutions of {assumed['solution']} tokens"
     say(screen, f"time, an estimate from a probe of {spent:.1f} s on this machine as it is now ({text}): {_times(facts['seconds'])}")
-    say(screen, f"schemes: {', '.join(facts['schemes'])}: can be made")
+    if facts["schemes"]:
+        say(screen, f"schemes: {', '.join(facts['schemes'])}: can be made")
+    for name, one in facts["given"].items():
+        counts, told = one["layers"], one["given"]
+        say(screen, f"{name}: {told['format']}, {told['holds']}; codes and scales of {counts['tuned']} can be restored")
+        for warning in told["warnings"]:
+            say(screen, f"{name}: warning: {warning}")

@@ -70,7 +70,11 @@ class Awq:
     def codes(self, layer: str) -> Codes:
         """The codes, scales and zero points of a layer."""
         zeros_MG = None if self.layers[layer].symmetric else self._unpacked(f"{layer}.qzeros")
-        return Codes(self._unpacked(f"{layer}.qweight"), self.tensors.read(f"{layer}.scales").T.contiguous(), zeros_MG, BITS)
+        return Codes(self._unpacked(f"{layer}.qweight"), self.scale(layer), zeros_MG, BITS)
+
+    def scale(self, layer: str) -> "torch.Tensor":
+        """The scales of a layer."""
+        return self.tensors.read(f"{layer}.scales").T.contiguous()
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """``qweight`` for other codes."""

@@ -77,6 +77,10 @@ class Format(Protocol):
         """The codes, scales and zero points of a layer."""
         ...
 
+    def scale(self, layer: str) -> "torch.Tensor":
+        """The scales of a layer alone, [M, G], in the file's dtype."""
+        ...
+
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """The file's tensors for other codes of a layer (columns as the model has them), by name."""
         ...

@@ -112,7 +112,7 @@ class Compressed:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         of, read = self.layers[layer], self.tensors.read
-        scale_MG = read(f"{layer}.weight_scale")
+        scale_MG = self.scale(layer)
         zeros = None if of.symmetric else read(f"{layer}.weight_zero_point")
         if f"{layer}.weight_packed" not in self.tensors:
             return Codes(read(f"{layer}.weight"), scale_MG, zeros, of.bits)
@@ -120,6 +120,10 @@ class Compressed:
         if zeros is not None:
             zeros = unpack_from_int32(zeros, of.bits, torch.Size((of.rows, of.groups)), packed_dim=0)
         return Codes(codes_MN, scale_MG, zeros, of.bits)
+
+    def scale(self, layer: str) -> "torch.Tensor":
+        """The scales of a layer."""
+        return self.tensors.read(f"{layer}.weight_scale")
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """``weight_packed`` or ``weight`` for other codes."""

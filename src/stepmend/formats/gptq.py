@@ -58,8 +58,7 @@ class Gptq:
         packing.need(self.tensors, f"{name}.qzeros", ("I32",), (groups, rows * bits // 32))
         if columns * bits % 32 or rows * bits % 32 or columns % groups:
             raise packing.wrong(self.tensors, f"{name}: {groups} groups of {rows} x {columns} codes of {bits} bits do not come out even")
-        if self.tensors.shape(f"{name}.g_idx") not in ((), (columns,)):
-            raise packing.wrong(self.tensors, f"{name}.g_idx does not name the group of each of {columns} columns")
+        self._order(name, columns, groups)
         return Layer(rows, columns, bits, groups, bool((self._zeros(name, bits, groups, rows) == 0).all()))
 
     def _zeros(self, name: str, bits: int, groups: int, rows: int) -> "torch.Tensor":
@@ -81,23 +80,27 @@ class Gptq:
         of = self.layers[layer]
         codes_NM = unpack_from_int32(self.tensors.read(f"{layer}.qweight"), of.bits, torch.Size((of.columns, of.rows)), packed_dim=0)
         zeros_MG = None if of.symmetric else self._zeros(layer, of.bits, of.groups, of.rows)
-        scale_MG = self.tensors.read(f"{layer}.scales").T.contiguous()
-        return Codes(codes_NM.T.contiguous(), scale_MG, zeros_MG, of.bits, self._order(layer))
+        scale_MG = self.scale(layer)
+        return Codes(codes_NM.T.contiguous(), scale_MG, zeros_MG, of.bits, self._order(layer, of.columns, of.groups))
 
-    def _order(self, layer: str) -> "torch.Tensor | None":
+    def _order(self, name: str, columns: int, groups: int) -> "torch.Tensor | None":
         """The columns group by group; None where they stand so. Raises InputError where groups are not of one size."""
         import torch
 
-        of = self.layers[layer]
-        if f"{layer}.g_idx" not in self.tensors:
+        if f"{name}.g_idx" not in self.tensors:
             return None
-        group_N = self.tensors.read(f"{layer}.g_idx").long()
-        size = of.columns // of.groups
-        usual_N = torch.arange(of.columns) // size
+        if self.tensors.kind(f"{name}.g_idx") not in ("I32", "I64") or self.tensors.shape(f"{name}.g_idx") != (columns,):
+            raise packing.wrong(self.tensors, f"{name}.g_idx does not name the group of each of {columns} columns")
+        group_N = self.tensors.read(f"{name}.g_idx").long()
+        usual_N = torch.arange(columns) // (columns // groups)
         order_N = group_N.argsort(stable=True)
         if not torch.equal(group_N[order_N], usual_N):
-            raise packing.wrong(self.tensors, f"{layer}.g_idx: every one of {of.groups} groups needs {size} columns")
+            raise packing.wrong(self.tensors, f"{name}.g_idx: every one of {groups} groups needs {columns // groups} columns")
         return None if torch.equal(group_N, usual_N) else order_N
+
+    def scale(self, layer: str) -> "torch.Tensor":
+        """The scales of a layer."""
+        return self.tensors.read(f"{layer}.scales").T.contiguous()
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """``qweight`` for other codes."""

@@ -110,6 +110,13 @@ class Tensors:
         with safe_open(self.headers[name].file, "pt") as opened:
             return opened.get_tensor(name)
 
+    def rows(self, name: str, count: int) -> "torch.Tensor":
+        """The first rows of a tensor, at most ``count``."""
+        from safetensors import safe_open
+
+        with safe_open(self.headers[name].file, "pt") as opened:
+            return opened.get_slice(name)[:count]
+
     def write(self, out: Path, values: Mapping[str, "torch.Tensor"]) -> None:
         """Copy the folder to ``out``, whole or not at all, with these tensors in place of its own; every other byte is the same.
 
@@ -135,6 +142,20 @@ class Tensors:
         with (part / header.file.name).open("r+b") as stream:
             stream.seek(header.start)
             stream.write(data)
+
+
+def copy(folder: Path, out: Path) -> None:
+    """Copy a checkpoint into a folder that is there: regular files, what links point to, and folders inside; nothing hidden."""
+
+    def left(place: str, names: list[str]) -> list[str]:
+        found = {name: Path(place, name) for name in names}
+        return [name for name, path in found.items() if name.startswith(".") or not (path.is_file() or _is_folder(path))]
+
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=left)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()  # a link may lead round in a circle
 
 
 def headers_of(file: Path) -> list[tuple[str, Header]]:

@@ -126,17 +126,30 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 def load_tokenizer(folder: str) -> Any:
     """The checkpoint's tokenizer, padding on the left. Raises InputError where it cannot be read, or has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and their files raise many kinds
-        raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
+    tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(folder: str) -> Any:
+    """The checkpoint's tokenizer as it is. Raises InputError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and their files raise many kinds
+        raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
+
+
+def ends_of(folder: str) -> frozenset[int]:
+    """The ids of the tokens that end an answer: of ``generation_config.json``, or where there is none of ``config.json``."""
+    beside = Path(folder) / "generation_config.json"
+    found = tensors.json_object(beside).get("eos_token_id") if beside.exists() else None
+    found = config_of(folder).eos_token_id if found is None else found
+    return frozenset(one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -226,6 +239,8 @@ def pretrained(folder: str, **options: Any) -> Any:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
     _settle(model, options.get("dtype"))
+    if low_bit and model.can_generate():
+        model.generation_config.eos_token_id = sorted(ends_of(folder)) or None
     return model
 
 

@@ -27,7 +27,7 @@ def blob(found: Found) -> dict[str, Any]:
         "n": len(found.test),
         "levels": list(dict.fromkeys(p.level for p in found.test)),
         "arms": [_arm(found, arm) for arm in found.arms],
-        "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
+        "schemes": [_scheme(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
         "margin": found.recipe.measure.margin,
@@ -219,5 +219,5 @@ def _card(found: Found) -> dict[str, Any]:
     notes = {name: note for name, note in found.notes.items() if name.partition("-")[2] not in found.controls}  # they have their own table
     seconds = {name: round(note["seconds"], 1) for name, note in notes.items() if "seconds" in note}
     checkpoints = {name: note["checkpoint"] for name, note in notes.items() if "checkpoint" in note}
-    counted = {scheme: of["text"] for scheme in found.recipe.schemes if (of := layers.layers(found, scheme))}
+    counted = {scheme: of["text"] for scheme in found.recipe.low_bit if (of := layers.layers(found, scheme))}
     return {**card, "layers": counted, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}

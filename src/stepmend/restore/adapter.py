@@ -4,13 +4,13 @@ It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. T
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stepmend import formats
+from stepmend.formats.tensors import copy
 from stepmend.models import check, load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
@@ -62,7 +62,7 @@ def export(model: Any, folder: Path, out: Path) -> None:
     """Copy the quantized checkpoint and lay the adapter beside it, in ``adapter/``."""
 
     def fill(part: Path) -> None:
-        shutil.copytree(folder, part, dirs_exist_ok=True)
+        copy(folder, part)
         model.save_pretrained(part / FOLDER)
         (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty but for this machine's paths
         config = json.loads((part / FOLDER / "adapter_config.json").read_text())

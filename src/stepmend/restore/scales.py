@@ -7,7 +7,7 @@ group.
 """
 
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,10 @@ from torch.nn.utils import parametrize
 
 from stepmend import formats
 from stepmend.formats.base import Codes, Format
-from stepmend.models import load
+from stepmend.models import load, names
 from stepmend.recipe import Restore
 from stepmend.records import InputError
 
-SCALE = ".weight_scale"
-"""The end of a name that transformers renames as it does a layer's, and whose tensor it leaves as it is."""
 FLOOR = 0.1
 """The least share of its start that a scale may shrink to. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
 
@@ -228,7 +226,7 @@ def attach(folder: str, recipe: Restore) -> Any:
     device, dtype = load.placement(folder)
     model = load.pretrained(folder, dtype=dtype).to(device)
     model.requires_grad_(False)
-    model.low_bit, model.file_names = found, layer_names(model, found)
+    model.low_bit, model.file_names = found, names.layers(model, found)
     for name, module in list(model.named_modules()):
         if name in model.file_names:
             parent, _, child = name.rpartition(".")
@@ -243,19 +241,11 @@ def attach(folder: str, recipe: Restore) -> Any:
     return model.eval()  # gradients flow all the same, and nothing is dropped out
 
 
-def layer_names(model: Any, low_bit: Format) -> dict[str, str]:
-    """The name that the files have for each linear layer with codes, by the model's name."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    numbered = {f"{name}{SCALE}": torch.tensor([i]) for i, name in enumerate(linear)}
-    there = {f"{name}{SCALE}" for name in low_bit.layers}
-    return {linear[int(i)]: name.removesuffix(SCALE) for name, i in _by_file_names(model, numbered, there).items() if name in there}
-
-
 def _attach_norms(model: Any, low_bit: Format) -> None:
     """Make the weight of every norm a tuned one, in the dtype of its file."""
     norms = {f"{name}.weight": module for name, module in model.named_modules() if _is_norm(module)}
     numbered = {name: torch.tensor([i]) for i, name in enumerate(norms)}
-    files = {int(i): name for name, i in _by_file_names(model, numbered, low_bit.tensors.headers.keys()).items()}
+    files = {int(i): name for name, i in names.by_file_names(model, numbered, low_bit.tensors.headers.keys()).items()}
     for i, module in enumerate(norms.values()):
         weight = module.get_parameter("weight")
         stored = Stored(weight, low_bit.tensors.dtype(files[i]), offset=offset_of(module))
@@ -317,26 +307,13 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
             found |= low_bit.packed(file, layer.placed(layer.codes()).contiguous())
     norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
     weights = {f"{name}.weight": module.weight.detach() for name, module in norms.items()}
-    return found | _by_file_names(model, weights, low_bit.tensors.headers.keys())
+    return found | names.by_file_names(model, weights, low_bit.tensors.headers.keys())
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
     """Raises InputError where a scale is no number, is zero, or changed its sign."""
     if not bool((torch.isfinite(after) & (after != 0) & (after.sign() == before.sign())).all()):
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
-
-
-def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
-    return _by_file_names(model, values, load.tensor_names(folder))
-
-
-def _by_file_names(model: Any, values: dict[str, torch.Tensor], there: Set[str]) -> dict[str, torch.Tensor]:
-    from transformers.core_model_loading import revert_weight_conversion
-
-    same = {name: value for name, value in values.items() if name in there}
-    other = {name: value for name, value in values.items() if name not in there}
-    return same | revert_weight_conversion(model, other) if other else same
 
 
 def untuned(model: Any) -> list[str]:
