@@ -86,3 +86,10 @@ def test_one_of_another_model_is_one_line_and_no_folder(home, tmp_path, verb):
     (line,) = done.stderr.splitlines()
     assert line.startswith("stepmend: quantized: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_does_not_go_with_what_is_made_dense(home, tmp_path):
+    done = stepmend("run", "--quantized", home / "Reasoner GPTQ+3bit", "--set", "restore.tune=lora", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == "stepmend: restore.tune = lora: adapters go with compressed-tensors checkpoints; Reasoner-GPTQ-3bit is gptq"

@@ -17,7 +17,7 @@ from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import given, schemes
 from stepmend.quantize import run as quantizer
 from stepmend.recipe import Recipe
-from stepmend.records import Grade, Judgement, Problem
+from stepmend.records import Grade, InputError, Judgement, Problem
 from stepmend.rundir import RunDir
 
 
@@ -33,6 +33,10 @@ class Context:
             quantizer.preflight(self.parent, scheme)
         looked = [given.look(self.parent, recipe.model, path) for path in recipe.quantized]
         self.given = {one.name: one for one in looked}
+        if recipe.restore.tune == "lora" and (
+            dense := [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
+        ):
+            raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)

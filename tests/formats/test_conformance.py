@@ -1,6 +1,7 @@
 """What every format has to do: be detected, give the weights that its runtime computes with, be restored, be written and be read again."""
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from stepmend import formats
 from stepmend.models import load
 from stepmend.recipe import Restore
 from stepmend.restore import scales, tune
-from tests.formats import layouts
+from tests.formats import elsewhere, layouts
 from tests.restore.made import bullets, quantized
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,30 +26,36 @@ OTHERS = [layouts.Kind("awq"), layouts.Kind("gptq", bits=3), layouts.Kind("gptq"
 @dataclass(frozen=True)
 class Case:
     method: str
+    bits: set[int]
     parent: str
     low: Path
     restored: Path
     done: tune.Tuned
 
 
-@pytest.fixture(scope="module", params=[*SCHEMES, *OTHERS], ids=lambda param: getattr(param, "name", param))
+@pytest.fixture(scope="module", params=[*SCHEMES, *elsewhere.GROUPS, *OTHERS], ids=lambda param: getattr(param, "name", param))
 def case(request, tiny_llama, tmp_path_factory) -> Case:
     """A checkpoint of each format, and what restoring makes of it."""
     home = tmp_path_factory.mktemp("format")
     if isinstance(request.param, layouts.Kind):
         layouts.make(tiny_llama, request.param, home / "low")
+    elif request.param in elsewhere.GROUPS:
+        elsewhere.make(tiny_llama, request.param, home / "low")
     else:
         quantized(tiny_llama, request.param, home / "low")
     method = getattr(request.param, "method", "compressed-tensors")
     recipe = Restore.model_validate({"steps": 3, "batch_size": 2, "learning_rate": 0.01, "validation": 0, "solve_tokens": 1024})
     done = tune.restore(tiny_llama, home / "low", bullets(4), recipe, home / "out", seed=0)
-    return Case(method, tiny_llama, home / "low", home / "out", done)
+    name = str(getattr(request.param, "name", request.param))
+    bits = {"mixed": {3, 6, 8}, "static": {8}}.get(name) or {int(found) for found in re.findall(r"w(\d)", name)}
+    return Case(method, bits, tiny_llama, home / "low", home / "out", done)
 
 
 def test_detect(case):
     found, full = formats.detect(case.low), formats.detect(case.parent)
     assert found is not None
     assert (found.name, full) == (case.method, None)
+    assert {layer.bits for layer in found.layers.values()} == case.bits
     linear = {name for name, module in load.load_model(case.parent).model.layers.named_modules() if isinstance(module, torch.nn.Linear)}
     assert found.layers.keys() == {f"model.layers.{name}" for name in linear}
 

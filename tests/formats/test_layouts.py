@@ -99,3 +99,18 @@ def test_an_older_gptq_checkpoint_has_its_configuration_beside(tiny_llama, tmp_p
     model = load.load_model(str(tmp_path / "low"))
     name = next(iter(layers))
     assert torch.equal(model.get_submodule(name).weight, layers[name].weight().to(model.device))
+
+
+@pytest.mark.parametrize(("second", "zero"), [(False, 0), (True, 15)])
+def test_a_zero_point_of_all_ones_is_0_in_the_first_layout_of_gptq_and_15_in_the_second(tiny_llama, tmp_path, second, zero):
+    from safetensors.torch import save_file
+
+    layouts.make(tiny_llama, layouts.Kind("gptq", second=second), tmp_path / "low")
+    (weights,) = (tmp_path / "low").glob("*.safetensors")
+    tensors, name = load_file(weights), "model.layers.0.mlp.up_proj"
+    save_file(tensors | {f"{name}.qzeros": torch.full_like(tensors[f"{name}.qzeros"], -1)}, weights, metadata={"format": "pt"})
+    found = formats.detect(tmp_path / "low")
+    assert found is not None
+    held = found.codes(name)
+    assert held.zeros_MG is not None
+    assert set((held.zeros_MG.long() + 8).flatten().tolist()) == {zero}
