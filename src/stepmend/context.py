@@ -33,9 +33,8 @@ class Context:
             quantizer.preflight(self.parent, scheme)
         looked = [given.look(self.parent, recipe.model, path) for path in recipe.quantized]
         self.given = {one.name: one for one in looked}
-        if recipe.restore.tune == "lora" and (
-            dense := [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
-        ):
+        dense = [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
+        if recipe.restore.tune == "lora" and dense:
             raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
