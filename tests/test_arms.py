@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmend import arms
-from stepmend.arms import Arm
+from stepmend.arms import Arm, of_folder
 from stepmend.curate import controls
 from stepmend.quantize import schemes
 
@@ -106,3 +106,30 @@ def test_fields_that_a_name_cannot_tell_are_refused(fields):
 def test_rounds_of_restoring():
     assert Arm(LOW).restored() == Arm(LOW, round=1)
     assert Arm(LOW).restored(3) == Arm(LOW, round=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("out/my-model-awq", "my-model-awq"),
+        ("out/my-model-awq/", "my-model-awq"),
+        ("Qwen/Qwen2.5-0.5B-Instruct-AWQ", "Qwen2.5-0.5B-Instruct-AWQ"),
+        ("a folder+restored", "a-folder-restored"),
+        ("rtn-w4a16-g64", "rtn-w4a16-g64"),
+        ("/x/.hidden", "hidden"),
+        ("C:\\models\\low", "low"),
+        ("x" * 300, "x" * 100),
+        ("line\nbreak\x1b[2J", "line-break-2J"),
+    ],
+)
+def test_a_folder_names_an_arm(path, name):
+    arm = of_folder(path)
+    assert (str(arm), arm.round, arm.variant) == (name, 0, "")
+    assert arms.parse(str(arm.restored(2))) == arm.restored(2)
+    assert arm.folder == name
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "out/full", "///", "+++", "a/.."])
+def test_a_folder_without_a_name_of_its_own_names_none(path):
+    with pytest.raises(ValueError, match="gives an arm no name"):
+        of_folder(path)

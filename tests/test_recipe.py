@@ -1,5 +1,7 @@
 """Recipes: defaults, overrides, and one clear line for what is wrong."""
 
+import re
+
 import pytest
 
 from stepmend import InputError, Recipe
@@ -132,3 +134,29 @@ def test_a_quick_runs_rate_is_of_the_default_tuning_alone():
     assert Recipe.make(quick({"restore": {"objective": "dpo"}})).restore.learning_rate is None
     made = Recipe.make(quick({"restore": {"tune": "lora", "learning_rate": 0.5}, "curate": {"problems": 9}}))
     assert (made.restore.learning_rate, made.restore.steps, made.curate.problems, made.quick) == (0.5, 30, 9, True)
+
+
+def test_given_checkpoints_take_the_place_of_schemes_and_name_arms():
+    recipe = Recipe.make({"quantized": ["out/one", "someone/two-awq"]})
+    assert (recipe.schemes, recipe.low_bit) == ((), ("one", "two-awq"))
+    both = Recipe.make({"quantized": ["out/one"], "schemes": ["rtn-w4a16"]})
+    assert both.low_bit == ("rtn-w4a16", "one")
+    assert Recipe.make({"quantized": []}).low_bit == Recipe().schemes
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"quantized": ["a/one", "b/one"]}, "each folder's name once"),
+        ({"quantized": ["a/rtn-w4a16"], "schemes": ["rtn-w4a16"]}, "each folder's name once"),
+        ({"quantized": [], "schemes": []}, "where schemes is empty, a low-bit checkpoint is needed"),
+        ({"quantized": [".."]}, "gives an arm no name"),
+        ({"quantized": ["a/full"]}, "gives an arm no name"),
+        ({"quantized": "one"}, "quantized = 'one'"),
+        ({"quantized": [3]}, "quantized.0 = 3"),
+    ],
+)
+def test_given_checkpoints_that_name_no_arms_of_their_own_are_refused(values, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        Recipe.make(values)

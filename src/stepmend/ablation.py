@@ -19,7 +19,7 @@ from stepmend.restore import tune
 
 def run(context: Context, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
     """Located bullets against controls, for every scheme that was restored; ``pipeline.run`` comes first."""
-    for scheme in context.recipe.schemes:
+    for scheme in context.recipe.low_bit:
         restored = str(Arm(scheme).restored())
         kept = context.dir.fact(Tuned, restored)
         if (kept and not kept.accepted) or not context.folder(restored).exists():

@@ -86,27 +86,32 @@ def _stages(progress: Listener | Stages | None) -> Stages:
     return progress if isinstance(progress, Stages) else Stages(listener=progress)
 
 
-def check(model: str, schemes: Sequence[str] = ()) -> Check:
-    """What would be quantized and tuned, what left alone and why, memory and time: ``stepmend check``. Reads no weights.
+def check(model: str, schemes: Sequence[str] = (), quantized: Sequence[str] = ()) -> Check:
+    """What would be quantized and tuned, what left alone and why, memory and time: ``stepmend check``.
+
+    Reads no weights, but for scales and a few rows of a low-bit checkpoint.
 
     Args:
         model: A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.
-        schemes: Schemes to check it for; none: the default recipe's.
+        schemes: Schemes to check it for; none, and no ``quantized``: the default recipe's.
+        quantized: Low-bit checkpoints of the model, to be restored: folders or hub names.
 
     Raises:
         InputError: A run of this model with these schemes would be refused.
     """
     from stepmend.quantize import schemes as table
 
-    parsed = [table.parse(name) for name in schemes or recipes.Recipe().schemes]
+    parsed = [table.parse(name) for name in schemes or (() if quantized else recipes.Recipe().schemes)]
     import torch
 
     from stepmend.models import check as checking
     from stepmend.models import load, timing
+    from stepmend.quantize import given
     from stepmend.quantize import run as quantizer
 
     folder = load.locate(model)
-    layers, *_ = [quantizer.preflight(folder, one) for one in parsed]
+    looked = [given.look(folder, model, path) for path in quantized]
+    layers, *_ = [quantizer.preflight(folder, one) for one in parsed] + [list(one.layers) for one in looked]
     load.load_tokenizer(folder)
     config = load.config_of(folder)
     made = load.skeleton(config)
@@ -116,6 +121,7 @@ def check(model: str, schemes: Sequence[str] = ()) -> Check:
     start = time.perf_counter()
     speed = timing.probe(made, work.slots, device, dtype)
     probed = time.perf_counter() - start
+    seconds = timing.stages(timing.size_of(made, layers), speed, work, device, {one.method for one in parsed})
     scaled = {one: quantizer.scaled(made, one) for one in parsed if one.method in table.SCALED}
     return Check(
         family=config.model_type,
@@ -123,10 +129,11 @@ def check(model: str, schemes: Sequence[str] = ()) -> Check:
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         schemes=tuple(one.name for one in parsed),
+        given={one.name: one.facts() for one in looked},
         layers=tuple(layers),
         scaled={one.name: len({name for _, names in pairs for name in names}) for one, pairs in scaled.items()},
         memory=checking.memory(made, layers, TEXTS, BATCH, TOKENS, dtype.itemsize),
-        seconds=timing.stages(timing.size_of(made, layers), speed, work, device, {one.method for one in parsed}),
+        seconds={stage: value for stage, value in seconds.items() if parsed or stage != "quantize"},
         work=work,
         summary=checking.summary(layers),
         probed=probed,

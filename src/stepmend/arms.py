@@ -6,7 +6,7 @@ Records name an arm by a string:
 |---|---|
 | ``full`` | full precision |
 | ``full+again`` | the noise floor: full precision in other batches |
-| ``SCHEME`` | a quantized model |
+| ``SCHEME`` | a quantized model; of one that is given, the folder's name stands for the scheme |
 | ``SCHEME+restored``, ``SCHEME+restored-2`` | a restored model, and that of the second round |
 | ``SCHEME+VARIANT-BUDGET-sSEED`` | a control |
 | ``SCHEME+VARIANT``, ``SCHEME+VARIANT-sSEED`` | a model that a benchmark makes |
@@ -24,6 +24,9 @@ _NAME = re.compile(
     r"(?:\+(?:restored(?:-(?P<round>[2-9]|[1-9][0-9]+))?(?P<restored>)"
     r"|(?P<variant>[^+]+?)(?:-(?P<budget>steps|tokens))?(?:-s(?P<seed>0|[1-9][0-9]*))?))?"
 )
+
+LONGEST = 100
+"""Letters of a name that a folder gives an arm."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,17 @@ class Arm:
     def restored(self, number: int = 1) -> "Arm":
         """The model that round ``number`` of restoring makes of this quantized one."""
         return Arm(self.scheme, round=number)
+
+
+def of_folder(path: str) -> Arm:
+    """The arm of a low-bit checkpoint that somebody else made, named after its folder or its name on the hub.
+
+    Raises ValueError where that gives no arm's name.
+    """
+    name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip("-.")[:LONGEST]
+    if not name or name == FULL:
+        raise ValueError(f"{path[:120]!r} gives an arm no name; a folder named otherwise than '.', '..' and 'full' is needed")
+    return Arm(name)
 
 
 def parse(name: str) -> Arm:

@@ -15,8 +15,8 @@ from stepmend.locate import completers, faults, judges, reliability
 from stepmend.locate.panel import Panel
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
+from stepmend.quantize import given, schemes
 from stepmend.quantize import run as quantizer
-from stepmend.quantize import schemes
 from stepmend.recipe import OPERATIONAL, Recipe
 from stepmend.records import Grade, InputError, Judgement, Problem, digest
 from stepmend.rundir import RunDir
@@ -32,6 +32,11 @@ class Context:
         self.parent = load.locate(recipe.model)
         for scheme in self.schemes:
             quantizer.preflight(self.parent, scheme)
+        looked = [given.look(self.parent, recipe.model, path) for path in recipe.quantized]
+        self.given = {one.name: one for one in looked}
+        dense = [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
+        if recipe.restore.tune == "lora" and dense:
+            raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
@@ -122,6 +127,8 @@ class Context:
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's checkpoint."""
+        if arm in self.given:
+            return Path(self.given[arm].folder)
         return self.dir.path / parse(arm).folder if parse(arm).scheme else Path(self.parent)
 
     def digest(self, arm: str) -> str:

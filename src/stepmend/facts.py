@@ -70,12 +70,16 @@ class Seconds(Fact):
 
 
 class Quantized(Fact):
-    """A quantized checkpoint: its digest, the seconds that it took, and how many layers were quantized and left alone, and why."""
+    """A quantized checkpoint: its digest, the seconds that it took, and how many layers were quantized and left alone, and why.
+
+    ``given`` says of a checkpoint that somebody else made its format, where it loads, what it holds, and what a user must be told.
+    """
 
     fact: str = "quantized"
     seconds: float | None = None
     checkpoint: str = ""
     layers: dict[str, JsonValue] = Field(default_factory=dict)
+    given: dict[str, Any] = Field(default_factory=dict)
 
 
 class Slope(Part):

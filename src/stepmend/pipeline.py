@@ -12,7 +12,7 @@ from stepmend import __version__, grading
 from stepmend.arms import AGAIN, FULL, Arm
 from stepmend.context import Context
 from stepmend.curate import rounds
-from stepmend.facts import Card, Gate, Judged
+from stepmend.facts import Card, Gate, Judged, Quantized
 from stepmend.locate import run as locating
 from stepmend.measure import effects, fitness, margins
 from stepmend.measure import solve as solving
@@ -34,13 +34,14 @@ def run(context: Context) -> None:
     context.dir.keep_problems([*test, *context.problems("curate")])
     for scheme in context.schemes:
         quantize(context, scheme)
+    take(context)
     full = solving.solve(context, FULL, test, "test")
     fit = fitness.fitness((full[p.id] for p in test), solving.outcomes(context, test, FULL))
     for line in fit.warnings(recipe):
         say(f"  {line}")
     if recipe.measure.noise_floor:
         solving.solve(context, AGAIN, test, "test")
-    for name in recipe.schemes:
+    for name in recipe.low_bit:
         context.keep(FULL)
         measure(context, name, test, full)
         why = None if recipe.restore.within_noise else fitness.obstacle(fit, lambda name=name: rounds.loss(context, name))
@@ -99,6 +100,19 @@ def quantize(context: Context, scheme: schemes.Scheme) -> None:
         return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in problems]
 
     quantizing.quantize(context, scheme, calibration)
+
+
+def take(context: Context) -> None:
+    """The checkpoints that are given: what they hold is noted as of one that was made here, and warnings are said."""
+    for name, one in context.given.items():
+        context.stages.say(f"  {name}: {one.low_bit.name}, {one.holds()}")
+        for warning in one.warnings:
+            context.stages.say(f"  {name}: warning: {warning}")
+        checkpoint = context.digest(name)
+        made_by = digest("given", context.digest(FULL), name, checkpoint)
+        if not context.finished(Quantized, name, made_by):
+            context.dir.keep(Quantized(arm=name, made_by=made_by, checkpoint=checkpoint, **one.facts()))
+        context.made(name, checkpoint)
 
 
 def measure(context: Context, scheme: str, test: Sequence[Problem], full: Mapping[str, Trace]) -> None:

@@ -1,6 +1,5 @@
 """Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
 
-import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,6 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from stepmend import inputs
+from stepmend.arms import of_folder
+from stepmend.plain import Plain
 from stepmend.records import InputError
 
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
@@ -18,53 +19,6 @@ LARGEST = 1_000_000_000
 
 LONGEST = 1 << 18
 """Bytes of a recipe's file."""
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML 1.2's core schema: ``no`` and ``12:30`` are text, ``1e-3`` is a number, ``0o10`` is 8. No key is there twice.
-
-    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that begins
-    with 0 is refused: YAML 1.1 reads ``010`` as 8, and YAML 1.2 as 10.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def flatten_mapping(self, node: Any) -> None:
-        """Without merging; called for every mapping before its keys are read."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value[:40]!r} is there twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-
-    def integer(self, node: yaml.ScalarNode) -> int:
-        """A decimal number, or one with ``0o`` or ``0x`` in front."""
-        text = str(node.value).lower()
-        if DOUBTFUL.fullmatch(text):
-            said = f"{text[:40]}: a number that begins with 0 may be meant as octal; write it without, or as 0o…, or text in quotes"
-            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-    def real(self, node: yaml.ScalarNode) -> float:
-        """A number with a point or an exponent, ``.inf`` and ``.nan``."""
-        text = str(node.value).lower()
-        return float(text.replace(".", "") if text.endswith(("inf", "nan")) else text)
-
-
-_Plain.yaml_implicit_resolvers = {}
-DOUBTFUL = re.compile(r"[-+]?0[0-9]+")
-for _tag, _pattern, _begin in (
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
-):
-    _Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), list(_begin))
-_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.integer)
-_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.real)
 
 
 class Part(BaseModel):
@@ -251,7 +205,12 @@ class Recipe(Part):
     """One run. Two runs with equal recipes on equal checkpoints give equal records."""
 
     model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
-    schemes: tuple[str, ...] = Field(default=("gptq-w4a16-g128", "gptq-w3a16-g128"), min_length=1)
+    schemes: tuple[str, ...] = Field(default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="none where quantized names checkpoints")
+    quantized: tuple[str, ...] = Field(
+        default=(),
+        validate_default=True,
+        description="low-bit checkpoints of the model, restored in their own format: folders or hub names",
+    )
     benchmark: Benchmark = "story"
     data: str | None = Field(default=None, description="the benchmark's file, or a folder with train and test; default: the hub")
     question_field: str | None = Field(default=None, description="files: the field of the question")
@@ -271,6 +230,27 @@ class Recipe(Part):
             raise ValueError("each scheme once")
         return names
 
+    @field_validator("quantized")
+    @classmethod
+    def _named(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        named, made = [str(of_folder(path)) for path in paths], info.data.get("schemes", (None,))
+        if not paths and not made:
+            raise ValueError("where schemes is empty, a low-bit checkpoint is needed")
+        if len({*named, *made}) < len(named) + len(made):
+            raise ValueError("each folder's name once, and none that is a scheme's in the same run")
+        return paths
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        """Where checkpoints are given, no scheme is made unless it is asked for."""
+        return {"schemes": ()} | values if isinstance(values, dict) and values.get("quantized") else values
+
+    @property
+    def low_bit(self) -> tuple[str, ...]:
+        """The names of the low-bit arms: schemes, then the checkpoints that are given."""
+        return *self.schemes, *(str(of_folder(path)) for path in self.quantized)
+
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:
         """A recipe from plain values. Raises InputError that names the key, the value and what is allowed."""
@@ -283,7 +263,7 @@ class Recipe(Part):
     def from_yaml(cls, file: Path) -> dict[str, Any]:
         """The plain values of a YAML file. Raises InputError where it cannot be read."""
         try:
-            values = yaml.load(inputs.text(file, LONGEST), _Plain)
+            values = yaml.load(inputs.text(file, LONGEST), Plain)
         except InputError as error:
             raise InputError(f"recipe: cannot read {error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # PyYAML's own, for values and tags
@@ -343,7 +323,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise InputError(f"--set {assignment}: key=value is needed, as in --set restore.steps=100")
         try:
-            value = yaml.load(text, _Plain)
+            value = yaml.load(text, Plain)
         except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             why = f" ({problem})" if (problem := getattr(error, "problem", None)) else ""
             raise InputError(f"--set {assignment}: the value is not valid YAML{why}") from None

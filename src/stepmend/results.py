@@ -190,6 +190,7 @@ class Check:
         device: Where a run would compute.
         dtype: In what.
         schemes: The schemes that it was checked for; all of them can be made.
+        given: By arm: the format, layers and warnings of each low-bit checkpoint that it was checked with.
         layers: Every module that holds matrices: what is done to it, and why not.
         scaled: By scheme: linear layers whose inputs are scaled before rounding.
         memory: Bytes that tuning is expected to need, by purpose.
@@ -204,6 +205,7 @@ class Check:
     device: str
     dtype: str
     schemes: tuple[str, ...]
+    given: dict[str, dict[str, Any]]
     layers: "tuple[Layer, ...]"
     scaled: dict[str, int]
     memory: dict[str, float]
@@ -215,7 +217,7 @@ class Check:
     def figures(self) -> dict[str, Any]:
         """All of it as plain values."""
         names = ("family", "parameters", "device", "dtype")
-        facts = {name: getattr(self, name) for name in names} | {"schemes": list(self.schemes)} | self.summary
+        facts = {name: getattr(self, name) for name in names} | {"schemes": list(self.schemes), "given": self.given} | self.summary
         facts |= {"scaled": self.scaled, "memory": self.memory, "seconds": self.seconds, "assumed": vars(self.work)}
         return facts | {"layers": [vars(layer) for layer in self.layers]}
 

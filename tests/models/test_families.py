@@ -76,7 +76,7 @@ def test_what_check_says_is_quantized_holds_codes(made):
     assert len(held) >= sum(layer.quantized for layer in layers)
     assert check.summary(layers)["share quantized"] > 0.4
     experts = 2 * 4 * 3 if kind == "experts by names of their own" else 0
-    left = scales.untuned(student, low)
+    left = scales.untuned(student)
     assert len(left) == experts
     assert all(".block_sparse_moe.experts." in name for name in left)
 

@@ -14,16 +14,20 @@ GIB = 1 << 30
 def check(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[list[str] | None, typer.Option(help="A scheme to check the model for; may be given again.")] = None,
+    quantized: Annotated[list[str] | None, typer.Option(help="A low-bit checkpoint of the model to check; may be given again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time. Reads no weights.
+    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time.
 
-    Example: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/]; exit code 2 where a run would be refused
+    No weights are read, but for scales and a few rows of a low-bit checkpoint; exit code 2 where a run would be refused.
+
+    Examples: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/];
+    [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --quantized Qwen/Qwen2.5-0.5B-Instruct-AWQ[/]
     """
     silence()
     from stepmend import api
 
-    found = api.check(model, scheme or ())
+    found = api.check(model, scheme or (), quantized or ())
     if as_json:
         print(json.dumps(found.figures(), indent=2))
         return
@@ -63,4 +67,10 @@ def _show(facts: dict[str, Any], spent: float) -> None:
     say(screen, f"memory of tuning: about {sum(facts['memory'].values()) / GIB:.2f} GiB ({detail}); {_free() / GIB:.1f} GiB free")
     text = f"{assumed['problems']} test problems, {assumed['slots']} at once, solutions of {assumed['solution']} tokens"
     say(screen, f"time, an estimate from a probe of {spent:.1f} s on this machine as it is now ({text}): {_times(facts['seconds'])}")
-    say(screen, f"schemes: {', '.join(facts['schemes'])}: can be made")
+    if facts["schemes"]:
+        say(screen, f"schemes: {', '.join(facts['schemes'])}: can be made")
+    for name, one in facts["given"].items():
+        counts, told = one["layers"], one["given"]
+        say(screen, f"{name}: {told['format']}, {told['holds']}; codes and scales of {counts['tuned']} can be restored")
+        for warning in told["warnings"]:
+            say(screen, f"{name}: warning: {warning}")

@@ -13,6 +13,9 @@ from stepmend.records import InputError
 Match = Literal["steps", "tokens", "both"]
 Tool = Literal["inspect", "every-eval-ever"]
 SCHEMES = "How to quantize, may be given again ('stepmend schemes' lists them); default GPTQ at 4 and 3 bits, for the demo plain rounding."
+QUANTIZED = (
+    "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
+)
 SEEDS = "Seeds of located bullets and of every control (default 3)."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
@@ -22,6 +25,7 @@ def run(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=SCHEMES)] = None,
+    quantized: Annotated[list[str] | None, typer.Option(help=QUANTIZED)] = None,
     benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,
     data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
     question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
@@ -39,14 +43,15 @@ def run(
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
 
-    Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/]
+    Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/];
+    [bold]stepmend run --model ./my-model --quantized ./my-model-awq --out runs/awq[/]
     """
     from stepmend import recipe as recipes
 
-    values: dict[str, Any] = {} if recipe or model else {"schemes": recipes.ROUNDED}
+    values: dict[str, Any] = {} if recipe or model or quantized else {"schemes": recipes.ROUNDED}
     values = recipes.Recipe.from_yaml(recipe) if recipe else values
-    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "benchmark": benchmark, "data": data}
-    given |= {"question_field": question_field, "answer_field": answer_field}
+    given: dict[str, Any] = {"model": model, "schemes": scheme or None, "quantized": quantized or None, "benchmark": benchmark}
+    given |= {"data": data, "question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
     values = recipes.override(values, assignments or [])
@@ -98,7 +103,6 @@ def restore(
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/]
     """
     from stepmend.locate import judges
-    from stepmend.quantize import schemes as table
     from stepmend.recipe import Recipe
     from stepmend.report import card, summary
 
@@ -112,8 +116,8 @@ def restore(
         raise InputError(
             f"restore: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
         )
-    if scheme is not None and scheme not in recipe.schemes:
-        raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.schemes)}")
+    if scheme is not None and scheme not in recipe.low_bit:
+        raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.low_bit)}")
     if scheme is not None and not export:
         raise InputError("restore: --scheme says what to export, and goes with --export DIR")
     if export:
@@ -124,13 +128,13 @@ def restore(
     _run(recipe, folder, screen, control, seeds, match)
     if export:
         found = summary.read(folder)
-        restored = [s for s in recipe.schemes if summary.final(found, s)]
+        restored = [s for s in recipe.low_bit if summary.final(found, s)]
         if scheme is None and len(restored) > 1:
             raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
-        chosen = scheme or (restored or list(recipe.schemes))[0]
+        chosen = scheme or (restored or list(recipe.low_bit))[0]
         card.export(found, folder, chosen, export, guard=guard)
         how = "; its README.md says how to load the adapter" if recipe.restore.tune == "lora" else ""
-        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {table.parse(chosen).loads}{how}")
+        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {summary.loads_in(found, chosen)}{how}")
 
 
 @app.command()

@@ -1,9 +1,7 @@
 """Load a full-precision or a quantized checkpoint, and say plainly what is wrong with one that does not load."""
 
 import hashlib
-import json
 import re
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stepmend import inputs
+from stepmend import formats, inputs
+from stepmend.formats import base, tensors
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
@@ -58,34 +57,22 @@ def check(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise InputError(f"model: {folder} holds no model (there is no config.json)")
     list(_read_files(folder))
-    _mapping(folder / "config.json")
+    tensors.json_object(folder / "config.json")
     weights = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not weights:
         raise InputError(f"model: {folder} holds no weights (there is no .safetensors file)")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        named = _mapping(index).get("weight_map", {})
+        named = tensors.json_object(index).get("weight_map", {})
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
             raise InputError(f"model: {index}: weight_map maps tensors to files; the checkpoint is damaged")
         missing = {*named.values()} - {file.name for file in weights}
         if missing:
             raise InputError(f"model: {folder} lacks {', '.join(sorted(missing))}, which its index names")
     for file in weights:
-        _check_safetensors(file)
+        tensors.headers_of(file)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")):
         raise InputError(f"model: {folder} holds no tokenizer (no tokenizer.json)")
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(inputs.content(file, HEADER))
-    except InputError as error:
-        raise InputError(f"model: {error}") from None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"model: {file} is not valid JSON, or no object; the checkpoint is damaged")
-    return found
 
 
 def config_of(folder: str) -> Any:
@@ -102,23 +89,6 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def _check_safetensors(file: Path) -> None:
-    """A safetensors file is an 8-byte length, a JSON header of that length, and the tensors it lists (huggingface.co/docs/safetensors)."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length)) if length < min(size, HEADER) else None
-        end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)  # pyright: ignore
-        whole = size == 8 + length + end
-    except (struct.error, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise InputError(f"model: {file} is truncated or damaged; copy the checkpoint again")
-
-
-HEADER = 100_000_000
-"""Bytes of a safetensors header, at most (the format's own limit), and of a checkpoint's JSON file that is read here."""
 READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 """What loading reads."""
 
@@ -156,17 +126,30 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 def load_tokenizer(folder: str) -> Any:
     """The checkpoint's tokenizer, padding on the left. Raises InputError where it cannot be read, or has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and their files raise many kinds
-        raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
+    tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(folder: str) -> Any:
+    """The checkpoint's tokenizer as it is. Raises InputError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and their files raise many kinds
+        raise InputError(f"model: the tokenizer of {folder} cannot be read ({_first(error)}); copy the checkpoint again") from None
+
+
+def ends_of(folder: str) -> frozenset[int]:
+    """The ids of the tokens that end an answer: of ``generation_config.json``, or where there is none of ``config.json``."""
+    beside = Path(folder) / "generation_config.json"
+    found = tensors.json_object(beside).get("eos_token_id") if beside.exists() else None
+    found = config_of(folder).eos_token_id if found is None else found
+    return frozenset(one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -236,7 +219,14 @@ def pretrained(folder: str, **options: Any) -> Any:
     """
     try:
         with plain_linears(config := config_of(folder)):
-            loaded: Any = kind_of(config).from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
+            given: dict[str, Any] = {"trust_remote_code": False, "output_loading_info": True, **options}
+            if low_bit := formats.unpacked(folder):
+                known = [name for name, _ in skeleton(config).named_parameters()]
+                given["state_dict"] = base.dense(low_bit, known, given.get("dtype"), getattr(config, "dtype", None))
+                vars(config).pop("quantization_config", None)
+                loaded: Any = kind_of(config).from_pretrained(None, config=config, **given)
+            else:
+                loaded = kind_of(config).from_pretrained(folder, **given)
     except InputError:
         raise
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
@@ -249,6 +239,8 @@ def pretrained(folder: str, **options: Any) -> Any:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
     _settle(model, options.get("dtype"))
+    if low_bit and model.can_generate():
+        model.generation_config.eos_token_id = sorted(ends_of(folder)) or None
     return model
 
 

@@ -143,7 +143,7 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None
 def _failures(found: Found) -> dict[str, Fault]:
     """The faults of quantized arms on held-out problems, by key."""
     test = {problem.id for problem in found.test}
-    faults = [fault for scheme in found.recipe.schemes for fault in found.faults.get(scheme, {}).values()]
+    faults = [fault for scheme in found.recipe.low_bit for fault in found.faults.get(scheme, {}).values()]
     return {_key(found, fault): fault for fault in faults if fault.problem in test and fault.problem in found.traces.get(fault.arm, {})}
 
 

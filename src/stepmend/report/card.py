@@ -6,7 +6,6 @@ from pathlib import Path
 
 from stepmend.arms import FULL, parse
 from stepmend.measure import statistics
-from stepmend.quantize import schemes
 from stepmend.records import InputError
 from stepmend.report import effects, layers, summary
 from stepmend.report.summary import Found, final, percent
@@ -63,8 +62,11 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -
 
 def text(found: Found, scheme: str, arm: str) -> str:
     """The model card, Markdown with the front matter that the hub reads."""
+    given = summary.given(found, scheme)
     note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
-    head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": ["stepmend", "compressed-tensors", scheme]}
+    tags = ["stepmend", given.get("format", "compressed-tensors"), scheme]
+    head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": tags}
+    made = f"The checkpoint `{scheme}` ({given['format']})," if given else f"Quantized as `{scheme}`, then"
     worse = measured["worse"] if measured else []
     counted = layers.layers(found, scheme)
     card = {**summary.card(found), **note.model_dump(include={"checkpoint", "export_error", "export_tolerance"})}
@@ -75,12 +77,12 @@ def text(found: Found, scheme: str, arm: str) -> str:
         "",
         f"# {found.recipe.model}, {scheme}, restored",
         "",
-        f"Quantized as `{scheme}`, then restored by stepmend on {note.bullets or '?'} bullets at first faulty steps",
+        f"{made} restored by stepmend on {note.bullets or '?'} bullets at first faulty steps",
         f"({restore.tune}, {restore.objective}). {_what(restore.tune)}",
         "",
         *([f"Layers: {counted['text']}", ""] if counted else []),
         *(ADAPTED if restore.tune == "lora" else []),
-        *([SERVED, ""] if restore.tune == "lora" and "vLLM" in schemes.parse(scheme).loads else []),
+        *([SERVED, ""] if restore.tune == "lora" and "vLLM" in summary.loads_in(found, scheme) else []),
         f"| arm | accuracy, {len(found.test)} held-out problems of {found.recipe.benchmark} |",
         "|---|---|",
         *[f"| {a} | {percent(found.outcomes(a).mean())} |" for a in (FULL, scheme, arm)],

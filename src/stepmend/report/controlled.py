@@ -75,7 +75,7 @@ def _sentence(rows: list[dict[str, Any]]) -> str:
 def sentences(found: Found) -> list[str]:
     """Whether located steps mattered, and every control's figures, a line each."""
     lines = []
-    for scheme in found.recipe.schemes:
+    for scheme in found.recipe.low_bit:
         if scheme in found.arms and (of := controls(found, scheme)):
             lines.append(f"{scheme}: {of['sentence']} {SEEDS}")
             lines += [f"  located minus {row['name']}: {_said(row)}; {row['tokens']:,.0f} tokens" for row in of["rows"]]

@@ -28,7 +28,7 @@ def blob(found: Found) -> dict[str, Any]:
         "n": len(found.test),
         "levels": list(dict.fromkeys(p.level for p in found.test)),
         "arms": [_arm(found, arm) for arm in found.arms],
-        "schemes": [_scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms],
+        "schemes": [_scheme(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms],
         "figures": summary.figures(found),
         "noise": summary.noise_floor(found),
         "margin": found.recipe.measure.margin,
@@ -223,5 +223,5 @@ def _card(found: Found) -> dict[str, Any]:
     seconds = {name: round(fact.seconds, 1) for name, fact in made.items() if fact.seconds is not None}
     checkpoints = {name: fact.checkpoint for name, fact in made.items() if fact.checkpoint}
     card = summary.card(found)
-    counted = {scheme: of["text"] for scheme in found.recipe.schemes if (of := layers.layers(found, scheme))}
+    counted = {scheme: of["text"] for scheme in found.recipe.low_bit if (of := layers.layers(found, scheme))}
     return {**card, "layers": counted, "seconds": seconds, "checkpoints": checkpoints, "recipe": found.recipe.model_dump(mode="json")}

@@ -100,7 +100,7 @@ def _endings(found: Found, scheme: str, restored: str) -> list[dict[str, Any]]:
 def sentences(found: Found) -> list[str]:
     """One line a restored scheme: what turned wrong, whether it is worse than the quantized model, and what else is."""
     lines = []
-    for scheme in found.recipe.schemes:
+    for scheme in found.recipe.low_bit:
         if scheme in found.arms and (of := effects(found, scheme)):
             lines.append(f"{of['arm']}: {of['gained']} turned right, {of['lost']} turned wrong; {verdict_text(of)}")
     return lines

@@ -29,7 +29,7 @@ def regularities(found: Found, arm: str) -> dict[str, Any]:
 
 def sentences(found: Found) -> list[str]:
     """Both tests in words, for every scheme that was measured; those without enough faults to say anything are left out."""
-    of = {scheme: regularities(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms}
+    of = {scheme: regularities(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms}
     return [f"{scheme}: {test['sentence']}" for scheme, tests in of.items() for test in tests.values() if "Too few" not in test["sentence"]]
 
 

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
-from stepmend.facts import Card, Damage, Facts, Gate, Judged, Tally, Tuned
+from stepmend.facts import Card, Damage, Facts, Gate, Judged, Quantized, Tally, Tuned
 from stepmend.measure import fitness, statistics
+from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
 from stepmend.rundir import check_files, file_of, read_facts
@@ -41,7 +42,7 @@ class Found:
     @property
     def arms(self) -> list[str]:
         """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twins, round by round."""
-        order = [FULL, *(name for scheme in self.recipe.schemes for name in (scheme, *self.restored(scheme)))]
+        order = [FULL, *(name for scheme in self.recipe.low_bit for name in (scheme, *self.restored(scheme)))]
         solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
         refused = {arm for arm in order if (tuned := self.facts.get(Tuned, arm)) and not tuned.accepted}  # the quantized model, unchanged
         return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
@@ -108,7 +109,7 @@ def figures(found: Found) -> dict[str, Any]:
     """What ``stepmend report --json`` prints."""
     return {
         "arms": {arm: _arm(found, arm) for arm in found.arms},
-        "schemes": {scheme: _scheme(found, scheme) for scheme in found.recipe.schemes if scheme in found.arms},
+        "schemes": {scheme: _scheme(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms},
     }
 
 
@@ -248,7 +249,7 @@ def capabilities(found: Found, arm: str) -> dict[str, int]:
 def table(found: Found) -> Table:
     """The closing table: accuracy a level, the paired loss, and what of it was recovered; fits 100 columns."""
     levels = list(dict.fromkeys(p.level for p in found.test))
-    several, against = len(found.recipe.schemes) > 1, against_full(found)
+    several, against = len(found.recipe.low_bit) > 1, against_full(found)
     columns = ("against full (95 %)", "p (Holm)" if several else "p", "loss recovered (95 %)")
     shown = Table("arm", *levels, "all", *columns, title=f"{len(found.test)} held-out problems")
     for column in shown.columns[: len(levels) + 2]:
@@ -262,17 +263,29 @@ def table(found: Found) -> Table:
     return shown
 
 
+def given(found: Found, scheme: str) -> dict[str, Any]:
+    """What a run noted of a low-bit checkpoint that it was given; empty for one that it has made."""
+    made = found.facts.get(Quantized, scheme)
+    return made.given if made else {}
+
+
+def loads_in(found: Found, scheme: str) -> str:
+    """Where a scheme's checkpoint loads, or one that was given."""
+    return given(found, scheme).get("loads_in") or schemes.parse(scheme).loads
+
+
 def notices(found: Found) -> list[str]:
     """What a reader of the table must be told."""
-    lines = [f"{s}: {recovery_sentence(found, s)}" for s in found.recipe.schemes if s in found.arms]
-    lines += [f"{arm}: {beside_full(found, arm)}." for s in found.recipe.schemes if s in found.arms and (arm := final(found, s))]
+    lines = [f"{s}: {recovery_sentence(found, s)}" for s in found.recipe.low_bit if s in found.arms]
+    lines += [f"{arm}: {beside_full(found, arm)}." for s in found.recipe.low_bit if s in found.arms and (arm := final(found, s))]
+    lines += [f"{s}: given; warning: {warning}" for s in found.recipe.low_bit for warning in given(found, s).get("warnings", [])]
     lines.append(f"Step format: followed by {percent(fit(found).in_format)} of full precision's solutions.")
     if noise := noise_floor(found):
         changed = noise["lost"] + noise["gained"]
         lines.append(
             f"Noise floor: full precision in other batches changes {changed} of {noise['n']} outcomes ({points(noise['value'])} points)."
         )
-    for scheme in found.recipe.schemes:
+    for scheme in found.recipe.low_bit:
         if (damage := found.facts.get(Damage, scheme)) and scheme in found.arms:
             lines.append(f"{scheme}: {damage_text(damage)}")
         if faults := found.faults.get(scheme):

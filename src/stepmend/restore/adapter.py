@@ -4,12 +4,13 @@ It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. T
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stepmend import formats
+from stepmend.formats.tensors import copy
 from stepmend.models import check, load
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
@@ -30,8 +31,8 @@ def attach(folder: str, recipe: Restore) -> Any:
     from transformers import CompressedTensorsConfig
 
     device, dtype = load.placement(folder)
-    quantized = getattr(load.config_of(folder), "quantization_config", None) is not None
-    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    compressed = formats.method_of(folder) == "compressed-tensors"  # others are made dense when they are loaded
+    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
     model: Any = load.pretrained(folder, dtype=dtype, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
@@ -61,7 +62,7 @@ def export(model: Any, folder: Path, out: Path) -> None:
     """Copy the quantized checkpoint and lay the adapter beside it, in ``adapter/``."""
 
     def fill(part: Path) -> None:
-        shutil.copytree(folder, part, dirs_exist_ok=True)
+        copy(folder, part)
         model.save_pretrained(part / FOLDER)
         (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty but for this machine's paths
         config = json.loads((part / FOLDER / "adapter_config.json").read_text())

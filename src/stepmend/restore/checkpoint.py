@@ -1,6 +1,5 @@
 """A restored checkpoint in a run: made where the run does not hold it, and accepted where it is better on held-out problems."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ import numpy as np
 
 from stepmend.context import Context
 from stepmend.facts import Endings, Tuned
+from stepmend.formats.tensors import copy
 from stepmend.measure import behaviour, statistics
 from stepmend.models import load
 from stepmend.recipe import Restore
@@ -69,7 +69,7 @@ def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], af
     worse = counts.p < 0.05 and counts.only_first > counts.only_second
     changed: dict[str, Any] = {"endings": Endings(lost=counts.only_first, gained=counts.only_second, p=counts.p, n=counts.n)}
     if worse:
-        make_folder(context.folder(arm), lambda part: shutil.copytree(context.folder(base), part, dirs_exist_ok=True) and None)
+        make_folder(context.folder(arm), lambda part: copy(context.folder(base), part))
         context.made(arm, checkpoint := load.checkpoint_digest(context.folder(arm)))
         changed |= {"kept": False, "checkpoint": checkpoint}
     context.dir.keep(tuned(context, arm).model_copy(update=changed))

@@ -178,7 +178,7 @@ def _solve_layer(
     moved = total = 0
     for group in groups:
         layers: list[Any] = [low_layer.get_submodule(name) for name in group]
-        weight_MN = torch.cat([full_layer.get_submodule(name).get_parameter("weight") for name in group]).float()
+        weight_MN = torch.cat([_in_order(full_layer.get_submodule(name).get_parameter("weight"), layers[0]) for name in group]).float()
         row_M, column_N = smoothing(weight_MN, torch.cat([layer.weight() for layer in layers]).float())
         sums = _sums(low_layer, layers[0], inputs.pop(group[0]), column_N, low, given, index)
         moved += resolve(layers, row_M[:, None] * weight_MN * column_N, sums, rescaled)
@@ -189,16 +189,31 @@ def _solve_layer(
 
 
 def _same_input(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[list[str]]:
-    """The quantized linear layers of a decoder layer in the order of computing, those that read one tensor together."""
+    """The quantized linear layers of a decoder layer in the order of computing, those that read one tensor in one grid together."""
     groups: list[list[str]] = []
+    same: list[list[str]] = []  # those of the input last seen
     last: torch.Tensor | None = None
     for name, tensor in _inputs(low_layer, hidden, arguments):
-        if last is not None and tensor is last:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
+        same = same if tensor is last else []
+        alike = next((group for group in same if _one_grid(*map(low_layer.get_submodule, (group[0], name)))), None)
+        if alike is None:
+            alike = list[str]()
+            same.append(alike)
+            groups.append(alike)
+        alike.append(name)
         last = tensor
     return groups
+
+
+def _one_grid(first: Any, second: Any) -> bool:
+    """Whether two layers of one input can be solved together: in bits, groups, order of columns and dtype of scales they are alike."""
+    mine, other = ((layer.bits, layer.groups, layer.stored.storage, layer.order_N is None) for layer in (first, second))
+    return mine == other and (first.order_N is None or torch.equal(first.order_N, second.order_N))
+
+
+def _in_order(tensor: torch.Tensor, layer: ScaleLinear) -> torch.Tensor:
+    """A tensor whose last dimension is a layer's columns, with these group by group."""
+    return tensor if layer.order_N is None else tensor[..., layer.order_N]
 
 
 def _keeper(kept: list[torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -246,7 +261,7 @@ def _sums(
             with suppress(_Stop):
                 _run(low_layer, hidden, batch.arguments[index])
             counted_T = batch.weight_T > 0
-            full_TN, low_TN = full_TN[counted_T] / column_N, seen.pop()[counted_T]
+            full_TN, low_TN = _in_order(full_TN[counted_T], layer) / column_N, seen.pop()[counted_T]
             if factor is None:
                 factor = 1.0 if bool((column_N == 1).all()) else float((full_TN * low_TN).sum() / full_TN.square().sum())
             sums.add(full_TN * factor, low_TN, batch.weight_T[counted_T], batch.half_T[counted_T])

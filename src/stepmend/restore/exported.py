@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from stepmend.models.load import config_of, load_model
+from stepmend import formats
+from stepmend.models.load import load_model
 from stepmend.records import InputError
 from stepmend.restore import memory, scales
 
@@ -51,7 +52,7 @@ def _other_tensor(model: Any, served: Any) -> str:
     there = dict(served.named_modules())
     for name, module in model.named_modules():
         if isinstance(module, scales.ScaleLinear):
-            tuned = module.weight()
+            tuned = module.placed(module.weight())
         elif parametrize.is_parametrized(module, "weight"):
             tuned = module.weight
         else:
@@ -66,9 +67,8 @@ def _other_tensor(model: Any, served: Any) -> str:
 def _allowed(folder: str, served: Any, ids_BT: torch.Tensor, served_TV: torch.Tensor) -> float:
     """What logits may differ by. In 16 bits this brings ``served`` to float32."""
     largest = float(served_TV.abs().max())
-    kept = getattr(config_of(folder), "quantization_config", None) or {}
-    groups = kept.get("config_groups", {}).values()
-    if kept.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups):
+    low_bit = formats.detect(folder)
+    if low_bit and low_bit.rounded:
         return SHARES["rounded activations"] * largest
     if served.dtype.itemsize > 2:
         return SHARES["32 bits"] * largest

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from stepmend.models import chat
+from stepmend.models import chat, load, names
 from stepmend.models.load import TWICE, load_tokenizer
 from stepmend.recipe import Restore
 from stepmend.records import digest
-from stepmend.restore import adapter, objectives, scales, training
+from stepmend.restore import adapter, objectives, training
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
@@ -64,7 +64,7 @@ def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
     """
     from safetensors.torch import load_file, save_file
 
-    changes = scales.by_file_names(model.get_base_model(), _changes(model), parent)
+    changes = names.by_file_names(model.get_base_model(), _changes(model), load.tensor_names(parent))
 
     def fill(part: Path) -> None:
         written = set[str]()

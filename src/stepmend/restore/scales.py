@@ -18,10 +18,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from stepmend.models import load
+from stepmend import formats
+from stepmend.formats.base import Codes, Format
+from stepmend.models import load, names
 from stepmend.recipe import Restore
 from stepmend.records import InputError
-from stepmend.rundir import make_folder
 
 FLOOR = 0.1
 """The least share of its start that a scale may shrink to. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
@@ -98,26 +99,32 @@ class ScaleLinear(nn.Module):
     """A linear layer with integer codes and trainable scales.
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
-    ``centred_MN`` are the codes less their zero points. ``watch`` is called with the input of every forward pass, as it is multiplied.
+    ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
+    None where they are all in their places. ``watch`` is called with the input of every forward pass, as it is multiplied.
     """
 
-    def __init__(self, linear: nn.Linear, storage: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, codes: Codes, dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
+        """``dtype`` is what weights are computed in, ``scale_dtype`` what scales are multiplied in."""
         super().__init__()
-        scheme: Any = linear.quantization_scheme
-        codes_MN, scale_MG, zeros_MG = _integers(linear, scheme)
-        self.quantization_scheme = scheme
-        self.quantization_status = linear.quantization_status
-        self.groups, self.bits = scale_MG.shape[1], int(scheme.weights.num_bits)
-        self.packed = hasattr(linear, "weight_packed")
+        device = next(iter((*linear.parameters(), *linear.buffers()))).device
+        scale_MG, codes_MN = codes.scale_MG.to(device, scale_dtype), codes.grouped().to(device)
+        for name in ("quantization_scheme", "quantization_status"):  # what compressed-tensors rounds activations by
+            setattr(self, name, getattr(linear, name, None))
+        for name, value in (*linear.named_parameters(), *linear.named_buffers()):
+            if name.startswith("input_"):
+                self.register_buffer(name, value.data, persistent=False)
+        self.groups, self.bits = scale_MG.shape[1], codes.bits
+        self.order_N: torch.Tensor | None
+        self.register_buffer("order_N", None if codes.order_N is None else codes.order_N.to(device), persistent=False)
         self.zeros_MG: torch.Tensor | None
-        self.register_buffer("zeros_MG", None if zeros_MG is None else zeros_MG.to(torch.int8), persistent=False)
+        self.register_buffer("zeros_MG", None if codes.zeros_MG is None else codes.zeros_MG.to(device), persistent=False)
         self.centred_MN: torch.Tensor
-        self.register_buffer("centred_MN", torch.empty(codes_MN.shape, dtype=scale_MG.dtype, device=codes_MN.device), persistent=False)
+        self.register_buffer("centred_MN", torch.empty(codes_MN.shape, dtype=dtype, device=device), persistent=False)
         self.set_codes(codes_MN)
         self.solved = self.rescaled = False
         self.made: torch.Tensor | None = None
         self.watch: Callable[[torch.Tensor], None] | None = None
-        self.stored = Stored(scale_MG, storage, FLOOR)
+        self.stored = Stored(scale_MG, codes.scale_MG.dtype, FLOOR)
         self.change = nn.Parameter(torch.zeros_like(scale_MG, dtype=torch.float32))
         self.bias = linear.bias
         if self.bias is not None:
@@ -130,7 +137,7 @@ class ScaleLinear(nn.Module):
         return self.zeros_MG.to(self.centred_MN.dtype).repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
 
     def codes(self) -> torch.Tensor:
-        """The integer codes as stored, int8 [M, N], from -2^(bits-1) to 2^(bits-1) - 1."""
+        """The integer codes, int8 [M, N], from -2^(bits-1) to 2^(bits-1) - 1, columns group by group."""
         return (self.centred_MN + self.zeros()).to(torch.int8)
 
     def set_codes(self, codes_MN: torch.Tensor) -> None:
@@ -155,15 +162,22 @@ class ScaleLinear(nn.Module):
         return self.stored(self.change) if self.stored.rounded else self.stored.exact(self.change)
 
     def weight(self) -> torch.Tensor:
-        """The dequantized weight, [M, N]."""
+        """The dequantized weight, [M, N], columns group by group."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
         return (grouped_MGS * self.scale()[:, :, None]).to(grouped_MGS.dtype).flatten(1)
 
+    def placed(self, grouped_MN: torch.Tensor) -> torch.Tensor:
+        """A matrix whose columns are group by group, with its columns in the model's places."""
+        return grouped_MN if self.order_N is None else grouped_MN[:, self.order_N.argsort()]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.quantization_scheme.input_activations is not None:
+        scheme: Any = self.quantization_scheme
+        if scheme is not None and scheme.input_activations is not None:
             from compressed_tensors.quantization.lifecycle import forward
 
-            x = forward.forward_quantize(self, x, "input", self.quantization_scheme.input_activations)
+            x = forward.forward_quantize(self, x, "input", scheme.input_activations)
+        if self.order_N is not None:
+            x = x[..., self.order_N]
         if self.watch:
             self.watch(x)
         if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
@@ -202,44 +216,42 @@ def made_once(model: Any) -> Iterator[None]:
             layer.made = None
 
 
-def _integers(linear: nn.Linear, scheme: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Codes [M, N], scales [M, G] and zero points [M, G] (None for symmetric schemes) of a layer that is still compressed."""
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
-    held: dict[str, Any] = dict(linear.named_parameters()) | dict(linear.named_buffers())
-    scale_MG, zeros = held["weight_scale"].data, held.get("weight_zero_point")
-    if "weight_packed" not in held:
-        return held["weight"].data, scale_MG, None
-    shape = torch.Size(held["weight_shape"].tolist())
-    bits = scheme.weights.num_bits
-    codes_MN = unpack_from_int32(held["weight_packed"].data, bits, shape)
-    if scheme.weights.symmetric:
-        return codes_MN, scale_MG, None
-    assert zeros is not None, "an asymmetric scheme has zero points"
-    return codes_MN, scale_MG, unpack_from_int32(zeros.data, bits, torch.Size((shape[0], scale_MG.shape[1])), packed_dim=0)
-
-
 def attach(folder: str, recipe: Restore) -> Any:
-    """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients."""
-    storage: Any = load.config_of(folder).dtype
+    """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients.
+
+    The model's ``low_bit`` is the checkpoint's format, and ``file_names`` are the names that the files have for its layers.
+    """
+    found = formats.detect(folder)
+    assert found is not None, f"{folder} holds no codes"
     device, dtype = load.placement(folder)
     model = load.pretrained(folder, dtype=dtype).to(device)
     model.requires_grad_(False)
+    model.low_bit, model.file_names = found, names.layers(model, found)
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and getattr(module, "quantization_scheme", None) is not None:
+        if name in model.file_names:
             parent, _, child = name.rpartition(".")
-            layer = ScaleLinear(module, storage)
+            layer = ScaleLinear(module, found.codes(model.file_names[name]), model.dtype, found.multiplied_in or model.dtype)
             layer.change.requires_grad_("scales" in recipe.kinds)
             setattr(model.get_submodule(parent), child, layer)
-        elif "norms" in recipe.kinds and _is_norm(module):
-            weight = module.get_parameter("weight")
-            stored = Stored(weight, storage, offset=offset_of(module))
-            weight.data = weight.data.float()  # what is tuned is float32, whatever is computed in
-            parametrize.register_parametrization(module, "weight", stored, unsafe=True)
-            module.get_parameter("parametrizations.weight.original").requires_grad_(True)
-    model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
-    del model.ct_decompress_hook
+    if "norms" in recipe.kinds:
+        _attach_norms(model, found)
+    if hasattr(model, "ct_decompress_hook"):
+        model.ct_decompress_hook.remove()  # no compressed layer is left for it to decompress
+        del model.ct_decompress_hook
     return model.eval()  # gradients flow all the same, and nothing is dropped out
+
+
+def _attach_norms(model: Any, low_bit: Format) -> None:
+    """Make the weight of every norm a tuned one, in the dtype of its file."""
+    norms = {f"{name}.weight": module for name, module in model.named_modules() if _is_norm(module)}
+    numbered = {name: torch.tensor([i]) for i, name in enumerate(norms)}
+    files = {int(i): name for name, i in names.by_file_names(model, numbered, low_bit.tensors.headers.keys()).items()}
+    for i, module in enumerate(norms.values()):
+        weight = module.get_parameter("weight")
+        stored = Stored(weight, low_bit.tensors.dtype(files[i]), offset=offset_of(module))
+        weight.data = weight.data.float()  # what is tuned is float32, whatever is computed in
+        parametrize.register_parametrization(module, "weight", stored, unsafe=True)
+        module.get_parameter("parametrizations.weight.original").requires_grad_(True)
 
 
 def offset_of(norm: nn.Module) -> float:
@@ -280,24 +292,22 @@ def changed(model: Any) -> dict[str, int]:
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    """What was restored, by the names that the checkpoint's file has for it: scales, norms, and codes as the exporter packs them."""
-    found: dict[str, torch.Tensor] = {}
+    """What was restored, as the checkpoint's files have it: scales, norms and packed codes, by their names there.
+
+    Raises InputError where a scale became zero or changed its sign.
+    """
+    low_bit, found = model.low_bit, dict[str, torch.Tensor]()
     for name, layer in scales(model).items():
+        file = model.file_names[name]
         if layer.change.requires_grad or layer.rescaled:
-            found[f"{name}.weight_scale"] = layer.scale()
+            for tensor, value in low_bit.scaled(file, layer.scale().detach()).items():
+                check_scales(tensor, low_bit.tensors.read(tensor), value.to(low_bit.tensors.dtype(tensor)).cpu())
+                found[tensor] = value
         if layer.solved:
-            found |= {f"{name}.{kind}": packed for kind, packed in _packed(layer).items()}
+            found |= low_bit.packed(file, layer.placed(layer.codes()).contiguous())
     norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
-    return {name: t.detach() for name, t in (found | {f"{name}.weight": module.weight for name, module in norms.items()}).items()}
-
-
-def _packed(layer: ScaleLinear) -> dict[str, torch.Tensor]:
-    """The codes of a layer in its format: int8 as they are, others packed into int32 words by compressed-tensors itself."""
-    if not layer.packed:
-        return {"weight": layer.codes()}
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    return {"weight_packed": pack_to_int32(layer.codes(), layer.bits)}
+    weights = {f"{name}.weight": module.weight.detach() for name, module in norms.items()}
+    return found | names.by_file_names(model, weights, low_bit.tensors.headers.keys())
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -306,50 +316,12 @@ def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 
-def by_file_names(model: Any, values: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """What was trained, by the names in the checkpoint's files, where transformers renames tensors when it loads them (Gemma 3's)."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    there = load.tensor_names(folder)
-    same = {name: value for name, value in values.items() if name in there}
-    other = {name: value for name, value in values.items() if name not in there}
-    return same | revert_weight_conversion(model, other) if other else same
-
-
-def untuned(model: Any, folder: Path) -> list[str]:
+def untuned(model: Any) -> list[str]:
     """Layers with codes in the checkpoint's files that are not among those being tuned: experts that transformers holds in one tensor."""
-    tuned = by_file_names(model, {f"{name}.weight_scale": layer.change for name, layer in scales(model).items()}, folder)
-    return sorted(name.removesuffix(".weight_scale") for name in load.tensor_names(folder) - tuned.keys() if name.endswith(".weight_scale"))
+    return sorted(model.low_bit.layers.keys() - set(model.file_names.values()))
 
 
 def export(model: Any, folder: Path, out: Path) -> None:
     """Copy the checkpoint ``folder`` to ``out`` with what was trained in place of its own; every other byte is the same."""
-    import shutil
-
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    values = by_file_names(model, trained(model), folder)
-
-    def fill(part: Path) -> None:
-        written = 0
-        for file in sorted(folder.iterdir()):
-            if file.is_dir():
-                continue
-            if file.suffix != ".safetensors":
-                shutil.copy2(file, part / file.name)
-                continue
-            with safe_open(file, "pt") as opened:
-                metadata = opened.metadata()
-            tensors = load_file(file)
-            for name in values.keys() & tensors.keys():
-                value = values[name].to(tensors[name].dtype).cpu().contiguous()
-                assert value.shape == tensors[name].shape, f"{name}: {value.shape}, {tensors[name].shape} in {file.name}"
-                if name.endswith("weight_scale"):
-                    check_scales(name, tensors[name], value)
-                tensors[name] = value
-                written += 1
-            save_file(tensors, part / file.name, metadata=metadata)
-        assert written == len(values), f"{written} of {len(values)} tuned tensors found in {folder}"
-
-    make_folder(out, fill)
+    assert model.low_bit.tensors.folder == folder, f"{model.low_bit.tensors.folder} was attached"
+    model.low_bit.tensors.write(out, trained(model))

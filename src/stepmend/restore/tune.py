@@ -2,7 +2,6 @@
 
 import io
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stepmend.formats.tensors import copy
 from stepmend.models.forward import head_of, hidden_of
 from stepmend.models.load import checkpoint_digest, free, load_model, load_tokenizer
 from stepmend.recipe import Restore
@@ -123,7 +123,7 @@ class _Work:
         held_out: Sequence[Solution], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.parent, self.quantized, self.recipe, self.out, self._tell, self.said = parent, quantized, recipe, out, say, time.monotonic()
-        self.tokenizer = load_tokenizer(str(quantized))
+        self.tokenizer = load_tokenizer(parent)
         self.kind = adapter if recipe.tune == "lora" else scales
         self.model = self.kind.attach(str(quantized), recipe)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -149,7 +149,7 @@ class _Work:
 
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
-        left = scales.untuned(self.model, self.quantized) if self.kind is scales else []
+        left = scales.untuned(self.model) if self.kind is scales else []
         if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
@@ -325,7 +325,7 @@ class _Work:
         if kept:
             self.kind.export(self.model, self.quantized, self.out)
             return exported.compare(self.model, self.out, self.loss.rows[0].ids)
-        make_folder(self.out, lambda part: shutil.copytree(self.quantized, part, dirs_exist_ok=True) and None)
+        make_folder(self.out, lambda part: copy(self.quantized, part))
         return 0.0, 0.0
 
 

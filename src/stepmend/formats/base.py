@@ -1,0 +1,121 @@
+"""The protocol of a low-bit file format, and what it says of a layer.
+
+Tensor names carry their shape: M rows (outputs), N columns (inputs), G groups of columns that share a scale.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stepmend.formats.tensors import Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0."""
+
+    rows: int
+    columns: int
+    bits: int
+    groups: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The numbers of a layer: weight = (code - zero point) * scale.
+
+    ``codes_MN`` are int8 from -2^(bits-1) to 2^(bits-1) - 1, whatever offset the file has; ``zeros_MG`` (int8) has the same offset and is
+    None where every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None where they
+    stand in that order already.
+    """
+
+    codes_MN: "torch.Tensor"
+    scale_MG: "torch.Tensor"
+    zeros_MG: "torch.Tensor | None"
+    bits: int
+    order_N: "torch.Tensor | None" = None
+
+    def grouped(self) -> "torch.Tensor":
+        """The codes [M, N] with columns group by group."""
+        return self.codes_MN if self.order_N is None else self.codes_MN[:, self.order_N]
+
+    def dequantize(self) -> "torch.Tensor":
+        """The weight, float32 [M, N], columns as the model has them."""
+        groups = self.scale_MG.shape[1]
+        centred_MGS = self.grouped().float().unflatten(1, (groups, -1))
+        if self.zeros_MG is not None:
+            centred_MGS = centred_MGS - self.zeros_MG.float()[:, :, None]
+        weight_MN = (centred_MGS * self.scale_MG.float()[:, :, None]).flatten(1)
+        return weight_MN if self.order_N is None else weight_MN[:, self.order_N.argsort()]
+
+
+class Format(Protocol):
+    """A low-bit checkpoint in one file format. Layers have the names that the files have for them.
+
+    ``name`` is the method as configurations write it. ``rounded`` says whether activations or the KV cache are rounded too.
+    ``multiplied_in`` is the dtype that codes and scales are multiplied in, before the product is rounded to that of the computation;
+    None where it is that of the computation.
+    """
+
+    name: str
+    tensors: Tensors
+    rounded: bool
+
+    @property
+    def multiplied_in(self) -> "torch.dtype | None": ...
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every layer with codes."""
+        ...
+
+    def codes(self, layer: str) -> Codes:
+        """The codes, scales and zero points of a layer."""
+        ...
+
+    def scale(self, layer: str) -> "torch.Tensor":
+        """The scales of a layer alone, [M, G], in the file's dtype."""
+        ...
+
+    def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+        """The file's tensors for other codes of a layer (columns as the model has them), by name."""
+        ...
+
+    def scaled(self, layer: str, scale_MG: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+        """The file's tensors for other scales of a layer, by name."""
+        ...
+
+    def held(self, layer: str) -> tuple[str, ...]:
+        """The names of the tensors that stand for a layer's weight."""
+        ...
+
+    @property
+    def loads_in(self) -> str:
+        """Where such a checkpoint loads."""
+        ...
+
+
+def dense(low_bit: Format, known: Iterable[str], dtype: Any, own: "torch.dtype | None") -> "dict[str, torch.Tensor]":
+    """All tensors of a checkpoint, with the weights of layers with codes made dense, by the names in its files.
+
+    ``known`` are the names of the model's parameters: biases of zeros are left out where the model has none, because AutoGPTQ wrote one
+    beside every layer. Weights are rounded to ``dtype``, or where that is none (``auto``) to the checkpoint's ``own``.
+    """
+    import torch
+
+    tensors, layers = low_bit.tensors, low_bit.layers
+    ends = {_end(name) for name in known}
+    parts = {name for layer in layers for name in low_bit.held(layer)}
+    unknown = {name for layer in layers if _end(name := f"{layer}.bias") not in ends}
+    found = {name: tensors.read(name) for name in tensors.headers if name not in parts}
+    found = {name: value for name, value in found.items() if name not in unknown or bool(value.any())}
+    dtype = dtype if isinstance(dtype, torch.dtype) else own or torch.float16
+    return found | {f"{layer}.weight": low_bit.codes(layer).dequantize().to(dtype) for layer in layers}
+
+
+def _end(name: str) -> str:
+    return ".".join(name.split(".")[-2:])

@@ -1,0 +1,219 @@
+"""A low-bit checkpoint that somebody else made: whether it is one of the full-precision model, and can be restored, before any work.
+
+What would make the comparison meaningless is refused: another architecture, other shapes, another vocabulary. What may be meant so is a
+warning: other settings, another chat template, other embeddings, a card that names another base model.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepmend import formats, inputs
+from stepmend.arms import of_folder
+from stepmend.formats.base import Format
+from stepmend.formats.refusals import refusal
+from stepmend.formats.tensors import Tensors
+from stepmend.models import check, load, names
+from stepmend.records import InputError
+
+ROWS = 256
+"""Rows of the embeddings that are compared."""
+NEAR = 0.02
+"""How far these may be from full precision's, as a share: rounding to another dtype changes them by 0.4 % at most."""
+CARD = 1 << 20
+"""Bytes of a card that is read."""
+OWN = frozenset({
+    "quantization_config", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "use_cache", "architectures", "pad_token_id",
+    "bos_token_id", "eos_token_id", "tie_word_embeddings",
+})  # fmt: skip
+"""Settings that may differ without another computation, or that are looked at by themselves."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A checkpoint that was looked at: its arm's name, folder and format, what becomes of its layers, and what a user must be told."""
+
+    name: str
+    folder: str
+    low_bit: Format
+    layers: tuple[check.Layer, ...]
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes of it, as of a checkpoint that it has made itself."""
+        counts = {**check.summary(self.layers), "codes": len(self.low_bit.layers)}
+        told = {"format": self.low_bit.name, "loads_in": self.low_bit.loads_in, "holds": self.holds(), "warnings": list(self.warnings)}
+        return {"layers": counts, "given": told}
+
+    def holds(self) -> str:
+        """Bits, groups and zero points of its layers, most layers first."""
+        counts: dict[str, int] = {}
+        for layer in self.low_bit.layers.values():
+            size = "a row" if layer.groups == 1 else f"{layer.columns // layer.groups} columns"
+            kind = f"int{layer.bits}, a scale {size}, {'no zero points' if layer.symmetric else 'zero points'}"
+            counts[kind] = counts.get(kind, 0) + 1
+        return "; ".join(f"{count} layers {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def look(parent: str, model: str, path: str) -> Given:
+    """A low-bit checkpoint beside its full-precision model, before any work; reads scales and a few rows of weights.
+
+    Args:
+        parent: The folder of the full-precision checkpoint.
+        model: Its name as the user gave it.
+        path: The low-bit checkpoint: a folder, or a name on the hub.
+
+    Raises:
+        InputError: where it is not of this model, holds nothing that can be restored, or is damaged.
+    """
+    if formats.method_of(parent):
+        raise InputError(f"model: {parent} is quantized already; give its full-precision parent")
+    folder = located(path)
+    try:
+        low_bit = formats.detect(folder)
+        if low_bit is None:
+            raise InputError(f"{folder} is in full precision (its config.json has no quantization_config)")
+        full, low = (load.skeleton(load.config_of(one)) for one in (parent, folder))
+        _check_shapes(full, low, low_bit, folder)
+        layers = _layers(low, low_bit)
+        _check_scales(low_bit)
+        texts = [load.read_tokenizer(one) for one in (parent, folder)]
+    except InputError as error:
+        raise InputError(f"quantized: {str(error).removeprefix('model: ').removeprefix('quantized: ')}") from None
+    _check_vocabulary(texts[0], texts[1], folder)
+    warnings = [
+        *_other_settings(full.config, low.config),
+        *_other_texts(texts[0], texts[1]),
+        *_other_ends(parent, folder),
+        *_other_base(folder, model),
+        *_other_embeddings(parent, low, low_bit),
+    ]
+    return Given(str(of_folder(path)), folder, low_bit, tuple(layers), tuple(warnings))
+
+
+def located(path: str) -> str:
+    """The folder of a low-bit checkpoint. Raises InputError where there is none, or a GGUF file."""
+    place = Path(path).expanduser()
+    if place.suffix.lower() == ".gguf" or (place.is_dir() and any(place.glob("*.gguf")) and not any(place.glob("*.safetensors"))):
+        raise InputError(f"quantized: {path}: {refusal('gguf')}")
+    try:
+        return load.locate(path)
+    except InputError as error:
+        raise InputError(f"quantized: {str(error).removeprefix('model: ')}") from None
+
+
+def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
+    """Raises InputError where both models do not have the same parameters, or a file holds another shape."""
+    if full.config.model_type != low.config.model_type:
+        raise InputError(f"{folder} is of type {low.config.model_type!r}, and the full-precision model {full.config.model_type!r}")
+    heads = {name for model in (full, low) for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    mine, other = ({name: tuple(p.shape) for name, p in model.named_parameters()} for model in (full, low))
+    for name in [*mine, *other]:
+        if mine.get(name) != other.get(name) and not (name.rpartition(".")[0] in heads and None in (mine.get(name), other.get(name))):
+            wanted, found = (str(list(of[name])) if name in of else "missing" for of in (mine, other))
+            raise InputError(f"{folder}: {name} is {found}, and {wanted} in the full-precision model; they are not of one model")
+    for name, shape in other.items():
+        if name in low_bit.tensors and name.removesuffix(".weight") not in low_bit.layers and low_bit.tensors.shape(name) != shape:
+            raise InputError(f"{folder}: {name} is {list(low_bit.tensors.shape(name))}; by config.json it is {list(shape)}")
+
+
+def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
+    """What becomes of every layer. Raises InputError, with its name, for one with codes that nothing could restore."""
+    named, head = names.layers(low, low_bit), low.get_output_embeddings()
+    stack, layers = check.decoder_stack(low), check.layers_of(low)
+    for name, file in named.items():
+        module, of = low.get_submodule(name), low_bit.layers[file]
+        if (module.out_features, module.in_features) != (of.rows, of.columns):
+            shape = f"{of.rows} x {of.columns}"
+            raise InputError(f"{file} holds {shape} codes, and by config.json it is {module.out_features} x {module.in_features}")
+        if module is head or not name.startswith(f"{stack}."):
+            raise InputError(f"{file} holds codes and is no layer of the decoder; only such are restored")
+    experts = any(layer.why == check.EXPERTS for layer in layers)
+    for file in low_bit.layers.keys() - set(named.values()):
+        if not (experts and ".experts." in file and low_bit.name == "compressed-tensors"):
+            raise InputError(f"{file} holds codes and is no linear layer of the model ({low_bit.name}); such layers are not restored")
+        if low_bit.rounded or not low_bit.layers[file].symmetric:
+            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone")
+    return (_left(layer, layer.name in named) for layer in layers)
+
+
+def _left(layer: check.Layer, codes: bool) -> check.Layer:
+    """A layer as the checkpoint has it: with codes, or left alone."""
+    if codes:
+        return replace(layer, quantized=True, tuned=True, why="")
+    return layer if layer.why else replace(layer, quantized=False, tuned=False, why="left in full precision by its maker")
+
+
+def _check_scales(low_bit: Format) -> None:
+    for layer in low_bit.layers:
+        scale_MG = low_bit.scale(layer)
+        if not bool((torch.isfinite(scale_MG) & (scale_MG != 0)).all()):
+            raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or no number; the checkpoint is damaged")
+
+
+def _check_vocabulary(full: Any, low: Any, folder: str) -> None:
+    mine, other = full.get_vocab(), low.get_vocab()
+    if differing := sorted(token for token in mine.keys() | other.keys() if mine.get(token) != other.get(token)):
+        token = differing[0]
+        ids = f"{token[:40]!a} is {other.get(token, 'missing')}, and {mine.get(token, 'missing')} in full precision's"
+        raise InputError(
+            f"quantized: {folder}: the vocabulary differs in {len(differing)} tokens ({ids}); give the model that it was made of"
+        )
+
+
+def _other_settings(full: Any, low: Any) -> Iterator[str]:
+    mine, other = full.to_dict(), low.to_dict()
+    if differing := sorted(key for key in (mine.keys() | other.keys()) - OWN if mine.get(key) != other.get(key)):
+        yield f"config.json differs from full precision's in {', '.join(differing)[:200]}"
+
+
+def _other_texts(full: Any, low: Any) -> Iterator[str]:
+    if full.chat_template != low.chat_template:
+        missing = "" if low.chat_template else " (it has none)"
+        yield f"its chat template is not full precision's{missing}; all arms are asked by full precision's"
+    mine, other = (_splitting(tokenizer) for tokenizer in (full, low))
+    if mine != other:
+        yield "its tokenizer.json is not full precision's, though the vocabulary is; all arms are given full precision's tokens"
+
+
+def _splitting(tokenizer: Any) -> Any:
+    """How a tokenizer splits texts, but for padding and truncation; None where it does not say."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    kept = json.loads(backend.to_str()) if backend is not None else {}
+    return {key: value for key, value in kept.items() if key not in ("padding", "truncation", "version")} or None
+
+
+def _other_ends(parent: str, folder: str) -> Iterator[str]:
+    mine, other = load.ends_of(parent), load.ends_of(folder)
+    if mine != other:
+        yield f"answers end with tokens {sorted(other)}, and {sorted(mine)} in full precision (generation_config.json)"
+
+
+def _other_base(folder: str, model: str) -> Iterator[str]:
+    """What the card names as the base model, where that is not the last part of the model's name."""
+    try:
+        card = inputs.text(Path(folder) / "README.md", CARD)
+    except InputError:
+        return
+    head = card.split("\n---", 1)[0] if card.startswith("---") else ""
+    found = re.search(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w./-]+)", head, re.MULTILINE)
+    if found and found[1].rpartition("/")[2].lower() != Path(model).name.lower():
+        yield f"its card names {found[1][:100]} as the base model, and not {model[:100]}"
+
+
+def _other_embeddings(parent: str, low: Any, low_bit: Format) -> Iterator[str]:
+    """Quantizers leave embeddings as they are: other ones say that it was made of another model, or trained on."""
+    embeddings = low.get_input_embeddings()
+    name = next((f"{name}.weight" for name, module in low.named_modules() if module is embeddings), "")
+    full = Tensors(Path(parent))
+    if not (isinstance(embeddings, nn.Embedding) and name in full and name in low_bit.tensors):
+        return
+    mine_RH, other_RH = (tensors.rows(name, ROWS).float() for tensors in (full, low_bit.tensors))
+    if not float((mine_RH - other_RH).norm()) <= NEAR * float(mine_RH.norm()):
+        yield "its embeddings are not full precision's: it may be of another model of this size, or trained on"
