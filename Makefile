@@ -1,5 +1,6 @@
 # make demo: the whole loop on the built-in reasoner. make check: lint, format, types.
 # make test: the tests without those marked slow, gpu or real. make test-all: all tests; what a machine lacks is skipped.
+# make docs: the docs site, into site/; a warning is an error.
 # make simulations: the slow tests of statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
 # Each makes .venv and installs what it needs, once.
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 # One thread each: torch's own threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo quick test test-all simulations fuzz check clean
+.PHONY: demo quick test test-all simulations fuzz check docs clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -33,6 +34,15 @@ check: .venv/check .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: .venv-docs/made
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+# An environment of its own, without torch: nothing that the docs import needs it.
+.venv-docs/made: pyproject.toml constraints.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # torch goes first and alone: asked for in one go, a CPU machine may resolve to a build with gigabytes of CUDA.
 .venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -45,4 +55,4 @@ check: .venv/check .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-docs runs site

@@ -3,9 +3,9 @@
 python benchmarks/families.py                          # the families that are promised, then all others; continues where it stopped
 python benchmarks/families.py --only falcon --again    # one family again, with its steps, and the traceback of a failure
 
-Each model has a few layers of width 64 and the built-in reasoners' tokenizer, and is trained for forty steps on sums, so that it answers
-in steps. It need not be right: full precision's answer is taken as the gold answer. The low-bit model then loses some problems, and these
-become bullets, so every stage has work. Each family runs in a separate process.
+Each model has a few layers of width 64 and the built-in reasoners' tokenizer, and is trained to repeat a number in steps. It need not be
+right: full precision's answer is taken as the gold answer. The low-bit model then loses some problems, and these become bullets, so every
+stage has work. Each family runs in a separate process.
 """
 
 import argparse
@@ -35,12 +35,15 @@ PROMISED = words(
     "mixtral qwen3_moe olmoe deepseek_v3 gpt_oss lfm2 falcon_h1 qwen3_next mamba2 gemma3 qwen2_vl"
 )
 """Families that must work in full or be refused with a reason. All others of transformers' causal mapping follow them."""
-LIMIT = 300.0
+LIMIT = 900.0
 """Seconds that one family may take."""
 LARGEST = 20_000_000
 """Parameters of a checkpoint that counts as small."""
-STEPS, RATE = 40, 3e-3
-TRAIN, TEST, TOKENS = 96, 2, 24
+STEPS, RATE, KNOWN = 1200, 3e-3, 0.92
+"""Steps of training at most, learning rate, and the share of tokens said right at which a model has learned enough: not all of it."""
+OUTLIER = 10.0
+"""How much larger some input columns are than the others."""
+TRAIN, TEST, TOKENS = 176, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
 
 SMALL: dict[str, int] = {
@@ -110,34 +113,54 @@ def build(family: str, vocabulary: int) -> Any:
         size = sum(p.numel() for p in kind(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} parameters: its configuration calls its widths otherwise")
-    return kind(config).float()
+    return with_outliers(kind(config).float())
 
 
-def sums(count: int) -> list[tuple[str, str]]:
-    """Questions and worked solutions."""
-    pairs = [(11 + 7 * i % 83, 3 + 5 * i % 47) for i in range(count)]
-    return [(f"Tom has {a} eggs and buys {b} more. How many eggs?", f"Step 1: {a} + {b} = {a + b}\n\\boxed{{{a + b}}}") for a, b in pairs]
+def with_outliers(model: Any) -> Any:
+    """The model with every 32nd input column of its matrices ``OUTLIER`` times as large, as real models' are: rounding in groups costs them
+    something, however well they have learned."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and parameter.shape[-1] >= 64 and "embed" not in name and "head" not in name:
+                parameter[..., ::32] *= OUTLIER
+    return model
+
+
+def counts(count: int) -> list[tuple[str, str]]:
+    """Questions and worked solutions: a number is read from the question and repeated, so that answers differ and are soon learned."""
+
+    def one(box: int, number: int) -> tuple[str, str]:
+        return f"Tom has {number} eggs. He has eggs in {box} boxes. How many eggs?", f"Step 1: {number} eggs\n\\boxed{{{number}}}"
+
+    return [one(i, 10 + 37 * i % 90) for i in range(count)]
 
 
 def teach(model: Any, tokenizer: Any) -> None:
-    """Forty steps on solutions, as the prompt asks for them."""
+    """Train on solutions, as the prompt asks for them, until most of them are known: what is known well survives three bits."""
     import torch
     from torch.nn import functional as F
 
     from stepmend.models import chat
 
     rows = []
-    for question, solution in sums(TRAIN):
+    for question, solution in counts(TRAIN):
         asked = chat.encode(tokenizer, chat.render(tokenizer, "steps-1", question))
         rows.append((asked, [*chat.encode(tokenizer, solution), tokenizer.eos_token_id]))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    optimizer, known = torch.optim.AdamW(model.parameters(), lr=RATE), 0.0
     for step in range(STEPS):
+        if known >= KNOWN:
+            return
         batch = [rows[(step * 8 + i) % TRAIN] for i in range(8)]
         width = max(len(asked) + len(said) for asked, said in batch)
         ids_BT = torch.tensor([[*asked, *said, *[0] * (width - len(asked) - len(said))] for asked, said in batch])
         labels = [[-100] * len(asked) + said + [-100] * (width - len(asked) - len(said)) for asked, said in batch]
         logits_BTV = model(input_ids=ids_BT).logits[:, :-1]
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), torch.tensor(labels)[:, 1:].flatten())
+        label_N = torch.tensor(labels)[:, 1:].flatten()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), label_N)
+        right_N = (logits_BTV.argmax(-1).flatten() == label_N)[label_N >= 0]
+        known += 0.1 * (right_N.float().mean().item() - known)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -152,7 +175,7 @@ def write_problems(folder: Path, out: Path) -> None:
 
     tokenizer = load.load_tokenizer(str(folder))
     engine = LocalEngine(load.load_model(str(folder)), tokenizer, TOKENS)
-    questions = [question for question, _ in sums(TRAIN + TEST)]
+    questions = [question for question, _ in counts(TRAIN + TEST)]
     said = engine.complete([chat.render(tokenizer, "steps-1", question) for question in questions])
     rows = [{"question": q, "answer": found.answer if (found := extract(c.text)) else "0"} for q, c in zip(questions, said, strict=True)]
     out.mkdir()
@@ -188,13 +211,13 @@ def serves(folder: Path) -> str:
     from stepmend.models import chat, load
 
     tokenizer = load.load_tokenizer(str(folder))
-    (said,) = LocalEngine(load.load_model(str(folder)), tokenizer, TOKENS).complete([chat.render(tokenizer, "steps-1", sums(1)[0][0])])
+    (said,) = LocalEngine(load.load_model(str(folder)), tokenizer, TOKENS).complete([chat.render(tokenizer, "steps-1", counts(1)[0][0])])
     return "" if said.tokens else "it writes nothing"
 
 
-BOTH = ("rtn-w3a16-g32", "gptq-w4a16-g32")
+BOTH = ("rtn-w3a16-g32", "gptq-w3a16-g32-asym")
 KEYS = (
-    f"measure.max_new_tokens={TOKENS} measure.batch_size=16 quantize.calibration=8 curate.bullets=4 curate.round=48 curate.problems=48 "
+    f"measure.max_new_tokens={TOKENS} measure.batch_size=32 quantize.calibration=8 curate.bullets=4 curate.round=160 curate.problems=160 "
     "restore.steps=2 restore.batch_size=2 restore.validation=0 restore.within_noise=true locate.samples=1 measure.noise_floor=false"
 ).split()
 
@@ -296,9 +319,9 @@ def attend(family: str, again: bool) -> dict[str, Any]:
 HEAD = """# Model families
 
 `python benchmarks/families.py` wrote this page. A checkpoint of a few random layers of every type in transformers' causal mapping is taken
-through the command line: `check`, `run` with rounding at 3 bits and GPTQ at 4 (quantize, measure, locate, curate, tune codes, scales and
-norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter, `restore --export`, and
-generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
+through the command line: `check`, `run` with rounding and with GPTQ and zero points at 3 bits (quantize, measure, locate, curate, tune
+codes, scales and norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter,
+`restore --export`, and generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
 
 """
 

@@ -107,7 +107,10 @@ WITHOUT_HEAVY = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "llmcompressor", "datasets", "peft"}:
+        if name.split(".")[0] in {
+            "accelerate", "compressed_tensors", "datasets", "huggingface_hub", "llmcompressor", "openai", "peft", "safetensors",
+            "tokenizers", "torch", "tqdm", "transformers",
+        }:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from stepmend.cli import main

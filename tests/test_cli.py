@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from stepmend import Recipe
+from stepmend.cli import HEAVY
 from stepmend.models.reasoner import CHECKPOINTS
 from tests.conftest import WITHOUT_HEAVY
+
+ROOT = Path(__file__).parents[1]
 
 
 def stepmend(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -42,13 +47,28 @@ def test_the_core_needs_no_heavy_library(tmp_path):
     assert "run" in done.stdout
 
 
-def test_what_needs_an_extra_says_which(tmp_path):
-    done = without_heavy(
-        f"import sys\nfrom stepmend.cli import main\nsys.argv = ['stepmend', 'run', '--out', {str(tmp_path / 'x')!r}]\nmain()"
-    )
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--out", "{out}"),
+        ("run", "--benchmark", "gsm8k", "--out", "{out}"),
+        ("check", "builtin:qwen2"),
+        ("check", "organization/model"),
+        ("quantize", "builtin:qwen2", "rtn-w4a16-g128", "{out}"),
+    ],
+)
+def test_what_needs_an_extra_says_which(tmp_path, arguments):
+    given = ["stepmend", *(argument.format(out=tmp_path / "x") for argument in arguments)]
+    done = without_heavy(f"import sys\nfrom stepmend.cli import main\nsys.argv = {given!r}\nmain()")
     assert done.returncode == 2
     assert "pip install 'stepmend[run]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_library_of_the_extra_is_known():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {re.split("[<>=]", line)[0].replace("-", "_") for line in extras["run"]} == HEAVY
 
 
 def test_help_teaches():

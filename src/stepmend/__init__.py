@@ -1,12 +1,32 @@
-"""stepmend finds the step at which a low-bit language model starts to reason wrongly, and mends the model there."""
+"""stepmend finds the step at which a low-bit language model starts to reason wrongly, and mends the model there.
 
-from stepmend.recipe import Recipe as Recipe
-from stepmend.records import Bullet as Bullet
-from stepmend.records import Fault as Fault
-from stepmend.records import Grade as Grade
-from stepmend.records import InputError as InputError
-from stepmend.records import Problem as Problem
-from stepmend.records import Trace as Trace
-from stepmend.records import Vote as Vote
+The names below are loaded when they are first used, so that ``import stepmend`` is quick; their types stand in ``__init__.pyi``.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+HOMES = {
+    "api": ("check", "compare", "grade", "run"),
+    "logs": ("Fields",),
+    "progress": ("Update",),
+    "recipe": ("Recipe",),
+    "records": ("Bullet", "Fault", "Grade", "InputError", "Problem", "Trace", "Vote"),
+    "results": ("Check", "Comparison", "Grades", "Located", "RunResult"),
+}
+"""The public names, by the module that defines them. ``locate`` is a package that can be called."""
+PUBLIC = {name: home for home, names in HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "locate":
+        return import_module("stepmend.locate")
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'stepmend' has no attribute {name!r}")
+    return getattr(import_module(f"stepmend.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC, "locate"})

@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -34,11 +35,39 @@ def silent(count: int, tokens: int = 0, /) -> None:
     """A tick that nobody sees."""
 
 
-class Stages:
-    """Shows one stage after another. A stage that an earlier call finished is shown too; one that this call has shown is not."""
+@dataclass(frozen=True)
+class Update:
+    """How far a stage is, or a line between two stages.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Attributes:
+        stage: The stage's name; empty for a line.
+        done: Units of work that are done, in earlier calls too.
+        total: Units of work in all.
+        unit: What is counted, as in "problems".
+        tokens: Tokens written in this stage by this call.
+        line: The line; empty for a stage.
+    """
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    tokens: int = 0
+    line: str = ""
+
+
+Listener = Callable[[Update], None]
+
+
+class Stages:
+    """Shows one stage after another. A stage that an earlier call finished is shown too; one that this call has shown is not.
+
+    ``listener`` is told the same: at a stage's beginning, with every batch of it, and each line.
+    """
+
+    def __init__(self, console: Console | None = None, listener: Listener | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=True)
+        self.listener = listener
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -58,19 +87,21 @@ class Stages:
                 TimeRemainingColumn(),
             )
         terminal = self.console.is_terminal
+        self._tell(Update(name, done, total, unit))
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as bar:
             task = bar.add_task(name, total=total, completed=done, rate="")
 
             def tick(count: int, tokens: int = 0, /) -> None:
                 nonlocal made, written, said
                 made, written, now = made + count, written + tokens, time.perf_counter()
+                self._tell(Update(name, done + made, total, unit, written))
                 passed = max(now - start, 1e-9)
                 rate = f"{written / passed:,.0f} tokens/s" if written else f"{made / passed:,.1f} {unit}/s"
                 bar.update(task, completed=done + made, rate=rate)
                 if not terminal and now - said >= EVERY:
                     said = now
                     left = f", {_clock((total - done - made) * passed / made)} left" if made else ""
-                    self.say(f"  {name}: {done + made}/{total} {unit}, {rate}{left}")
+                    self._print(f"  {name}: {done + made}/{total} {unit}, {rate}{left}")
 
             yield tick
         passed, again = time.perf_counter() - start, name in self.seconds
@@ -83,7 +114,15 @@ class Stages:
 
     def say(self, text: str) -> None:
         """One line between stages."""
+        self._tell(Update(line=text.strip()))
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+
+    def _tell(self, update: Update) -> None:
+        if self.listener:
+            self.listener(update)
 
 
 def _clock(seconds: float) -> str:

@@ -103,7 +103,8 @@ def test_masked_attention_is_that_of_each_row_by_itself():
     torch.manual_seed(0)
     cache = slots.Slots(4, 100)
     cache.ends = [70, 0, 5, 33]
-    cache.step("cpu")
+    places, longest = cache.advance()
+    cache.step(torch.tensor(places), longest)
     query_BHTD = torch.randn(4, 6, 1, 16)
     key_BKLD, value_BKLD = torch.randn(4, 2, 128, 16), torch.randn(4, 2, 128, 16)
     alone = cache.by_row(query_BHTD.view(4, 2, 3, 16), key_BKLD, value_BKLD, 0.25)
@@ -168,6 +169,16 @@ def test_out_of_memory_halves_the_slots_and_goes_on(engine, texts, monkeypatch):
     monkeypatch.undo()
     assert counts == [2, 1]
     assert [found[i].text for i in range(len(texts))] == [c.text for c in engine.complete(texts)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_recorded_passes_write_what_plain_ones_write(engine, texts, temperature, monkeypatch):
+    recorded = engine.complete(texts, temperature=temperature), engine.complete(texts[::2], temperature=temperature)
+    assert any(program.recorded for held in engine.kept for program in held.programs.values())
+    monkeypatch.setattr(slots.Slots, "program", lambda held, function, model: lambda *given, **more: function(model, held, *given, **more))
+    assert recorded == (engine.complete(texts, temperature=temperature), engine.complete(texts[::2], temperature=temperature))
 
 
 def test_layout_of_weights_changes_no_value(tiny_llama):

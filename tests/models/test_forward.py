@@ -33,9 +33,9 @@ def test_losses_and_divergences_are_those_of_plain_logits(tiny, tiny_llama):
         assert forward.divergences(one, other, rows, begins, 0)[i] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40))
-def test_groups_hold_every_text_once_and_little_padding(lengths):
-    groups = forward.alike(lengths)
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.sampled_from(["cpu", "cuda"]))
+def test_groups_hold_every_text_once_and_little_padding(lengths, kind):
+    groups = forward.alike(lengths, torch.device(kind))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert min(lengths[i] for i in group) >= forward.ALIKE * max(lengths[i] for i in group)
+        assert min(lengths[i] for i in group) >= forward.ALIKE[kind] * max(lengths[i] for i in group)

@@ -20,7 +20,10 @@ from stepmend.progress import visible
 from stepmend.records import InputError, one_line
 
 EXTRA = "needs {module}, which is not installed; install it with: pip install 'stepmend[run]'"
-HEAVY = frozenset("torch transformers llmcompressor compressed_tensors datasets peft openai".split())  # noqa: SIM905
+HEAVY = frozenset(
+    "accelerate compressed_tensors datasets huggingface_hub llmcompressor openai peft safetensors tokenizers torch transformers".split()  # noqa: SIM905
+)
+"""What the extra ``run`` installs, as it is imported."""
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
 SMALLER = {

@@ -18,8 +18,6 @@ LOCATOR = (
     "What is measured: the whole vote, or one locator. equations and judge go by the labelled steps, as ProcessBench does; the others, and "
     "equations with --own-steps, by our own steps."
 )
-MODELS: dict[str, tuple[str, ...]] = {"rescue": ("model",), "solution": ("model",), "margins": ("model", "quantized")}
-"""What a locator needs; the vote asks those for which it is there."""
 
 
 @bench.command("locate")
@@ -85,10 +83,11 @@ def bench_locate(
 
 def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
     """The locators to ask. Raises InputError where one alone lacks its model."""
-    names = ("equations", "rescue", "margins", "reference", "solution")
+    from stepmend.locate import bench as benches
+
     if locator == "vote":
-        return tuple(name for name in names if all(given[need] for need in MODELS.get(name, ())))
-    if missing := [need for need in MODELS.get(locator, ()) if not given[need]]:
+        return benches.able(**given, answered=True)
+    if missing := [need for need in benches.NEEDS[locator] if need in given and not given[need]]:
         raise InputError(f"bench: --locator {locator} needs {' and '.join('--' + need for need in missing)}")
     return (locator,)
 

@@ -1,18 +1,12 @@
 """The verb that says what would be done to a model, and what would not, before any work."""
 
 import json
-import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from stepmend.cli.common import app, console, say, silence
 
-if TYPE_CHECKING:
-    from stepmend.models import timing
-
-TOKENS, BATCH, TEXTS = 400, 8, 900
-"""Tokens of a solution, texts of a step and texts read once that the memory is estimated for: the default recipe on ordinary solutions."""
 GIB = 1 << 30
 
 
@@ -30,62 +24,14 @@ def check(
     Examples: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/];
     [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --quantized Qwen/Qwen2.5-0.5B-Instruct-AWQ[/]
     """
-    from stepmend.quantize import schemes as table
-    from stepmend.recipe import Recipe
-
-    parsed = [table.parse(name) for name in scheme or (() if quantized else Recipe().schemes)]
     silence()
-    import torch
+    from stepmend import api
 
-    from stepmend.models import check as checking
-    from stepmend.models import load, timing
-    from stepmend.quantize import given
-    from stepmend.quantize import run as quantizer
-
-    folder = load.locate(model)
-    looked = [given.look(folder, model, path) for path in quantized or ()]
-    layers, *_ = [quantizer.preflight(folder, one) for one in parsed] + [list(one.layers) for one in looked]
-    load.load_tokenizer(folder)
-    config = load.config_of(folder)
-    made = load.skeleton(config)
-    device, dtype = load.placement(folder)
-    dtype = torch.float32 if dtype == "auto" else dtype
-    parts = checking.memory(made, layers, TEXTS, BATCH, TOKENS, dtype.itemsize)
-    counts = checking.summary(layers)
-    scaled = {one: quantizer.scaled(made, one) for one in parsed if one.method in table.SCALED}
-    work = _work(config, device, model.startswith(load.BUILTIN))
-    start = time.perf_counter()
-    speed = timing.probe(made, work.slots, device, dtype)
-    spent = time.perf_counter() - start
-    size = timing.size_of(made, layers)
-    seconds = timing.stages(size, speed, work, device, {one.method for one in parsed})
-    facts = {
-        "family": config.model_type,
-        "parameters": sum(p.numel() for p in made.parameters()),
-        "device": device,
-        "dtype": str(dtype).removeprefix("torch."),
-        "schemes": [one.name for one in parsed],
-        "given": {one.name: one.facts() for one in looked},
-        **counts,
-        "scaled": {one.name: len({name for _, names in pairs for name in names}) for one, pairs in scaled.items()},
-        "memory": parts,
-        "seconds": {stage: value for stage, value in seconds.items() if parsed or stage != "quantize"},
-        "assumed": vars(work),
-    }
+    found = api.check(model, scheme or (), quantized or ())
     if as_json:
-        print(json.dumps(facts | {"layers": [vars(layer) for layer in layers]}, indent=2))
+        print(json.dumps(found.figures(), indent=2))
         return
-    _show(facts, spent)
-
-
-def _work(config: Any, device: str, builtin: bool) -> "timing.Work":
-    """What the default recipe does with a model."""
-    from stepmend.engines import budget
-    from stepmend.models import timing
-
-    if builtin:  # story problems, three levels, solutions of three or four lines
-        return timing.Work(slots=150, problems=900, prompt=64, solution=64, continuations=4)
-    return timing.Work(slots=budget.slots_for(config, 1024, device))
+    _show(found.figures(), found.probed)
 
 
 def _times(seconds: dict[str, float]) -> str:

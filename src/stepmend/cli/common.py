@@ -84,11 +84,18 @@ def show_table(screen: "Console", table: "Table") -> None:
 
 
 def show(folder: Path, screen: "Console") -> None:
-    """Write a run's page, and print its table and what a reader of it must be told."""
-    from stepmend.report import controlled, effects, page, regularities, summary
+    """Write a run's page, and print its figures."""
+    from stepmend.report import page, summary
+
+    page.write(summary.read(folder), folder / "report.html")
+    show_figures(folder, screen)
+
+
+def show_figures(folder: Path, screen: "Console") -> None:
+    """Print a run's table and what a reader of it must be told."""
+    from stepmend.report import controlled, effects, regularities, summary
 
     found = summary.read(folder)
-    page.write(found, folder / "report.html")
     show_table(screen, summary.table(found))
     lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
     for line in lines:
@@ -101,7 +108,10 @@ def silence() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import tqdm
+    try:
+        import tqdm
+    except ModuleNotFoundError:  # it comes with the libraries of the extra: without them there is nothing to silence
+        return
 
     begin = tqdm.tqdm.__init__
 

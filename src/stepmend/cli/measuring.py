@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from stepmend.cli.common import Kind, app, check_out, console, finite, say, show_table
-from stepmend.records import InputError
 
 FINISH = (
     "The field that says how a text finished (stop, length …); one that the limit cut off has no loose and no early answer. Without it, "
@@ -32,14 +31,12 @@ def grade(
     """
     if out:
         check_out(out, [file])
-    from stepmend.grading import files
-    from stepmend.measure.broken import broken, is_degenerate
+    from stepmend import api
 
-    graded = files.grade_file(file, answer_field, gold_field, finish_field=finish_field, kind=kind, loose=not strict)
+    graded = api.grade(file, answer_field, gold_field, finish_field=finish_field, kind=kind, marked_only=strict)
     if out:
-        files.write(graded, out)
-    texts = [record["text"] for record in graded]
-    counts = {**files.counts(graded), "loops": sum(is_degenerate(text) for text in texts if text), "broken": broken(texts)}
+        graded.write(out)
+    counts = graded.figures()
     if as_json:
         print(json.dumps(counts, indent=2))
         return
@@ -87,30 +84,19 @@ def compare(
 
     Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
     """
-    if len(logs) < 2 and not arm_field:
-        raise InputError("compare: two logs or more are needed, full precision first; or one table with --arm-field")
-    if name and not arm_field and (len(name) != len(logs) or len(set(name)) < len(name)):
-        raise InputError(f"compare: {len(name)} --name for {len(logs)} logs; one for each is needed, all different")
     check_out(out, logs)
-    if len({file.resolve() for file in logs}) < len(logs):
-        raise InputError("compare: one log is given twice")
-    from stepmend.logs import Fields, read_all
-    from stepmend.measure import compare as comparing
+    from stepmend import api
+    from stepmend.logs import Fields
     from stepmend.report import compared
 
     fields = Fields(
         id_field, correct_field, answer_field, gold_field, metric, filter_name, kind, finish_field, arm_field, sample_field, threshold
     )
-    arms = [(log, file.resolve().parent.name) for file in logs for log in read_all(file, fields)]
-    if len(arms) < 2 or (name and (len(name) != len(arms) or len(set(name)) < len(name))):
-        raise InputError(
-            f"compare: {len(arms)} arm(s) and {len(name or [])} --name; two arms or more are needed, and one name for each, or none"
-        )
-    found = comparing.named([log for log, _ in arms], name or [], [folder for _, folder in arms])
-    pairs = comparing.compare(found, margin)
-    compared.write(pairs, out)
+    found = api.compare(*logs, names=name or (), margin=margin, fields=fields)
+    pairs = found.pairs
+    found.write(out)
     if as_json:
-        print(json.dumps([pair.figures() for pair in pairs], indent=2))
+        print(json.dumps(found.figures(), indent=2))
         return
     screen = console()
     for line in compared.warnings(pairs):

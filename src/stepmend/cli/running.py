@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, show_table, silence
+from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, show_figures, show_table, silence
 from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
@@ -71,15 +71,11 @@ def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | 
     names = controls.parse(control) if control is not None else ()
     controls.check(names, recipe.restore)
     silence()
-    from stepmend import ablation, pipeline
-    from stepmend.context import Context
+    from stepmend import api
     from stepmend.progress import Stages
 
-    with Context(recipe, out, Stages(screen)) as context:
-        pipeline.run(context)
-        if names:
-            ablation.run(context, names, seeds or 3, ("steps", "tokens") if match == "both" else (match or "steps",))
-    show(out, screen)
+    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", progress=Stages(screen))
+    show_figures(out, screen)
 
 
 @app.command()

@@ -15,6 +15,9 @@ import torch
 from stepmend.engines import slots as cache
 from stepmend.models.head import unwrapped
 
+KEPT = 0.05
+"""Share of a GPU's memory that a cache may hold between two runs."""
+
 
 @dataclass
 class Row:
@@ -34,6 +37,7 @@ class Decoder:
     """Decodes rows with ``model``.
 
     ``halved`` is called with the new number of slots when a GPU is out of memory, ``written`` with the number of tokens after every pass.
+    ``kept`` holds a small cache with its recorded passes from one run of the same model to the next.
     """
 
     model: Any
@@ -42,6 +46,7 @@ class Decoder:
     temperature: float = 0.0
     halved: Callable[[int], None] = lambda count: None
     written: Callable[[int], None] = lambda count: None
+    kept: list[cache.Slots] = field(default_factory=list)
 
     def run(self, rows: Sequence[Row], count: int) -> Iterator[Row]:
         """The rows as they end, in ``count`` slots.
@@ -53,7 +58,7 @@ class Decoder:
         length = max((len(row.ids) for row in rows), default=0) + self.max_new_tokens
         while waiting:
             live: dict[int, Row] = {}
-            slots = cache.Slots(count, length)
+            slots = self._slots(count, length)
             try:
                 yield from self._drain(waiting, slots, live)
             except torch.OutOfMemoryError:
@@ -62,10 +67,29 @@ class Decoder:
                 count //= 2
                 waiting.extendleft(Row(row.index, row.ids, row.seed) for row in reversed(live.values()))
             else:
+                self._keep(slots)
                 return
+            slots.close()
             del slots
             torch.cuda.empty_cache()
             self.halved(count)
+
+    def _slots(self, count: int, length: int) -> cache.Slots:
+        """The kept cache where it will do, else a new one."""
+        while self.kept:
+            slots = self.kept.pop()
+            if slots.count == count and slots.length >= length:
+                return slots
+            slots.close()
+        return cache.Slots(count, length)
+
+    def _keep(self, slots: cache.Slots) -> None:
+        """Keep a cache on a GPU for the next run, where it holds little of its memory."""
+        device = self.model.device
+        if device.type == "cuda" and slots.bytes <= KEPT * torch.cuda.get_device_properties(device).total_memory:
+            self.kept.append(slots)
+        else:
+            slots.close()
 
     def _drain(self, waiting: deque[Row], slots: cache.Slots, live: dict[int, Row]) -> Iterator[Row]:
         last: tuple[Sequence[int], int, torch.Tensor] | None = None
@@ -78,7 +102,7 @@ class Decoder:
                     logits_1V = last[2]
                 else:
                     logits_1V = cache.prefill(self.model, slots, slot, row.ids)
-                last = row.ids, slot, logits_1V
+                last = row.ids, slot, logits_1V.clone()  # the next pass writes over its logits
                 row.tokens += self._choose(logits_1V, [row])
                 self.written(1)
                 if self._ended(row):

@@ -5,7 +5,7 @@ Tensor names carry their shape: B rows, T tokens, V vocabulary.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -26,7 +26,8 @@ TOKENS = 8192
 class LocalEngine:
     """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them.
 
-    ``halved`` is called with the new number of slots where memory runs out, ``written`` with the numbers of tokens as they are written.
+    ``halved`` is called with the new number of slots where memory runs out, ``written`` with the numbers of tokens as they are written;
+    ``kept`` is the decoder's.
     """
 
     model: Any
@@ -35,6 +36,7 @@ class LocalEngine:
     slots: int = 32
     halved: Callable[[int], None] = lambda count: None
     written: Callable[[int], None] = lambda count: None
+    kept: list[cache.Slots] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -60,7 +62,7 @@ class LocalEngine:
             if i not in done:
                 rows.append(Row(i, chat.encode(self.tokenizer, text), f"{seed} {times[text]} {text}"))
         rows.sort(key=lambda row: (-len(row.ids), row.ids, row.index))
-        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved, self.written)
+        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved, self.written, self.kept)
         for row in decoder.run(rows, self.slots):
             yield row.index, self._completion(row.tokens)
 
@@ -123,7 +125,7 @@ class LocalEngine:
         return [found[i] for i in range(len(rows))]
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        for alike in forward.alike(lengths):
+        for alike in forward.alike(lengths, self.model.device):
             size = max(1, TOKENS // max(1, lengths[alike[0]]))
             for start in range(0, len(alike), size):
                 yield alike[start : start + size]

@@ -8,15 +8,17 @@ H hidden width, V vocabulary.
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from stepmend.models import forward
+from stepmend.models.graphs import Tried
 from stepmend.models.head import body_of
 
 NAME = "stepmend-slots"
@@ -47,13 +49,23 @@ class Slots:
         """``length`` is rounded up to a multiple of ``BUCKET``."""
         self.count, self.length = count, -(-length // BUCKET) * BUCKET
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.filling: tuple[int, int] | None = None  # slot and length of the prompt that is read now
         self.ends: list[int] = [0] * count  # places of each slot that a step attends to; 0 where a slot is empty
+        self.filled_1: torch.Tensor | None = None  # the slot whose prompt is read now
         self.write_B = self.mask_B11L = self.every_B = torch.empty(0)
+        self.programs: dict[Any, Tried] = {}
 
-    def fill(self, slot: int, length: int) -> None:
-        """The next pass reads a prompt of ``length`` tokens into ``slot``."""
-        self.filling, self.ends[slot] = (slot, length), length
+    @property
+    def bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(tensor.nbytes for kept in self.layers.values() for tensor in kept)
+
+    def close(self) -> None:
+        """Let go of recorded passes, which refer to these slots: then their memory is free at once."""
+        self.programs.clear()
+
+    def program(self, function: Callable[..., tuple[torch.Tensor]], model: Any) -> Tried:
+        """``function`` of a model and these slots, whose kernels are recorded on a GPU."""
+        return self.programs.setdefault(function, Tried(partial(function, model, self)))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
@@ -63,19 +75,23 @@ class Slots:
                 tensor_BKLD[target, :, :length] = tensor_BKLD[source, :, :length]
         self.ends[target] = length
 
-    def step(self, device: Any) -> torch.Tensor:
-        """The next pass writes one token to every slot in use, after what is there; gives their positions [B] (0 for empty slots).
+    def advance(self) -> tuple[list[int], int]:
+        """The next pass writes one token to every slot in use, after what is there.
+
+        Gives their positions (0 for empty slots), and the places up to which a step attends.
+        """
+        places, self.ends = self.ends, [end + 1 if end else 0 for end in self.ends]
+        return places, -(-(max(places) + 1) // BUCKET) * BUCKET
+
+    def step(self, place_B: torch.Tensor, longest: int) -> None:
+        """The pass that follows writes to these places and attends up to ``longest``.
 
         Empty slots write to their last place, which no row reaches, as nothing follows a row's last token.
         """
-        self.filling = None
-        place_B = torch.tensor(self.ends, device=device)
-        self.write_B = torch.tensor([end or self.length - 1 for end in self.ends], device=device)
-        self.every_B = torch.arange(self.count, device=device)
-        longest = -(-(max(self.ends) + 1) // BUCKET) * BUCKET
-        self.mask_B11L = (torch.arange(longest, device=device) <= place_B[:, None])[:, None, None]
-        self.ends = [end + 1 if end else 0 for end in self.ends]
-        return place_B
+        self.filled_1 = None
+        self.write_B = torch.where(place_B > 0, place_B, self.length - 1)
+        self.every_B = torch.arange(self.count, device=place_B.device)
+        self.mask_B11L = (torch.arange(longest, device=place_B.device) <= place_B[:, None])[:, None, None]
 
     def update(self, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """What transformers calls: keep a layer's new keys and values, and give those to attend to."""
@@ -84,12 +100,11 @@ class Slots:
             self.layers[layer_idx] = made[0], made[1]
         kept = self.layers[layer_idx]
         for tensor_BKLD, new_BKTD in zip(kept, (key_BKTD, value_BKTD), strict=True):
-            if self.filling:
-                slot, length = self.filling
-                tensor_BKLD[slot, :, :length] = new_BKTD[0, :, :length]
+            if self.filled_1 is not None:  # padding too: the tokens that follow are written over it
+                tensor_BKLD[self.filled_1, :, : new_BKTD.shape[2]] = new_BKTD
             else:
                 tensor_BKLD[self.every_B, :, self.write_B] = new_BKTD[:, :, 0]
-        return (key_BKTD, value_BKTD) if self.filling else kept
+        return kept if self.filled_1 is None else (key_BKTD, value_BKTD)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """What transformers asks where it is given no positions."""
@@ -136,7 +151,7 @@ def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, sc
         raise UnsupportedError(", ".join(wanted) or "a mask of its own")
     slots = _active.get()
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if slots.filling:
+    if slots.filled_1 is not None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query_BHTD, key, value, None, scaling=scale)
     return slots.attend(query_BHTD, key, value, scale), None
 
@@ -159,18 +174,31 @@ def _using(model: Any, slots: Slots) -> Iterator[None]:
 
 @torch.inference_mode()
 def prefill(model: Any, slots: Slots, slot: int, ids: Sequence[int]) -> torch.Tensor:
-    """Read a prompt, alone, into a slot; the logits [1, V] of what follows it."""
-    padded = [*ids, *[0] * (-len(ids) % PAD)]
-    slots.fill(slot, len(ids))
-    hidden_BTH = _pass(model, slots, torch.tensor([padded], device=model.device), torch.arange(len(padded), device=model.device)[None])
-    return forward.head_of(model, hidden_BTH[:, len(ids) - 1])
+    """Read a prompt, alone, into a slot; the logits [1, V] of what follows it, until the next call."""
+    slots.ends[slot] = len(ids)
+    padded_T = torch.tensor([*ids, *[0] * (-len(ids) % PAD)], device=model.device)
+    where_2 = torch.tensor([slot, len(ids) - 1], device=model.device)
+    return slots.program(_prefill, model)(padded_T, where_2)[0]
+
+
+def _prefill(model: Any, slots: Slots, padded_T: torch.Tensor, where_2: torch.Tensor) -> tuple[torch.Tensor]:
+    slots.filled_1, last_1 = where_2.split(1)
+    hidden_BTH = _pass(model, slots, padded_T[None], torch.arange(len(padded_T), device=padded_T.device)[None])
+    return (forward.head_of(model, hidden_BTH.index_select(1, last_1)[0]),)
 
 
 @torch.inference_mode()
 def step(model: Any, slots: Slots, tokens: Sequence[int]) -> torch.Tensor:
-    """Put one token behind every slot in use (any id in the others); the logits [B, V] of what follows."""
-    place_B = slots.step(model.device)
-    return forward.head_of(model, _pass(model, slots, torch.tensor(tokens, device=model.device)[:, None], place_B[:, None])[:, 0])
+    """Put one token after what is in every slot in use (any id in the others); the logits [B, V] of what follows, until the next call."""
+    places, longest = slots.advance()
+    given_2B = torch.tensor([tokens, places], device=model.device)
+    return slots.program(_step, model)(given_2B, longest=longest)[0]
+
+
+def _step(model: Any, slots: Slots, given_2B: torch.Tensor, *, longest: int) -> tuple[torch.Tensor]:
+    token_B, place_B = given_2B
+    slots.step(place_B, longest)
+    return (forward.head_of(model, _pass(model, slots, token_B[:, None], place_B[:, None])[:, 0]),)
 
 
 def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor) -> torch.Tensor:

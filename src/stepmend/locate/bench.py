@@ -115,6 +115,43 @@ def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solu
     )
 
 
+def unlabelled(source: Path | Sequence[Mapping[str, Any]]) -> list[Solution]:
+    """Solutions to be located, which nobody has labelled: of a file, or of records with the fields ``problem`` and ``solution``.
+
+    ``answer`` is the right answer and ``worked`` a worked solution, where they are known; an answer is read from a worked solution where
+    only that is. Raises InputError where there are none, or a record has no problem or solution.
+    """
+    rows = tables.read(source) if isinstance(source, Path) else [dict(row) for row in source]
+    if not rows:
+        raise InputError("locate: no solutions are given; one or more are needed")
+    name = source if isinstance(source, Path) else "solutions"
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"{name}, record {number}"
+        problem, text = (tables.text_or_none(row, key, where) or "" for key in ("problem", "solution"))
+        if not problem.strip() or not text.strip():
+            raise InputError(f"{where}: {'solution' if problem.strip() else 'problem'} is empty; a text is needed")
+        answer, worked = (tables.text_or_none(row, key, where) if key in row else None for key in ("answer", "worked"))
+        answer = answer or (grading.gold_of(worked) if worked else "")
+        found.append(Solution(problem, (text,), None, answer=answer, worked=worked or "", group=problem))
+    return found
+
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "equations": (),
+    "rescue": ("model", "answered"),
+    "margins": ("model", "quantized"),
+    "reference": (),
+    "solution": ("model", "answered"),
+}
+"""What each locator needs: checkpoints, and the right answers."""
+
+
+def able(**given: object) -> tuple[str, ...]:
+    """The locators that have what they need, of ``model``, ``quantized`` and ``answered``."""
+    return tuple(name for name, needs in NEEDS.items() if all(given[need] for need in needs))
+
+
 def first_false(steps: Sequence[str], question: str = "") -> int | None:
     """The first step with an equation that does not hold."""
     found = equations.first_false(steps, question)

@@ -11,8 +11,9 @@ from stepmend.models.head import Head, body_of
 
 WIDTH = 16
 """Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
-ALIKE = 0.8
-"""Rows at least this share of the longest's length go through together; shorter ones by themselves, for padding costs as much as text."""
+ALIKE = {"cpu": 0.8, "cuda": 0.4}
+"""Rows at least this share of the longest's length go through together; shorter ones by themselves, for padding costs as much as text. On
+a GPU a further pass costs its thousands of launches, which with few tokens is more than padding costs."""
 LOGITS = 1 << 26
 """Logits held at once where only a number of each place is wanted (256 MiB in float32)."""
 
@@ -33,7 +34,7 @@ def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]]
 def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], pad: int) -> torch.Tensor:
     """``hidden_of`` of rows of ids, [N, H], in one pass for every group of like length."""
     parts, order = [], []
-    for group in alike([len(row) for row in rows]):
+    for group in alike([len(row) for row in rows], model.device):
         inside = {row: place for place, row in enumerate(group)}
         mine = [n for n, (row, _) in enumerate(where) if row in inside]
         ids_BT = collate([rows[row] for row in group], pad, model.device)
@@ -42,11 +43,11 @@ def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[i
     return torch.cat(parts)[torch.tensor(order, device=model.device).argsort()]
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
+def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
     """Indices in groups of like length, longest first."""
-    groups: list[list[int]] = []
+    groups, least = list[list[int]](), ALIKE.get(device.type, ALIKE["cuda"])
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or lengths[i] < ALIKE * lengths[groups[-1][0]]:
+        if not groups or lengths[i] < least * lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(i)
     return groups

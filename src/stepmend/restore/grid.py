@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from stepmend.restore.graphs import Recorded
+from stepmend.models.graphs import Recorded
 from stepmend.restore.scales import ScaleLinear
 
 DAMP = 0.1

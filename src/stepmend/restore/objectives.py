@@ -103,7 +103,7 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int, *, packed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once where ``packed``."""
     sums_of = _sums if packed else _apart
-    groups = alike([len(pair.ids) for pair in pairs])
+    groups = alike([len(pair.ids) for pair in pairs], model.device)
     sums_B2 = torch.cat([sums_of(model, [pairs[i] for i in group], pad) for group in groups])
     back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
     return sums_B2[back, 0], sums_B2[back, 1]

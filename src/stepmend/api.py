@@ -1,0 +1,255 @@
+"""The Python API: what the command line does, as functions. Each returns a typed result; none keeps anything between calls.
+
+``progress`` is called with an ``Update`` at a stage's beginning, with every batch, and with each line between stages. What a caller
+can put right is an ``InputError``; a library of the extra ``run`` that is missing is a ``ModuleNotFoundError``.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepmend import recipe as recipes
+from stepmend.progress import Listener, Stages
+from stepmend.records import InputError
+from stepmend.results import Check, Comparison, Graded, Grades, Located, Location, RunResult
+
+if TYPE_CHECKING:
+    from stepmend.logs import Fields
+    from stepmend.models.timing import Work
+    from stepmend.recipe import Recipe
+
+TOKENS, BATCH, TEXTS = 400, 8, 900
+"""Tokens of a solution, texts of a step and texts read once that memory is estimated for: the default recipe on ordinary solutions."""
+
+__all__ = ["check", "compare", "grade", "locate", "run"]
+
+
+def run(
+    recipe: "Recipe | Mapping[str, Any] | str | Path | None" = None,
+    out: str | Path = "runs/demo",
+    *,
+    quick: bool = False,
+    controls: Sequence[str] = (),
+    seeds: int = 3,
+    match: Literal["steps", "tokens", "both"] = "steps",
+    progress: Listener | Stages | None = None,
+) -> RunResult:
+    """Take a model through the whole loop: ``stepmend run``. The same call continues a run that was stopped.
+
+    Args:
+        recipe: A recipe, its plain values, or a YAML file of them; None is the demo on the built-in reasoner.
+        out: The run's folder.
+        quick: Few problems: the same stages, and figures that prove nothing. Only without a made ``Recipe``.
+        controls: What to compare located bullets with; ``stepmend.curate.controls.CONTROLS`` lists them.
+        seeds: Seeds of located bullets and of every control.
+        match: What controls get as much of as located bullets.
+        progress: Called with every ``Update``.
+
+    Raises:
+        InputError: The recipe, the model or the folder will not do; before any work.
+    """
+    from stepmend.curate import controls as of_controls
+
+    made = _recipe(recipe, quick=quick)
+    names = of_controls.parse(",".join(controls)) if controls else ()
+    of_controls.check(names, made.restore)
+    from stepmend import ablation, pipeline
+    from stepmend.context import Context
+    from stepmend.report import page, summary
+
+    folder = Path(out)
+    with Context(made, folder, _stages(progress)) as context:
+        pipeline.run(context)
+        if names:
+            ablation.run(context, names, seeds, ("steps", "tokens") if match == "both" else (match,))
+    found = summary.read(folder)
+    page.write(found, folder / "report.html")
+    return RunResult.of(folder, found)
+
+
+def _recipe(given: "Recipe | Mapping[str, Any] | str | Path | None", *, quick: bool) -> "Recipe":
+    if isinstance(given, recipes.Recipe):
+        if quick:
+            raise InputError("run: quick goes with a recipe's values or file; of a Recipe make Recipe.make(recipe.quick(values))")
+        return given
+    if given is None:
+        values: dict[str, Any] = {"schemes": recipes.ROUNDED}
+    else:
+        values = dict(given) if isinstance(given, Mapping) else recipes.Recipe.from_yaml(Path(given))
+    return recipes.Recipe.make(recipes.quick(values) if quick else values)
+
+
+def _stages(progress: Listener | Stages | None) -> Stages:
+    return progress if isinstance(progress, Stages) else Stages(listener=progress)
+
+
+def check(model: str, schemes: Sequence[str] = (), quantized: Sequence[str] = ()) -> Check:
+    """What would be quantized and tuned, what left alone and why, memory and time: ``stepmend check``.
+
+    No weights are read, but for scales and a few rows of low-bit checkpoints.
+
+    Args:
+        model: A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.
+        schemes: Schemes to check it for; none, and no checkpoints: the default recipe's.
+        quantized: Low-bit checkpoints of it to check: folders or hub names.
+
+    Raises:
+        InputError: A run of this model with these schemes would be refused.
+    """
+    from stepmend.quantize import schemes as table
+
+    parsed = [table.parse(name) for name in schemes or (() if quantized else recipes.Recipe().schemes)]
+    import torch
+
+    from stepmend.models import check as checking
+    from stepmend.models import load, timing
+    from stepmend.quantize import given
+    from stepmend.quantize import run as quantizer
+
+    folder = load.locate(model)
+    looked = [given.look(folder, model, path) for path in quantized]
+    layers, *_ = [quantizer.preflight(folder, one) for one in parsed] + [list(one.layers) for one in looked]
+    load.load_tokenizer(folder)
+    config = load.config_of(folder)
+    made = load.skeleton(config)
+    device, dtype = load.placement(folder)
+    dtype = torch.float32 if dtype == "auto" else dtype
+    work = _work(config, device, builtin=model.startswith(load.BUILTIN))
+    start = time.perf_counter()
+    speed = timing.probe(made, work.slots, device, dtype)
+    probed = time.perf_counter() - start
+    scaled = {one: quantizer.scaled(made, one) for one in parsed if one.method in table.SCALED}
+    seconds = timing.stages(timing.size_of(made, layers), speed, work, device, {one.method for one in parsed})
+    return Check(
+        family=config.model_type,
+        parameters=sum(p.numel() for p in made.parameters()),
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        schemes=tuple(one.name for one in parsed),
+        layers=tuple(layers),
+        scaled={one.name: len({name for _, names in pairs for name in names}) for one, pairs in scaled.items()},
+        memory=checking.memory(made, layers, TEXTS, BATCH, TOKENS, dtype.itemsize),
+        seconds={stage: value for stage, value in seconds.items() if parsed or stage != "quantize"},
+        work=work,
+        summary=checking.summary(layers),
+        probed=probed,
+        given={one.name: one.facts() for one in looked},
+    )
+
+
+def _work(config: Any, device: str, *, builtin: bool) -> "Work":
+    """What the default recipe does with a model."""
+    from stepmend.engines import budget
+    from stepmend.models import timing
+
+    if builtin:  # story problems, three levels, solutions of three or four lines
+        return timing.Work(slots=150, problems=900, prompt=64, solution=64, continuations=4)
+    return timing.Work(slots=budget.slots_for(config, 1024, device))
+
+
+def compare(*logs: str | Path, names: Sequence[str] = (), margin: float = 1.0, fields: "Fields | None" = None) -> Comparison:
+    """Compare arms that other tools measured, paired by problem: ``stepmend compare``. Needs no model and no torch.
+
+    Args:
+        logs: Logs, full precision first: of lm-eval, lighteval, Inspect and others, tables, or folders of subtasks' logs.
+        names: A short name for each arm; none: their files' names.
+        margin: Points of accuracy that an arm may lose and still be called not worse.
+        fields: Which fields of plain tables, and which metric of logs, to read; with ``arm``, one table holds several arms.
+
+    Raises:
+        InputError: A log cannot be read, or the arms cannot be paired.
+    """
+    from stepmend.logs import Fields, read_all
+    from stepmend.measure import compare as comparing
+
+    files, fields = [Path(log) for log in logs], fields or Fields()
+    if len(files) < 2 and not fields.arm:
+        raise InputError("compare: two logs or more are needed, full precision first; or one table with an arm field (--arm-field)")
+    if names and not fields.arm and (len(names) != len(files) or len(set(names)) < len(names)):
+        raise InputError(f"compare: {len(names)} names for {len(files)} logs; one for each is needed, all different")
+    if len({file.resolve() for file in files}) < len(files):
+        raise InputError("compare: one log is given twice")
+    arms = [(log, file.resolve().parent.name) for file in files for log in read_all(file, fields)]
+    if len(arms) < 2 or (names and (len(names) != len(arms) or len(set(names)) < len(names))):
+        raise InputError(
+            f"compare: {len(arms)} arm(s) and {len(names)} --name; two arms or more are needed, and one name for each, or none"
+        )
+    found = comparing.named([log for log, _ in arms], names, [folder for _, folder in arms])
+    return Comparison(tuple(comparing.compare(found, margin)))
+
+
+def grade(
+    solutions: str | Path | Sequence[Mapping[str, Any]],
+    answer_field: str,
+    gold_field: str,
+    *,
+    finish_field: str | None = None,
+    kind: Literal["math", "number"] = "math",
+    marked_only: bool = False,
+) -> Grades:
+    """Grade solutions against gold answers: ``stepmend grade``. Needs no model and no torch.
+
+    Args:
+        solutions: A file, one solution a record (.jsonl, .json, .csv or .parquet), or the records themselves.
+        answer_field: The field of the solution or answer; ``a.b`` is field b inside a.
+        gold_field: The field of the right answer, or of a worked solution that ends in it.
+        finish_field: The field that says how a text finished; without it, a usual field is read where there is one.
+        kind: What answers are: any mathematics, or numbers with or without units.
+        marked_only: An answer that is not boxed or marked as such is none.
+
+    Raises:
+        InputError: The file cannot be read, a field is missing, or there is no gold answer at all.
+    """
+    from stepmend.grading import files
+
+    how: dict[str, Any] = {"finish_field": finish_field, "kind": kind, "loose": not marked_only}
+    if isinstance(solutions, str | Path):
+        graded = files.grade_file(Path(solutions), answer_field, gold_field, **how)
+    else:
+        if not solutions:
+            raise InputError("grade: no solutions are given; one or more are needed")
+        graded = files.grade_rows([dict(row) for row in solutions], "solutions", answer_field, gold_field, **how)
+    return Grades(tuple(Graded(**record) for record in graded))
+
+
+def locate(
+    solutions: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    model: str | None = None,
+    quantized: str | None = None,
+    locators: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    progress: Listener | Stages | None = None,
+) -> Located:
+    """The first faulty step of each wrong solution, by a vote of locators.
+
+    Args:
+        solutions: A file or records with ``problem``, ``solution``, and where they are known ``answer`` (the right one) and ``worked``
+            (a worked solution).
+        model: The full-precision checkpoint, for rescue and solution, which need right answers, and for margins.
+        quantized: The checkpoint that wrote the solutions, for margins.
+        locators: Which to ask; none: each that has what it needs.
+        settings: Other keys of a recipe's ``locate``, such as ``samples`` or ``judges``.
+        out: Where work is kept, so that the same call continues it; None: nowhere.
+        progress: Called with every ``Update``.
+
+    Raises:
+        InputError: A record lacks a field, or a locator what it needs.
+    """
+    from stepmend.locate import bench, reliability
+
+    given = bench.unlabelled(Path(solutions) if isinstance(solutions, str | Path) else solutions)
+    answered = all(solution.answer for solution in given)
+    named = tuple(locators) or bench.able(model=model, quantized=quantized, answered=answered)
+    made = recipes.Recipe.make({"locate": {**(settings or {}), "locators": named}}).locate
+    rates = reliability.read(Path(made.reliabilities)) if made.reliabilities else reliability.DEFAULT
+    from stepmend.locate import labelling
+
+    with ExitStack() as stack:
+        folder = Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
+        ready, found = labelling.run(given, labelling.Setup(made, model, quantized, rates), folder, _stages(progress))
+    return Located(tuple(Location(one.problem.question, tuple(one.case.steps), fault) for one, fault in zip(ready, found, strict=True)))
