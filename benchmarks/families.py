@@ -199,9 +199,11 @@ def verb(*arguments: str) -> str:
 def tuned(run: Path) -> str:
     """Empty where a run has restored each of its schemes; else what it has not."""
     from stepmend.arms import Arm
+    from stepmend.facts import Tuned
+    from stepmend.report import summary
 
-    schemes = json.loads((run / "recipe.json").read_text())["schemes"]
-    missing = [scheme for scheme in schemes if not (run / "notes" / f"restore-{Arm(scheme).restored()}.json").exists()]
+    found = summary.read(run)
+    missing = [scheme for scheme in found.recipe.schemes if not found.facts.get(Tuned, str(Arm(scheme).restored()))]
     return f"nothing was restored of {', '.join(missing)}" if missing else ""
 
 
@@ -215,7 +217,8 @@ def serves(folder: Path) -> str:
     return "" if said.tokens else "it writes nothing"
 
 
-BOTH = ("rtn-w3a16-g32", "gptq-w3a16-g32-asym")
+BOTH, SYMMETRIC = ("rtn-w3a16-g32", "gptq-w3a16-g32-asym"), ("rtn-w3a16-g32", "gptq-w3a16-g32")
+"""Two schemes, and those of families whose experts are in one tensor, which load again without zero points alone."""
 KEYS = (
     f"measure.max_new_tokens={TOKENS} measure.batch_size=32 quantize.calibration=8 curate.bullets=4 curate.round=160 curate.problems=160 "
     "restore.steps=2 restore.batch_size=2 restore.validation=0 restore.within_noise=true locate.samples=1 measure.noise_floor=false"
@@ -256,19 +259,22 @@ def walk(family: str, work: Path) -> dict[str, Any]:
         made.to(torch.bfloat16).save_pretrained(model)
         tokenizer.save_pretrained(model)
 
-    if attempt("build", make) and attempt(
-        "check", lambda: verb("check", str(model), *[part for one in BOTH for part in ("--scheme", one)])
-    ):
+    def checked(schemes: tuple[str, ...]) -> str:
+        return verb("check", str(model), *[part for one in schemes for part in ("--scheme", one)])
+
+    built = attempt("build", make)
+    both = SYMMETRIC if built and "symmetric" in checked(BOTH) else BOTH
+    if built and attempt("check", lambda: checked(both)):
         attempt("load", lambda: write_problems(model, data))
         if said["load"] == "works":
-            attempt("codes, scales and norms by distill", lambda: run_of(model, data, run, BOTH))
+            attempt("codes, scales and norms by distill", lambda: run_of(model, data, run, both))
             for name, *keys in (
                 ("dpo", "restore.objective=dpo", "restore.tune=scales+norms"),
                 ("sft", "restore.objective=sft", "restore.tune=scales+norms"),
                 ("lora", "restore.objective=distill", "restore.tune=lora"),
             ):
-                attempt(name, lambda name=name, keys=keys: run_of(model, data, work / name, BOTH[:1], *keys))
-            attempt("export", lambda: verb("restore", str(run), "--scheme", BOTH[1], "--export", str(work / "out")))
+                attempt(name, lambda name=name, keys=keys: run_of(model, data, work / name, both[:1], *keys))
+            attempt("export", lambda: verb("restore", str(run), "--scheme", both[1], "--export", str(work / "out")))
             attempt("reload and generate", lambda: serves(work / "out"))
     return {"family": family, "verdict": verdict_of(said), "steps": said, "traces": traces}
 
@@ -319,9 +325,10 @@ def attend(family: str, again: bool) -> dict[str, Any]:
 HEAD = """# Model families
 
 `python benchmarks/families.py` wrote this page. A checkpoint of a few random layers of every type in transformers' causal mapping is taken
-through the command line: `check`, `run` with rounding and with GPTQ and zero points at 3 bits (quantize, measure, locate, curate, tune
-codes, scales and norms by distillation, export, reload, measure again), tuning by DPO, by plain likelihood and with an adapter,
-`restore --export`, and generating from what was exported. *Refused* is refused by `stepmend check`, and so by `run`, before any work.
+through the command line: `check`, `run` with rounding and with GPTQ at 3 bits, the latter with zero points where no experts are in one
+tensor (quantize, measure, locate, curate, tune codes, scales and norms by distillation, export, reload, measure again), tuning by DPO, by
+plain likelihood and with an adapter, `restore --export`, and generating from what was exported. *Refused* is refused by `stepmend check`,
+and so by `run`, before any work.
 
 """
 

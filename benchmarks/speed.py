@@ -5,7 +5,6 @@ python benchmarks/speed.py MODEL --run RUN            # seconds by stage of a fi
 """
 
 import argparse
-import json
 import os
 import time
 from dataclasses import replace
@@ -17,7 +16,9 @@ import torch
 from stepmend import tables
 from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine, batches
+from stepmend.facts import Seconds
 from stepmend.models import chat, load
+from stepmend.report import summary
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "speed.md"
@@ -75,10 +76,9 @@ def section(folder: str, texts: list[str], tokens: int, sizes: list[int], count:
 
 def stages(run: Path) -> str:
     """A run's seconds by stage, in Markdown."""
-    notes = json.loads((run / "notes" / "seconds.json").read_text())
-    return (
-        "\n".join(["## Stages of a run", "", "| stage | seconds |", "|---|---|", *(f"| {n} | {s:.0f} |" for n, s in notes.items())]) + "\n"
-    )
+    spent = summary.read(run).facts.get(Seconds)
+    rows = [f"| {name} | {seconds:.0f} |" for name, seconds in (spent.stages if spent else {}).items()]
+    return "\n".join(["## Stages of a run", "", "| stage | seconds |", "|---|---|", *rows]) + "\n"
 
 
 def main() -> None:
