@@ -246,7 +246,7 @@ class Facts:
             self.put(one)
 
     def put(self, fact: Fact | Mapping[str, Any]) -> None:
-        """Add one behind the others."""
+        """Add one after the others."""
         values = fact.model_dump(mode="json") if isinstance(fact, Fact) else fact
         self._held.setdefault((values["fact"], values.get("arm", "")), []).append(values)
 

@@ -15,7 +15,7 @@ from stepmend.records import InputError, Record
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to write behind what it holds, made where there is none. Raises InputError for a link and what else is no file."""
+    """A file opened to append to, made where there is none. Raises InputError for a link and what else is no file."""
     if file.exists() and not file.is_symlink():
         inputs.regular(file)  # a FIFO would be waited for
     try:
@@ -28,7 +28,7 @@ def appending(file: Path) -> BufferedWriter:
 
 
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
-    """Write records behind what a file has, a line each, and flush them to disk: all of them, or none where the disk is full."""
+    """Append records to a file, a line each, and flush them to disk: all of them, or none where the disk is full."""
     begin = os.fstat(stream.fileno()).st_size
     try:
         stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
@@ -54,7 +54,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(part)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        # safetensors has an error type of its own; what the system said stands in its text.
+        # safetensors has its own error type; what the system said stands in its text.
         if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
             raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise

@@ -1,6 +1,6 @@
 """File formats of low-bit checkpoints: which one a folder is in, the codes and floats of its layers, and writing a changed copy.
 
-``base.Format`` is the protocol; each format has a file of its own. Quantizing, loading, restoring and exporting know formats only
+``base.Format`` is the protocol; each format is in one file. Quantizing, loading, restoring and exporting know formats only
 through it.
 """
 

@@ -44,7 +44,7 @@ class Log(Generic[R]):
         self.reject(bad)
 
     def append(self, records: Sequence[R]) -> int:
-        """Write records behind the others, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they begin."""
         with appending(self.file) as stream:
             _end_line(self.file, stream)
             start = stream.seek(0, 2)
@@ -100,7 +100,7 @@ def set_aside(file: Path, aside: Path, chosen: Callable[[int, bytes], bool]) -> 
 
 
 def _end_line(file: Path, stream: BinaryIO) -> None:
-    """End the last line of a file, where a crash cut it: what comes next stands on a line of its own."""
+    """End the last line of a file, where a crash cut it: what comes next starts a new line."""
     if stream.seek(0, 2):
         with inputs.opened(file, None) as kept:
             kept.seek(-1, 2)
@@ -144,7 +144,7 @@ class MadeLog(Log[M]):
         self._arms[made_by] = arm
 
     def append(self, records: Sequence[M]) -> int:
-        """Write records behind the others, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they begin."""
         first = super().append(records)
         self._add(first)
         return first
