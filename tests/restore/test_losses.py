@@ -1,5 +1,7 @@
 """What tuning moves towards: which tokens count, and what each objective is of them."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -123,12 +125,30 @@ def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_l
     loss = Loss(recipe, model, tokenizer, unlike)
     loss.read(load.load_model(tiny_llama))
     calls, weight = [], scales.ScaleLinear.weight
-    monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer: calls.append(layer) or weight(layer))
+    monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer, *made: calls.append(layer) or weight(layer, *made))
     apart = torch.autograd.grad(loss(range(3)), tuned)
     assert len(calls) == len(set(calls)) == len(scales.scales(model))
     monkeypatch.setitem(forward.ALIKE, model.device.type, 0)  # all in one pass
     for one, other in zip(apart, torch.autograd.grad(loss(range(3)), tuned), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_scales_made_together_are_those_of_each_layer_to_the_bit(low_bit, rounded):
+    model = scales.attach(str(low_bit), Restore())
+    layers = [*scales.scales(model).values()]
+    torch.manual_seed(0)
+    for i, layer in enumerate(layers):
+        layer.change.data.normal_(0, 0.6)  # some reach the floor
+        layer.stored.storage = (torch.bfloat16, torch.float16)[i % 2]
+    with nullcontext() if rounded else scales.unrounded(model):
+        apart, together = [layer.scale() for layer in layers], scales.scales_of(layers)
+    weights = [torch.randn_like(scale) for scale in apart]
+    changes = [layer.change for layer in layers]
+    totals = [torch.stack([(w * s).sum() for w, s in zip(weights, of, strict=True)]).sum() for of in (apart, together)]
+    one, other = (torch.autograd.grad(total, changes) for total in totals)
+    assert all(map(torch.equal, apart, together))
+    assert all(map(torch.equal, one, other))
 
 
 def test_dpo_is_its_closed_form():

@@ -7,7 +7,7 @@ group.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,11 @@ class ScaleLinear(nn.Module):
         """The scales as stored, [M, G], in the dtype that is computed in; inside ``unrounded``, exact ones."""
         return self.stored(self.change) if self.stored.rounded else self.stored.exact(self.change)
 
-    def weight(self) -> torch.Tensor:
-        """The dequantized weight, [M, N], columns group by group."""
+    def weight(self, scale_MG: torch.Tensor | None = None) -> torch.Tensor:
+        """The dequantized weight, [M, N], columns group by group; ``scale_MG`` is what ``scale`` gives, where it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
-        return (grouped_MGS * self.scale()[:, :, None]).to(grouped_MGS.dtype).flatten(1)
+        scale_MG = self.scale() if scale_MG is None else scale_MG
+        return (grouped_MGS * scale_MG[:, :, None]).to(grouped_MGS.dtype).flatten(1)
 
     def placed(self, grouped_MN: torch.Tensor) -> torch.Tensor:
         """A matrix whose columns are group by group, with its columns in the model's places."""
@@ -207,13 +208,29 @@ def unrounded(model: Any) -> Iterator[None]:
 def made_once(model: Any) -> Iterator[None]:
     """Inside, the weights of grouped layers are made once, for all passes of a step."""
     grouped = [layer for layer in scales(model).values() if layer.groups > 1]
-    for layer in grouped:
-        layer.made = layer.weight()
+    for layer, scale_MG in zip(grouped, scales_of(grouped), strict=True):
+        layer.made = layer.weight(scale_MG)
     try:
         yield
     finally:
         for layer in grouped:
             layer.made = None
+
+
+def scales_of(layers: Sequence[ScaleLinear]) -> list[torch.Tensor]:
+    """What ``scale`` gives of each layer, made together: for a few scales a GPU takes longer to launch the operations than to do them."""
+    kinds: dict[Any, list[int]] = {}
+    for i, layer in enumerate(layers):
+        kinds.setdefault((layer.stored.storage, layer.stored.start.dtype, layer.stored.rounded), []).append(i)
+    found: dict[int, torch.Tensor] = {}
+    for (storage, _, rounded), places in kinds.items():
+        alike = [layers[i] for i in places]
+        joint = Stored(torch.cat([layer.stored.start.flatten() for layer in alike]), storage, FLOOR)
+        change_N = torch.cat([layer.change.flatten() for layer in alike])
+        scale_N = joint(change_N) if rounded else joint.exact(change_N)
+        parts = scale_N.split([layer.change.numel() for layer in alike])
+        found |= {i: part.view_as(layer.change) for i, part, layer in zip(places, parts, alike, strict=True)}
+    return [found[i] for i in range(len(layers))]
 
 
 def attach(folder: str, recipe: Restore) -> Any:
