@@ -32,6 +32,7 @@ DEEP: dict[tuple[str, str], tuple[str, ...]] = {
     ("compressed_tensors.modeling", "kvcache"): ("forward_quantize",),
     ("compressed_tensors.offload", "remove_dispatch"): ("module",),
     ("compressed_tensors.quantization.lifecycle", "forward"): ("forward_quantize",),
+    ("compressed_tensors.utils", "is_match"): ("name", "module", "targets"),
     ("compressed_tensors.utils", "match_modules_set"): ("model", "targets"),
     ("llmcompressor.modeling.offset_norm", "NormCalibrationModule"): (),
     ("llmcompressor.modeling.offset_norm", "_is_registered"): (),
