@@ -237,7 +237,7 @@ class Recipe(Part):
         if not paths and not made:
             raise ValueError("where schemes is empty, a low-bit checkpoint is needed")
         if len({*named, *made}) < len(named) + len(made):
-            raise ValueError("each folder's name once, and none that is a scheme's in the same run")
+            raise ValueError("two folders have one name, or one a scheme's; rename a folder, for arms are named after them")
         return paths
 
     @model_validator(mode="before")
@@ -364,7 +364,8 @@ def _explain(item: Any) -> str:
         )
     if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
         return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
-    return f"recipe: {key} = {_shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"recipe: {key} = {_shown(item['input'])}: {said[0].lower()}{said[1:]}"
 
 
 def _shown(value: Any) -> str:

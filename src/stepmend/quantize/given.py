@@ -73,7 +73,7 @@ def look(parent: str, model: str, path: str) -> Given:
         InputError: where it is not of this model, holds nothing that can be restored, or is damaged.
     """
     if formats.method_of(parent):
-        raise InputError(f"model: {parent} is quantized already; give its full-precision parent")
+        raise InputError(f"model: {parent} is quantized already; give its full-precision parent, and this one as --quantized")
     folder = located(path)
     try:
         low_bit = formats.detect(folder)

@@ -43,7 +43,7 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     """What becomes of every layer, before work starts. Raises InputError where the scheme does not suit the checkpoint."""
     config = load.config_of(folder)
     if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"model: {folder} is quantized already; give its full-precision parent")
+        raise InputError(f"model: {folder} is quantized already; give its full-precision parent, and this one as --quantized")
     model = load.skeleton(config)
     layers = check.layers_of(model)
     check.refuse(model, scheme, layers)
