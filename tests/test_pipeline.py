@@ -15,7 +15,7 @@ from stepmend.facts import Gate
 from stepmend.locate import run as locating
 from stepmend.measure import margins
 from stepmend.measure import solve as solving
-from stepmend.models import chat
+from stepmend.models import chat, load
 from stepmend.quantize import checkpoint, schemes
 from stepmend.quantize import run as quantizer
 from stepmend.recipe import Recipe
@@ -154,3 +154,16 @@ def test_quantizing_alone_calibrates_on_nothing_that_a_run_reports(tiny_llama, d
     leaks = [q for q in own if MATCHES["same"](q) or MATCHES["overlap"](q)]
     assert leaks, "nothing planted is among the calibration problems"
     assert [[q for q in own if q not in texts] for texts in seen] == [leaks, []]
+
+
+def test_a_resumed_run_keeps_its_dtype_whatever_a_probe_says_now(tmp_path, monkeypatch):
+    recipe = Recipe.make({"model": "builtin:qwen2", "curate": {"problems": 30}, "measure": {"problems": 10}})
+
+    def placed(dtype: str, recipe: Recipe) -> str:
+        monkeypatch.setattr(load, "placement", lambda folder, asked="auto": ("cpu", dtype if asked == "auto" else asked))
+        with Context(recipe, tmp_path / "run") as context:
+            return context.placed.dtype
+
+    assert placed("bfloat16", recipe) == "bfloat16"
+    assert placed("float32", recipe) == "bfloat16"
+    assert placed("bfloat16", recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"dtype": "float32"})})) == "float32"

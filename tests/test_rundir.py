@@ -115,6 +115,17 @@ def test_other_problems_are_refused(folder):
         folder.keep_problems([problem.model_copy(update={"answer": "3"})])
 
 
+def test_problems_that_are_refused_change_nothing(tmp_path):
+    problem = Problem(id="p", benchmark="jsonl", split="test", level="all", question="1 + 1?", answer="2")
+    with RunDir(tmp_path / "run", Recipe()) as opened:
+        opened.announce("recipe", "1")
+        opened.keep_problems([problem])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="made with other problems"):
+        RunDir(tmp_path / "run", Recipe.make({"seed": 3}), [problem.model_copy(update={"answer": "3"})])
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+
+
 def test_a_folder_made_before_worked_solutions_were_kept_goes_on(folder):
     old = Problem(id="p", benchmark="gsm8k", split="test", level="all", question="q", answer="3")
     folder.keep_problems([old])

@@ -53,6 +53,10 @@ def run(
     """
     from stepmend.curate import controls as of_controls
 
+    if match not in ("steps", "tokens", "both"):
+        raise InputError(f"controls: match = {str(match)[:40]!r}; allowed: steps, tokens, both")
+    if seeds < 1:
+        raise InputError(f"controls: seeds = {seeds}; at least one is needed")
     made = _recipe(recipe, quick=quick)
     names = of_controls.parse(",".join(controls)) if controls else ()
     of_controls.check(names, made.restore)
@@ -101,7 +105,9 @@ def check(model: str, schemes: Sequence[str] = (), quantized: Sequence[str] = ()
     """
     from stepmend.quantize import schemes as table
 
-    parsed = [table.parse(name) for name in schemes or (() if quantized else recipes.Recipe().schemes)]
+    named = {"schemes": [*schemes]} if schemes or quantized else {}
+    recipe = recipes.Recipe.make({"model": model, "quantized": [*quantized], **named})  # which refuses what a run refuses
+    parsed = [table.parse(name) for name in recipe.schemes]
     import torch
 
     from stepmend.models import check as checking
@@ -165,6 +171,8 @@ def compare(*logs: str | Path, names: Sequence[str] = (), margin: float = 1.0, f
     from stepmend.logs import Fields, read_all
     from stepmend.measure import compare as comparing
 
+    if not 0 <= margin <= 100:  # no number is within it either
+        raise InputError(f"compare: margin = {margin}; 0 to 100 points are possible")
     files, fields = [Path(log) for log in logs], fields or Fields()
     if len(files) < 2 and not fields.arm:
         raise InputError("compare: two logs or more are needed, full precision first; or one table with an arm field (--arm-field)")
@@ -245,6 +253,8 @@ def locate(
     given = bench.unlabelled(Path(solutions) if isinstance(solutions, str | Path) else solutions)
     answered = all(solution.answer for solution in given)
     named = tuple(locators) or bench.able(model=model, quantized=quantized, answered=answered)
+    if "margins" in named and not (model and quantized):
+        raise InputError("locate: margins needs both checkpoints, model and quantized")
     made = recipes.Recipe.make({"locate": {**(settings or {}), "locators": named}}).locate
     rates = reliability.read(Path(made.reliabilities)) if made.reliabilities else reliability.DEFAULT
     from stepmend.locate import labelling

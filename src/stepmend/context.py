@@ -54,7 +54,17 @@ class Context:
         for split in ("calibration", "curate"):
             self.problems(split)  # what is not there is said before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
-        self.dir = RunDir(out, recipe)
+        problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
+        self.dir = RunDir(out, recipe, problems)
+        try:
+            self._begin(builtin)
+        except BaseException:  # else the folder stays locked for as long as this process lives
+            self.dir.close()
+            raise
+
+    def _begin(self, builtin: bool) -> None:
+        """What is taken from the run's folder, and kept there, before the first stage."""
+        recipe = self.recipe
         self._say_changed()
         self.dir.announce("recipe", digest("recipe", recipe.deciding()))
         self.placed = self._place(builtin)
@@ -74,12 +84,12 @@ class Context:
 
     def _place(self, builtin: bool) -> Placement:
         """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
-        measure = self.recipe.measure
-        device, found = load.placement(self.parent, measure.dtype)
-        dtype, asked = str(found).removeprefix("torch."), digest(measure.batch_size, self.max_new_tokens)
-        kept = self.dir.fact(Placement)
-        if kept and (kept.device, kept.dtype, kept.asked or asked) == (device, dtype, asked) and measure.batch_size in (None, kept.slots):
-            return kept
+        measure, kept = self.recipe.measure, self.dir.fact(Placement)
+        device, asked = load.placement(self.parent, "float32")[0], digest(measure.dtype, measure.batch_size, self.max_new_tokens)
+        same = kept and (kept.device, kept.asked or asked) == (device, asked)
+        if kept and same and measure.dtype in ("auto", kept.dtype) and measure.batch_size in (None, kept.slots):
+            return kept  # without another probe, which may come out otherwise on a busy machine
+        dtype = str(load.placement(self.parent, measure.dtype)[1]).removeprefix("torch.")
         slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
         self.dir.keep(placed := Placement(device=device, dtype=dtype, slots=slots, asked=asked))
         return placed

@@ -45,6 +45,14 @@ def write_text(file: Path, text: str) -> None:
     replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
+def copy_tree(folder: Path, out: Path, ignore: Callable[[str, list[str]], Iterable[str]] | None = None) -> None:
+    """Copy what is in a folder into another one. Files and folders are writable there, whatever they were: only content is copied."""
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
+    for path in (out, *out.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o700)
+
+
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
     part = folder.with_name(folder.name + ".part")

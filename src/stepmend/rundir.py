@@ -33,8 +33,9 @@ FACTS = "facts.jsonl"
 class RunDir:
     """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        """Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process."""
+    def __init__(self, path: Path, recipe: Recipe, problems: Iterable[Problem] = ()) -> None:
+        """Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process; and where one of
+        ``problems`` is another one than is kept under its id. Then nothing is changed."""
         self.path = path
         if path.exists() and not path.is_dir():
             raise InputError(f"out: {path} is a file; a folder is needed")
@@ -50,6 +51,7 @@ class RunDir:
             self.close()
             raise InputError(f"out: {path} is in use by another stepmend process") from None
         try:
+            self._check_problems({problem.id: problem for problem in problems})
             self.changed = self._claim(kept, recipe)
             self.manifest = Manifest(path)
             self._facts = Facts(read_facts(path, keep=True))
@@ -57,6 +59,16 @@ class RunDir:
             self.close()
             raise
         self._logs: dict[type[Record], Log[Any]] = {}
+
+    def _check_problems(self, wanted: Mapping[str, Problem]) -> None:
+        """Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong."""
+        with warnings.catch_warnings(action="ignore"):  # damaged lines are said when the problems are kept
+            kept = {problem.id: problem for problem in Log(self._file(Problem), Problem, keep=False)}
+        for name in kept.keys() & wanted.keys():
+            if kept[name] not in (wanted[name], _unsolved(wanted[name])):
+                raise InputError(
+                    f"out: {self.path} was made with other problems (the benchmark's data has changed, as {name} has); choose another --out"
+                )
 
     def _claim(self, kept: Path, recipe: Recipe) -> list[str]:
         """The keys in which the recipe differs from the one that the folder was last used with; from now on it is this one's."""
@@ -135,11 +147,7 @@ class RunDir:
         """
         file, problems = self._file(Problem), list(problems)
         kept, wanted = {problem.id: problem for problem in self.load(Problem)}, {problem.id: problem for problem in problems}
-        for name in kept.keys() & wanted.keys():
-            if kept[name] not in (wanted[name], _unsolved(wanted[name])):
-                raise InputError(
-                    f"out: {self.path} was made with other problems (the benchmark's data has changed, as {name} has); choose another --out"
-                )
+        self._check_problems(wanted)
         self.announce("problems", digest(list(wanted)))
         if kept and list(kept) == list(wanted):
             return

@@ -49,6 +49,20 @@ def test_what_is_copied_are_regular_files_and_nothing_hidden(tmp_path):
     assert not (tmp_path / "out" / "linked.json").is_symlink()
 
 
+def test_a_copy_of_what_may_only_be_read_can_be_written(tmp_path):
+    low = tmp_path / "low"
+    (low / "adapter").mkdir(parents=True)
+    write(low / "one.safetensors", {"a": b"\5\6"}, ["a"])
+    (low / "adapter" / "adapter_config.json").write_text("{}")
+    for path in (*low.rglob("*"), low):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    Tensors(low).write(tmp_path / "out", {"a": torch.tensor([[1.5]])})
+    (tmp_path / "copy").mkdir()
+    copy(low, tmp_path / "copy")
+    for path in (*(tmp_path / "out").rglob("*"), *(tmp_path / "copy").rglob("*"), tmp_path / "copy"):
+        assert path.stat().st_mode & 0o200, path
+
+
 @pytest.mark.parametrize(
     "of",
     [
@@ -59,11 +73,31 @@ def test_what_is_copied_are_regular_files_and_nothing_hidden(tmp_path):
         {"dtype": "F16", "shape": [10**30], "data_offsets": [0, 4]},
         {"dtype": "F16", "shape": 2, "data_offsets": [0, 4]},
         {"dtype": "F16", "data_offsets": [0, 4]},
+        {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F16", "shape": [2.7], "data_offsets": [0, 4]},
+        {"dtype": "F16", "shape": "2", "data_offsets": [0, 4]},
         [],
     ],
 )
 def test_a_header_that_its_file_does_not_bear_out_is_one_line(tmp_path, of):
     text = json.dumps({"a": of}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
+    with pytest.raises(InputError, match="is truncated or damaged"):
+        Tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "b": {"dtype": "F16", "shape": [1], "data_offsets": [2, 4]}},
+        {"a": {"dtype": "F16", "shape": [1], "data_offsets": [2, 4]}},
+        {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "__metadata__": ["x"]},
+        {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "__metadata__": {"x": 1}},
+    ],
+    ids=["tensors that overlap", "a hole", "metadata that is a list", "metadata that holds a number"],
+)
+def test_what_the_library_itself_refuses_is_one_line(tmp_path, header):
+    text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
     with pytest.raises(InputError, match="is truncated or damaged"):
         Tensors(tmp_path)

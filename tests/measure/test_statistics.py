@@ -136,6 +136,12 @@ def test_recovery_is_undefined_within_noise_and_says_so():
     assert "within noise" in found.reason
 
 
+def test_a_model_that_solves_nothing_is_not_said_to_have_lost_nothing():
+    none = np.zeros(20, bool)
+    assert statistics.recovery(none, none, none).reason == "full precision solves none of the problems: there is nothing to lose"
+    assert "nothing was lost" in (statistics.recovery(~none, ~none, ~none).reason or "")
+
+
 def test_arms_of_different_problems_are_refused():
     with pytest.raises(ValueError, match="3 against 4"):
         statistics.paired(np.ones(3, bool), np.ones(4, bool))

@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
+from stepmend.models import load
 from stepmend.quantize import given
+from stepmend.recipe import Restore
+from stepmend.restore import tune
 from tests.conftest import make_tiny
 from tests.formats import layouts
-from tests.restore.made import quantized
+from tests.restore.made import bullets, quantized
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -194,6 +197,8 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
         ({"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": "x"}}}}, "compressed-tensors cannot read"),
         ({"config_groups": {"a": {"targets": ["Linear"], "weights": {"group_size": []}}}}, "compressed-tensors cannot read"),
         ({"config_groups": {}}, "no tensor holds scales"),
+        ({"config_groups": {"a": {"targets": ["re:("], "weights": {"num_bits": 4}}}}, "compressed-tensors cannot read"),
+        ({"config_groups": {"a": {"targets": ["Linear"], "output_activations": {"num_bits": 8}}}}, "rounded outputs of layers"),
     ],
 )
 def test_a_hostile_configuration_is_one_line(tiny_llama, gptq, config, said):
@@ -264,3 +269,24 @@ def test_damaged_weights_are_refused(tiny_llama, low):
 def test_a_tensor_in_two_files_is_refused(tiny_llama, low):
     save_file({"model.norm.weight": torch.ones(128)}, low / "other.safetensors")
     assert "holds model.norm.weight, which" in refusal(tiny_llama, low)
+
+
+def test_a_checkpoint_in_another_16_bit_dtype_is_restored_in_full_precisions(tiny_llama, tmp_path, monkeypatch):
+    parent, low = (Path(shutil.copytree(tiny_llama, tmp_path / name)) for name in ("full", "parent"))
+    retensor(parent, lambda held: {name: tensor.bfloat16() for name, tensor in held.items()})
+    edit(parent / "config.json", dtype="bfloat16")
+    retensor(low, lambda held: {name: tensor.half() for name, tensor in held.items()})
+    edit(low / "config.json", dtype="float16")
+    layouts.make(str(low), layouts.Kind("gptq"), tmp_path / "gptq")
+
+    def own(folder: str, dtype: str = "auto"):
+        """As on a GPU: what the checkpoint itself is in."""
+        return "cpu", load.config_of(folder).dtype if dtype == "auto" else getattr(torch, dtype)
+
+    for module in (load, tune):
+        monkeypatch.setattr(module, "placement", own)
+    assert load.config_of(str(tmp_path / "gptq")).dtype == torch.float16
+    tuned = tune.restore(str(parent), tmp_path / "gptq", bullets(4), Restore(steps=2, batch_size=2), tmp_path / "out", seed=0)
+    assert tuned.moved > 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("gptq", "out"))
+    assert {name: tensor.dtype for name, tensor in before.items()} == {name: tensor.dtype for name, tensor in after.items()}

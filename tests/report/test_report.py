@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_the_page_is_one_file_that_needs_no_network(finished_run):
         assert heading in text
     assert 'class="step faulty"' in text
     assert "token frontier" in text
+
+
+def test_one_level_alone_is_not_shown_beside_all(found):
+    assert len(found.levels) > 1
+    same = replace(found, test=[problem.model_copy(update={"level": "only"}) for problem in found.test])
+    assert same.levels == []
+    names = [str(column.header) for column in summary.table(same).columns]
+    assert names.count("all") == 1
+    assert "only" not in names
+    assert "by level" in page.html(found)
+    assert "by level" not in page.html(same)
 
 
 def test_nothing_a_model_writes_can_break_the_page(found):

@@ -177,6 +177,15 @@ def test_a_stage_with_other_inputs_cuts_the_list_there(tmp_path):
     assert (tmp_path / "manifest.json.rejected").read_text() == '{"version": 1, "stag'
 
 
+def test_the_list_of_a_newer_version_is_refused_and_left(tmp_path):
+    file = tmp_path / manifest.NAME
+    file.write_text('{"version": 2, "stages": {}, "more": 1}')
+    for read in (manifest.read, manifest.Manifest):
+        with pytest.raises(InputError, match="made by a newer version"):
+            read(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
+
+
 def bullet(name: str, made_by: str, arm: str = "w4") -> Bullet:
     return Bullet(
         problem=name, arm=arm, made_by=made_by, prompt="q", prefix="", chosen="c", rejected="r", continuation="", rejected_rest="",

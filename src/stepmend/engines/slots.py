@@ -232,11 +232,13 @@ def _agrees(model: Any, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> b
     slots, found, wanted = Slots(3, lengths[0] + steps), [], []
     try:
         for slot, length in enumerate(lengths):
-            found.append(prefill(model, slots, slot, rows[slot][:length])[0])
+            found.append(prefill(model, slots, slot, rows[slot][:length])[0].clone())
         for n in range(steps):
-            found += step(model, slots, [*(row[length + n] for row, length in zip(rows, lengths, strict=True)), 0])[:2]
+            found += step(model, slots, [*(row[length + n] for row, length in zip(rows, lengths, strict=True)), 0])[:2].clone()
     except (UnsupportedError, AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
         return False
+    finally:
+        slots.close()
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
     wanted = [logits[slot][length - 1] for slot, length in enumerate(lengths)]

@@ -11,6 +11,7 @@ Of a layer with M rows and N columns, codes of b bits from -2^(b-1) to 2^(b-1) -
 | ``weight_zero_point`` | int32 [ceil(M b / 32), G], packed downwards, or int8 [M, G]; only where zero points are not 0 |
 """
 
+import re
 from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,14 @@ class Compressed:
                 raise packing.wrong(tensors, f"{what} ({key}) are not restored")
         try:
             read = QuantizationConfig.model_validate({key: value for key, value in config.items() if key not in NOT_READ})
+            for target in (one for scheme in read.config_groups.values() for one in getattr(scheme, "targets", ())):
+                re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
         except Exception as error:  # pydantic's own, and what compressed-tensors raises for values that it does not expect
             first = (str(error).strip().splitlines() or [type(error).__name__])[-1 if "validation error" in str(error) else 0]
             raise packing.wrong(tensors, f"compressed-tensors cannot read quantization_config ({first.strip()[:160]})") from None
         self.schemes = [scheme for scheme in read.config_groups.values() if isinstance(scheme, QuantizationScheme)]
+        if any(scheme.output_activations for scheme in self.schemes):
+            raise packing.wrong(tensors, "rounded outputs of layers (output_activations) are not restored")
         self.rounded = bool(read.kv_cache_scheme) or any(scheme.input_activations for scheme in self.schemes)
 
     @cached_property

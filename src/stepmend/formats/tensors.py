@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepmend import inputs
+from stepmend.files import copy_tree, make_folder
 from stepmend.records import InputError
-from stepmend.rundir import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ class Tensors:
         def fill(part: Path) -> None:
             for file in sorted(self.folder.iterdir()):
                 if file.is_file():
-                    shutil.copy2(file, part / file.name)
+                    shutil.copyfile(file, part / file.name)
             for name, value in values.items():
                 self._put(part, name, value)
 
@@ -151,7 +151,7 @@ def copy(folder: Path, out: Path) -> None:
         found = {name: Path(place, name) for name in names}
         return [name for name, path in found.items() if name.startswith(".") or not (path.is_file() or _is_folder(path))]
 
-    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=left)
+    copy_tree(folder, out, left)
 
 
 def _is_folder(path: Path) -> bool:
@@ -160,6 +160,8 @@ def _is_folder(path: Path) -> bool:
 
 def headers_of(file: Path) -> list[tuple[str, Header]]:
     """Every tensor of a safetensors file. Raises InputError where the file is not as long as its header says, or has none."""
+    from safetensors import SafetensorError, safe_open
+
     size = inputs.regular(file)
     found = []
     try:
@@ -177,6 +179,8 @@ def headers_of(file: Path) -> list[tuple[str, Header]]:
             found.append((name, Header(file, dtype, shape, start, end)))
         if max((header.end for _, header in found), default=8 + length) != size:
             raise ValueError("length")
-    except (struct.error, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError, OverflowError):
+        with safe_open(file, "np"):  # what the library itself refuses
+            pass
+    except (SafetensorError, struct.error, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError, OverflowError):
         raise InputError(f"model: {file} is truncated or damaged; copy the checkpoint again") from None
     return found

@@ -253,6 +253,8 @@ def _recovered(means: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 def _within_noise(pair: Paired) -> str:
     loss = 100 * (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
+    if pair.n and not pair.both_right + pair.only_first:
+        return "full precision solves none of the problems: there is nothing to lose"
     said = f"the loss of {loss:.1f} points is within noise (" if loss > 0 else f"nothing was lost ({abs(loss):+.1f} points, "
     return f"{said}McNemar p = {pair.p:.2g})"
 

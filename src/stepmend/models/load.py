@@ -14,7 +14,7 @@ from stepmend.formats import base, tensors
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 """What is fetched of a model from the hub."""
 TWICE = ["consolidated*", "original/*"]
 """The same weights in their makers' own format, which some models have beside."""

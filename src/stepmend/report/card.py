@@ -1,15 +1,14 @@
 """A restored checkpoint for others: its files, with a model card that says what it is, what was measured, and how to make it again."""
 
 import json
-import shutil
 from pathlib import Path
 
 from stepmend.arms import FULL, parse
+from stepmend.files import copy_tree, make_folder
 from stepmend.measure import statistics
 from stepmend.records import InputError
 from stepmend.report import effects, layers, summary
 from stepmend.report.summary import Found, final, percent
-from stepmend.rundir import make_folder
 
 ADAPTED = """```python
 import torch
@@ -54,7 +53,7 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool) -
         )
 
     def fill(part: Path) -> None:
-        shutil.copytree(checkpoint, part, dirs_exist_ok=True)
+        copy_tree(checkpoint, part)
         (part / "README.md").write_text(text(found, scheme, arm), encoding="utf-8")
 
     make_folder(out, fill)

@@ -26,7 +26,7 @@ def blob(found: Found) -> dict[str, Any]:
         "title": f"{found.recipe.model} on {found.recipe.benchmark}",
         "quick": found.recipe.quick,
         "n": len(found.test),
-        "levels": list(dict.fromkeys(p.level for p in found.test)),
+        "levels": found.levels,
         "arms": [_arm(found, arm) for arm in found.arms],
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms],
         "figures": summary.figures(found),
@@ -45,7 +45,7 @@ def _interval(interval: statistics.Interval) -> dict[str, Any]:
 
 def _arm(found: Found, arm: str) -> dict[str, Any]:
     outcomes, full, against = found.outcomes(arm), found.outcomes(FULL), summary.against_full(found)
-    levels = list(dict.fromkeys(p.level for p in found.test))
+    levels = found.levels
     counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
     return {
         "name": arm,

@@ -47,6 +47,12 @@ class Found:
         refused = {arm for arm in order if (tuned := self.facts.get(Tuned, arm)) and not tuned.accepted}  # the quantized model, unchanged
         return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
 
+    @property
+    def levels(self) -> list[str]:
+        """The levels of the held-out problems, where there are several: one alone says the same as all."""
+        found = list(dict.fromkeys(p.level for p in self.test))
+        return found if len(found) > 1 else []
+
     def restored(self, scheme: str) -> list[str]:
         """The restored arms that the recipe asks for, one a round."""
         return [str(Arm(scheme).restored(number)) for number in range(1, self.recipe.restore.rounds + 1)]
@@ -248,7 +254,7 @@ def capabilities(found: Found, arm: str) -> dict[str, int]:
 
 def table(found: Found) -> Table:
     """The closing table: accuracy a level, the paired loss, and what of it was recovered; fits 100 columns."""
-    levels = list(dict.fromkeys(p.level for p in found.test))
+    levels = found.levels
     several, against = len(found.recipe.low_bit) > 1, against_full(found)
     columns = ("against full (95 %)", "p (Holm)" if several else "p", "loss recovered (95 %)")
     shown = Table("arm", *levels, "all", *columns, title=f"{len(found.test)} held-out problems")

@@ -19,7 +19,7 @@ FOLDER = "adapter"
 """Where the adapter lies in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
 
 
-def attach(folder: str, recipe: Restore) -> Any:
+def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     """The checkpoint with its adapter, or where it has none a fresh one on every linear layer of the decoder.
 
     Layers of a class that only derives from ``nn.Linear`` have none: they compute something else (Phi-MoE's router gives three tensors).
@@ -30,10 +30,10 @@ def attach(folder: str, recipe: Restore) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import CompressedTensorsConfig
 
-    device, dtype = load.placement(folder)
+    device, placed = load.placement(folder, dtype)
     compressed = formats.method_of(folder) == "compressed-tensors"  # others are made dense when they are loaded
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
-    model: Any = load.pretrained(folder, dtype=dtype, **config)
+    model: Any = load.pretrained(folder, dtype=placed, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
         further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)

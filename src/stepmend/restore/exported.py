@@ -33,7 +33,7 @@ def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
 
     Raises InputError, and keeps nothing, where a tensor or a logit differs by more.
     """
-    served, ids_BT = load_model(str(out)), torch.tensor([ids], device=model.device)
+    served, ids_BT = load_model(str(out), str(model.dtype).removeprefix("torch.")), torch.tensor([ids], device=model.device)
     wrong, error, allowed = _other_tensor(model, served), 0.0, 0.0
     if not wrong:
         with torch.no_grad():

@@ -233,15 +233,17 @@ def scales_of(layers: Sequence[ScaleLinear]) -> list[torch.Tensor]:
     return [found[i] for i in range(len(layers))]
 
 
-def attach(folder: str, recipe: Restore) -> Any:
+def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients.
+
+    ``dtype`` is what is computed in: full precision's, which a checkpoint that somebody else made may not have.
 
     The model's ``low_bit`` is the checkpoint's format, and ``file_names`` are the names that the files have for its layers.
     """
     found = formats.detect(folder)
     assert found is not None, f"{folder} holds no codes"
-    device, dtype = load.placement(folder)
-    model = load.pretrained(folder, dtype=dtype).to(device)
+    device, placed = load.placement(folder, dtype)
+    model = load.pretrained(folder, dtype=placed).to(device)
     model.requires_grad_(False)
     model.low_bit, model.file_names = found, names.layers(model, found)
     for name, module in list(model.named_modules()):

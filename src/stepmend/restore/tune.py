@@ -13,7 +13,7 @@ import torch
 
 from stepmend.formats.tensors import copy
 from stepmend.models.forward import head_of, hidden_of
-from stepmend.models.load import checkpoint_digest, free, load_model, load_tokenizer
+from stepmend.models.load import checkpoint_digest, free, load_model, load_tokenizer, placement
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, codes, exported, memory, objectives, scales
@@ -125,7 +125,7 @@ class _Work:
         self.parent, self.quantized, self.recipe, self.out, self._tell, self.said = parent, quantized, recipe, out, say, time.monotonic()
         self.tokenizer = load_tokenizer(parent)
         self.kind = adapter if recipe.tune == "lora" else scales
-        self.model = self.kind.attach(str(quantized), recipe)
+        self.model = self.kind.attach(str(quantized), recipe, str(placement(parent)[1]).removeprefix("torch."))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.kinds = sorted({_kind(name, recipe) for name, p in self.model.named_parameters() if p.requires_grad})
         if recipe.kinds - {"codes"} and not self.kinds:

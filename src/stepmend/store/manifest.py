@@ -72,13 +72,14 @@ def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
     if not file.exists():
         return None
     try:
-        kept = Kept.model_validate_json(inputs.content(file))
+        found = json.loads(inputs.content(file))
+        if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > 1:
+            raise InputError(f"{file}: made by a newer version of stepmend; install that one, or choose another folder")
+        kept = Kept.model_validate(found)
     except (ValidationError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         if strict:
             raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' makes it again") from None
         return None
-    if kept.version > 1:
-        raise InputError(f"{file}: made by a newer version of stepmend; install that one, or choose another folder")
     return kept.stages
