@@ -196,15 +196,14 @@ def verb(*arguments: str) -> str:
     return screen.getvalue().strip().splitlines()[-1].removeprefix("stepmend: ") if code else ""
 
 
-def tuned(run: Path) -> str:
-    """Empty where a run has restored each of its schemes; else what it has not."""
+def restored(run: Path) -> list[str]:
+    """The schemes that a run has restored: those by which something was lost."""
     from stepmend.arms import Arm
     from stepmend.facts import Tuned
     from stepmend.report import summary
 
     found = summary.read(run)
-    missing = [scheme for scheme in found.recipe.schemes if not found.facts.get(Tuned, str(Arm(scheme).restored()))]
-    return f"nothing was restored of {', '.join(missing)}" if missing else ""
+    return [scheme for scheme in found.recipe.schemes if found.facts.get(Tuned, str(Arm(scheme).restored()))]
 
 
 def serves(folder: Path) -> str:
@@ -226,11 +225,11 @@ KEYS = (
 
 
 def run_of(model: Path, data: Path, out: Path, schemes: tuple[str, ...], *keys: str) -> str:
-    """One run of the loop; empty where all of it was done."""
+    """One run of the loop; empty where all of it was done, for one scheme at least."""
     named = [part for scheme in schemes for part in ("--scheme", scheme)]
     assigned = [part for key in (*KEYS, *keys) for part in ("--set", key)]
     said = verb("run", "--model", str(model), "--benchmark", "jsonl", "--data", str(data), "--out", str(out), *named, *assigned)
-    return said or tuned(out)
+    return said or ("" if restored(out) else f"nothing was restored of {', '.join(schemes)}")
 
 
 def walk(family: str, work: Path) -> dict[str, Any]:
@@ -240,6 +239,7 @@ def walk(family: str, work: Path) -> dict[str, Any]:
     model, data, run = work / "model", work / "data", work / "distill"
     said: dict[str, str] = {}
     traces: dict[str, str] = {}
+    done = list[str]()
 
     def attempt(step: str, does: Any) -> bool:
         try:
@@ -274,9 +274,10 @@ def walk(family: str, work: Path) -> dict[str, Any]:
                 ("lora", "restore.objective=distill", "restore.tune=lora"),
             ):
                 attempt(name, lambda name=name, keys=keys: run_of(model, data, work / name, both[:1], *keys))
-            attempt("export", lambda: verb("restore", str(run), "--scheme", both[1], "--export", str(work / "out")))
+            done = restored(run) if said["codes, scales and norms by distill"] == "works" else [*both]
+            attempt("export", lambda: verb("restore", str(run), "--scheme", done[-1], "--export", str(work / "out")))
             attempt("reload and generate", lambda: serves(work / "out"))
-    return {"family": family, "verdict": verdict_of(said), "steps": said, "traces": traces}
+    return {"family": family, "verdict": verdict_of(said), "restored": done, "steps": said, "traces": traces}
 
 
 def verdict_of(said: dict[str, str]) -> str:
@@ -344,6 +345,8 @@ def page(found: list[dict[str, Any]], known: int) -> str:
         parts.append(f"## {title}: {len(mine)}\n")
         if verdict == "works":
             parts.append(", ".join(one["family"] for one in mine) + "\n")
+            alone = [f"{one['family']} ({one['restored'][0]})" for one in mine if len(one.get("restored", (0, 0))) == 1]
+            parts += [f"Restored in one scheme alone, as the other lost nothing: {', '.join(alone)}\n"] if alone else []
         elif mine:
             parts.append("| type | step | what it says |\n|---|---|---|")
             parts += [f"| {one['family']} | {step} | {line.replace('|', '/')} |" for one in mine for step, line in first_fault(one)]
