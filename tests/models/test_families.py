@@ -12,7 +12,7 @@ from stepmend import InputError
 from stepmend.models import check, forward, load, reasoner
 from stepmend.quantize import run, schemes
 from stepmend.recipe import Restore
-from stepmend.restore import objectives, scales, tune
+from stepmend.restore import adapter, objectives, scales, tune
 from tests.restore.made import bullets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -144,6 +144,20 @@ def test_an_adapter_leaves_routers_alone(tmp_path):
     adapted = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
     assert not any("router" in name for name in adapted)
     assert load.load_model(str(tmp_path / "out")) is not None
+
+
+def test_an_adapter_of_a_vision_language_model_is_trained_on_the_weights_that_are_served(tmp_path):
+    tokenizer = reasoner.make_tokenizer()
+    text = {key: value for key, value in SIZE.items() if value is not None} | {"vocab_size": len(tokenizer), "sliding_window": 32}
+    seen = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = transformers.Gemma3Config(text_config=text, vision_config=seen, mm_tokens_per_image=4)
+    load.kind_of(config)(config).to(torch.bfloat16).save_pretrained(tmp_path / "parent")
+    tokenizer.save_pretrained(tmp_path / "parent")
+    run.quantize(str(tmp_path / "parent"), schemes.parse("rtn-w3a16-g32"), [], tmp_path / "low")
+    trained, served = adapter.attach(str(tmp_path / "low"), Restore(tune="lora")), load.load_model(str(tmp_path / "low"))
+    ids_BT = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert torch.equal(trained(input_ids=ids_BT).logits, served(input_ids=ids_BT).logits)
 
 
 def test_norms_of_one_plus_weight_move_relative_to_what_they_multiply_by(tmp_path):

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from stepmend.cli.checking import duration
+from stepmend.engines import budget
 from stepmend.models import check, load, timing
 from tests.models.test_families import SIZE
 
@@ -55,6 +56,14 @@ def test_the_probe_measures_what_a_layer_takes():
         measured = (time.process_time() - begin) / 10
     assert speed.many * timing.MANY * 512 * 1024 == pytest.approx(measured, rel=2)
     assert speed.few > speed.many, "a number that is read for few rows takes each of them longer"
+
+
+def test_a_model_without_attention_has_its_estimates_too(monkeypatch):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "vocab_size": 300}
+    config = transformers.Mamba2Config(**sizes)
+    assert timing.probe(load.skeleton(config), 8, "cpu", torch.float32).many > 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
+    assert budget.slots_for(config, 400, "cuda") >= 8
 
 
 DURATIONS = [(0.0, "0 s"), (5.26, "5.3 s"), (119, "120 s"), (150, "2.5 min"), (7150, "120 min"), (9000, "2.5 h")]

@@ -101,7 +101,8 @@ def size_of(model: Any, layers: list[check.Layer]) -> Size:
 def probe(model: Any, slots: int, device: str, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> Speed:
     """The speeds of this machine, in about two seconds."""
     config = model.config.get_text_config()
-    width, heads = config.hidden_size, config.num_attention_heads
+    width = config.hidden_size
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)  # state-space models have none of attention
     inner = getattr(config, "intermediate_size", None)
     inner = inner if isinstance(inner, int) else 4 * width
     by_columns = device == "cpu" and dtype == torch.float32  # as engines.decode stores them for writing

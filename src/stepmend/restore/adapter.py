@@ -11,7 +11,7 @@ import torch
 
 from stepmend import formats
 from stepmend.formats.tensors import copy
-from stepmend.models import check, load
+from stepmend.models import check, load, names
 from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
 
@@ -35,6 +35,8 @@ def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
     model: Any = load.pretrained(folder, dtype=placed, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
+    if compressed:
+        _exact(model, folder)
     if (Path(folder) / FOLDER).is_dir():  # a further round goes on from the last one
         further: Any = PeftModel.from_pretrained(model, str(Path(folder) / FOLDER), is_trainable=True)
         further.peft_config["default"].base_model_name_or_path = folder
@@ -44,6 +46,15 @@ def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     targets = [name for name in linear if _takes(model, name)]
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model, lora).eval()
+
+
+def _exact(model: Any, folder: str) -> None:
+    """Give dequantized layers the weights that are served: transformers makes those of vision-language models in the file's 16 bits."""
+    low_bit = formats.detect(folder)
+    assert low_bit is not None
+    for name, file in names.layers(model, low_bit).items():
+        weight = model.get_submodule(name).get_parameter("weight")
+        weight.data.copy_(low_bit.codes(file).dequantize())
 
 
 def _takes(model: Any, name: str) -> bool:
