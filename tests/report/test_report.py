@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from stepmend.benchmarks import oracle, story
-from stepmend.report import page, summary
+from stepmend.report import data, page, summary
 from tests.conftest import LOSSY, WITHOUT_HEAVY
 
 RESTORED = f"{LOSSY}+restored"
@@ -93,13 +93,14 @@ def test_the_page_is_one_file_that_needs_no_network(finished_run):
 
 def test_one_level_alone_is_not_shown_beside_all(found):
     assert len(found.levels) > 1
-    same = replace(found, test=[problem.model_copy(update={"level": "only"}) for problem in found.test])
+    problems = {name: problem.model_copy(update={"level": "only"}) for name, problem in found.problems.items()}
+    same = replace(found, problems=problems)
     assert same.levels == []
     names = [str(column.header) for column in summary.table(same).columns]
     assert names.count("all") == 1
     assert "only" not in names
-    assert "by level" in page.html(found)
-    assert "by level" not in page.html(same)
+    assert "<summary>by level" in page.render(data.blob(found))
+    assert "<summary>by level" not in page.render(data.blob(same))
 
 
 def test_nothing_a_model_writes_can_break_the_page(found):

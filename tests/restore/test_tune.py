@@ -233,8 +233,8 @@ def test_a_broken_checkpoint_is_refused_before_it_starts(tiny_llama, low_bit, tm
 def test_every_kind_must_have_a_gradient_that_is_a_number(tiny_llama, low_bit, tmp_path, monkeypatch, kind, value, line):
     attach = scales.attach
 
-    def hooked(folder, recipe):
-        model = attach(folder, recipe)
+    def hooked(folder, recipe, dtype):
+        model = attach(folder, recipe, dtype)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and tune._kind(name, recipe) == kind:
                 parameter.register_hook(lambda grad: torch.full_like(grad, value))
