@@ -281,11 +281,13 @@ def walk(family: str, work: Path) -> dict[str, Any]:
 
 
 def verdict_of(said: dict[str, str]) -> str:
-    """``not built``, ``refused`` before work, ``fails`` or ``works``."""
+    """``not built``, ``refused`` before work, ``lost nothing`` and so was not restored, ``fails`` or ``works``."""
     if said.get("build") != "works":
         return "not built"
     if said.get("check", "works") != "works":
         return "refused" if ": " in said["check"] and not said["check"].split(":")[0].endswith("Error") else "fails"
+    if said["load"] == "works" and said["codes, scales and norms by distill"].startswith("nothing was restored"):
+        return "lost nothing"
     return "works" if all(line == "works" for line in said.values()) else "fails"
 
 
@@ -340,7 +342,13 @@ def page(found: list[dict[str, Any]], known: int) -> str:
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "llmcompressor", "compressed-tensors", "torch"))
     parts = [f"{versions}; one CPU thread. {len(found)} types were walked; transformers' causal mapping has {known}.\n"]
-    for verdict, title in (("works", "Works"), ("refused", "Refused before work"), ("fails", "Fails"), ("not built", "Not built small")):
+    for verdict, title in (
+        ("works", "Works"),
+        ("refused", "Refused before work"),
+        ("lost nothing", "Quantized and measured, lost nothing, and so was not restored"),
+        ("fails", "Fails"),
+        ("not built", "Not built small"),
+    ):
         mine = [one for one in found if one["verdict"] == verdict]
         parts.append(f"## {title}: {len(mine)}\n")
         if verdict == "works":
