@@ -79,7 +79,7 @@ def measured(name: str, folder: Path, out: Any) -> None:
 
 
 def rows(count: int, tokens: int, work: Path) -> list[str]:
-    """A table row for each piece of work, each in a process of its own."""
+    """A table row for each piece of work, each in a separate process."""
     folder = Path(tempfile.mkdtemp(dir=work)) / "run"
     fill(folder, count, tokens)
     size, lines = sum(file.stat().st_size for file in folder.iterdir()) / 2**30, []
@@ -106,7 +106,7 @@ def main() -> None:
         f"""# The store
 
 `python benchmarks/store.py` wrote this page. Made-up runs: full precision's solutions, of {args.tokens:,} tokens each, and {FEW} of a
-quantized model behind them in the same files. Each piece of work runs in a process of its own; its peak memory holds Python and the
+quantized model after them in the same files. Each piece of work runs in a separate process; its peak memory holds Python and the
 libraries. A record is found by an index of the file, checked once when its stage is resumed, and parsed again when it is read; 32 MB of
 lines stay parsed.
 

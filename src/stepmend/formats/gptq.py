@@ -43,10 +43,7 @@ class Gptq:
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """Every layer with codes."""
-        names = [name.removesuffix(".qweight") for name in self.tensors.headers if name.endswith(".qweight")]
-        if not names:
-            raise packing.wrong(self.tensors, "no tensor holds codes (NAME.qweight)")
-        return {name: self._layer(name) for name in sorted(names)}
+        return {name: self._layer(name) for name in packing.named(self.tensors)}
 
     def _layer(self, name: str) -> Layer:
         groups, rows = packing.need(self.tensors, f"{name}.scales", packing.FLOATS)

@@ -22,6 +22,14 @@ def bits_of(tensors: Tensors, value: Any, allowed: Sequence[int]) -> int:
     return value
 
 
+def named(tensors: Tensors) -> list[str]:
+    """The layers with packed codes, ``NAME.qweight`` in AWQ and GPTQ checkpoints. Raises InputError where there are none."""
+    names = [name.removesuffix(".qweight") for name in tensors.headers if name.endswith(".qweight")]
+    if not names:
+        raise wrong(tensors, "no tensor holds codes (NAME.qweight)")
+    return sorted(names)
+
+
 def need(tensors: Tensors, name: str, kinds: Sequence[str], shape: Sequence[int] | None = None) -> tuple[int, ...]:
     """The shape of a tensor of two dimensions. Raises InputError where there is none, or one of another dtype or shape."""
     found, kind = tensors.shape(name), tensors.kind(name)
