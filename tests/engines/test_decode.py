@@ -113,6 +113,27 @@ def test_masked_attention_is_that_of_each_row_by_itself():
     torch.testing.assert_close(alone[used], masked[used])
 
 
+def test_a_model_is_supported_where_each_pass_writes_over_the_outputs_of_the_last(tiny_llama, monkeypatch):
+    """As a replayed recording does on a GPU."""
+    outputs: dict[torch.Size, torch.Tensor] = {}
+
+    def program(held, function, model):
+        def run(*given, **more):
+            (made,) = function(model, held, *given, **more)
+            return (outputs.setdefault(made.shape, torch.empty_like(made)).copy_(made),)
+
+        return run
+
+    monkeypatch.setattr(slots.Slots, "program", program)
+    model, tokenizer = load.load_model(tiny_llama), load.load_tokenizer(tiny_llama)
+    assert slots.supported(model)
+    texts = calibration_texts(tokenizer, 3)
+    texts = [texts[0], texts[0], *texts[1:]]  # the second one takes what was read for the first
+    written = LocalEngine(model, tokenizer, 12, 1).complete(texts)
+    monkeypatch.undo()
+    assert written == LocalEngine(load.load_model(tiny_llama), tokenizer, 12, 1).complete(texts)
+
+
 def small(kind: str):
     from transformers import Gemma2Config, GptOssConfig, MistralConfig, Qwen2Config, Qwen2MoeConfig
 
