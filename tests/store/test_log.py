@@ -9,7 +9,7 @@ from stepmend.facts import Curated, Damage, Fact, Facts, Gate
 from stepmend.records import Bullet, Judgement, Problem
 from stepmend.rundir import RunDir
 from stepmend.store import manifest
-from stepmend.store.log import Log, MadeLog
+from stepmend.store.log import Log, MadeLog, set_aside
 
 RECIPE = Recipe.make({})
 
@@ -58,6 +58,27 @@ def test_every_damaged_line_is_kept_and_none_twice(file):
         MadeLog(file, Grade)
     assert file.with_name("grades.jsonl.rejected").read_bytes() == b"".join(bad)
     assert file.read_bytes() == b""
+
+
+def test_who_only_reads_falls_back_on_the_earlier_record_of_a_damaged_one(file):
+    MadeLog(file, Grade).append([grade("p2"), grade("p2")])
+    for number in (4, 5):
+        spoil(file, number, DAMAGES["another value"])
+    before = file.read_bytes()
+    with pytest.warns(UserWarning, match="damaged line"):
+        found = MadeLog(file, Grade, keep=False).of("a")
+        assert found["p2"] == grade("p2")
+        assert set(found) == {"p1", "p2", "p3"}
+    assert file.read_bytes() == before
+
+
+def test_a_line_that_a_crash_left_in_both_files_is_moved_once(file):
+    first, *_ = file.read_bytes().splitlines(keepends=True)
+    aside = file.with_name("aside.jsonl")
+    aside.write_bytes(first)
+    set_aside(file, aside, lambda start, line: b'"made_by":"a"' in line)
+    assert [json.loads(line)["problem"] for line in aside.read_bytes().splitlines()] == ["p1", "p2", "p3"]
+    assert [json.loads(line)["problem"] for line in file.read_bytes().splitlines()] == ["q1"]
 
 
 def test_who_only_reads_a_run_changes_nothing_of_it(file):

@@ -84,12 +84,16 @@ def lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def set_aside(file: Path, aside: Path, chosen: Callable[[int, bytes], bool]) -> None:
-    """Move lines to the end of another file; a crash may leave them in both, and never in neither."""
+    """Move lines to the end of another file; a crash may leave them in both, and never in neither.
+
+    A line that the other file has already, as after such a crash, is not added to it a second time.
+    """
+    there = {line for _, line in lines(aside)}
     with appending(aside) as out:
         _end_line(aside, out)
         for start, line in lines(file):
-            if chosen(start, line):
-                out.write(line if line.endswith(b"\n") else line + b"\n")
+            if chosen(start, line) and (whole := line if line.endswith(b"\n") else line + b"\n") not in there:
+                out.write(whole)
         append_lines(out, [])
 
     def without(part: Path) -> None:
@@ -116,6 +120,7 @@ class MadeLog(Log[M]):
         self._places: dict[str, dict[str, int]] = {}
         self._arms: dict[str, str] = {}
         self._checked: set[str] = set()
+        self._damaged: set[int] = set()
         self._held: dict[int, M] = {}
         self._room = HELD
         self._index()
@@ -131,6 +136,8 @@ class MadeLog(Log[M]):
         """Add the lines from there on to the index; where those that hold no record begin."""
         bad = set[int]()
         for start, line in lines(self.file, first):
+            if start in self._damaged:
+                continue
             if line.endswith(b"}\n") and (head := _HEAD.match(line)) and b"\\" not in head[0]:
                 self._put(start, *(part.decode(errors="replace") for part in head.groups()))
             elif record := self.parsed(line):
@@ -150,9 +157,11 @@ class MadeLog(Log[M]):
         return first
 
     def reject(self, starts: set[int]) -> None:
-        """Move the lines that begin there to a file of their own, and find the others' places again."""
+        """Move the lines that begin there to a file of their own, and find the others' places again, earlier records of theirs included."""
         super().reject(starts)
-        if starts and self.keep:
+        if starts:
+            if not self.keep:
+                self._damaged |= starts
             self._index()
 
     @property
@@ -164,12 +173,11 @@ class MadeLog(Log[M]):
         """The records of these digests, by problem; each is parsed once now, and what cannot be read is set aside."""
         for made_by in digests:
             places = self._places.setdefault(made_by, {})
-            if made_by not in self._checked:
-                bad = {problem: start for problem, start in places.items() if self.at(start) is None}
-                for problem in bad:
-                    del places[problem]
-                self.reject({*bad.values()})
-                self._checked.add(made_by)
+            while made_by not in self._checked:
+                bad = {start for start in places.values() if self.at(start) is None}
+                self.reject(bad)
+                if not bad:
+                    self._checked.add(made_by)
         return Records(self, [self._places[made_by] for made_by in digests])
 
     def at(self, start: int) -> M | None:
