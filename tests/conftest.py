@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -134,10 +135,13 @@ def command(out: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
-    """One small real run, made once: its folder. Read it; do not write to it."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    done = subprocess.run(command(out), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """One small real run, made once for all test processes: its folder. Read it; do not write to it."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished-run"
+    with FileLock(out.with_suffix(".lock")):
+        if not (out / "report.html").exists():
+            done = subprocess.run(command(out), capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 

@@ -67,16 +67,16 @@ class Found:
 def read(folder: Path) -> Found:
     """Read a run's folder. Raises InputError where it holds no run, or none that has measured anything yet."""
     if not (folder / "recipe.json").exists():
-        raise InputError(f"report: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
-    check_files(folder, "report")
+        raise InputError(f"run: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    check_files(folder, "run")
     try:
         found = _read(folder)
     except (ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"report: {folder} is damaged ({' '.join(str(error).split())[:120]}); 'stepmend run' makes it again") from None
+        raise InputError(f"run: {folder} is damaged ({' '.join(str(error).split())[:120]}); 'stepmend run' makes it again") from None
     if FULL not in found.arms:
-        raise InputError(f"report: {folder} has not measured anything yet, or is damaged; 'stepmend run --out {folder}' continues it")
+        raise InputError(f"run: {folder} has not measured anything yet, or is damaged; 'stepmend run --out {folder}' continues it")
     return found
 
 
