@@ -1,5 +1,6 @@
 """What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -25,8 +26,9 @@ from stepmend.rundir import RunDir
 class Context:
     """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
 
-    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None) -> None:
-        """Raises InputError for a model, scheme or folder that will not do, before any work."""
+    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = ()) -> None:
+        """``reuse``: other runs, from which is taken what fits. Raises InputError for a model, scheme or folder that will not do, before
+        any work."""
         self.recipe, self.stages = recipe, stages or Stages()
         self.schemes = [schemes.parse(name) for name in recipe.schemes]
         self.parent = load.locate(recipe.model)
@@ -55,7 +57,7 @@ class Context:
             self.problems(split)  # what is not there is said before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
-        self.dir = RunDir(out, recipe, problems)
+        self.dir = RunDir(out, recipe, problems, reuse)
         try:
             self._begin(builtin)
         except BaseException:  # else the folder stays locked for as long as this process lives
@@ -84,15 +86,21 @@ class Context:
 
     def _place(self, builtin: bool) -> Placement:
         """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
-        measure, kept = self.recipe.measure, self.dir.fact(Placement)
+        measure, kept = self.recipe.measure, self.dir.fact(Placement) or self._others_placement()
         device, asked = load.placement(self.parent, "float32")[0], digest(measure.dtype, measure.batch_size, self.max_new_tokens)
         same = kept and (kept.device, kept.asked or asked) == (device, asked)
         if kept and same and measure.dtype in ("auto", kept.dtype) and measure.batch_size in (None, kept.slots):
+            self.dir.keep(kept)
             return kept  # without another probe, which may come out otherwise on a busy machine
         dtype = str(load.placement(self.parent, measure.dtype)[1]).removeprefix("torch.")
         slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
         self.dir.keep(placed := Placement(device=device, dtype=dtype, slots=slots, asked=asked))
         return placed
+
+    def _others_placement(self) -> Placement | None:
+        """That of the first run that is reused: its records were made so. How much fits is this machine's own affair."""
+        found = (other.fact(Placement, "") for other in self.dir.others)
+        return next((placed.model_copy(update={"fit": None}) for placed in found if placed), None)
 
     def _halved(self, count: int) -> None:
         """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
@@ -102,14 +110,18 @@ class Context:
 
     def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
-        kept, known = self.recipe.locate, self.dir.load(Judgement)
+        kept = self.recipe.locate
         asked = judges.asked(kept.judges, plain_http=kept.plain_http)
+        named = {(judge.name, judge.model) for judge in asked}
+        known = self.dir.adopt(Judgement, lambda one: (one.judge, one.model) in named)
         return Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        for other in self.dir.others:
+            self.stages.say(f"  {other.summary}")
         kept = self.dir.fact(Seconds)
         earlier = kept.stages if kept else {}
         spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
@@ -192,19 +204,25 @@ class Context:
         return fact
 
     def holds(self, arm: str, checkpoint: str) -> bool:
-        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another."""
-        if not self.folder(arm).exists():
-            return False
+        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another.
+
+        One that another run has is taken from it.
+        """
+        there = self.folder(arm).exists()
         try:
-            same = self.digest(arm) == checkpoint
+            same = there and self.digest(arm) == checkpoint
         except (InputError, OSError, ValueError):  # a file of it is missing, or cannot be read
             same = False
         if same:
             self.dir.announce(f"{arm}: checkpoint", checkpoint)
-        else:
-            self.digests.pop(arm, None)
+            return True
+        self.digests.pop(arm, None)
+        if self.dir.take(self.folder(arm), lambda folder: load.checkpoint_digest(folder) == checkpoint):
+            self.made(arm, checkpoint)
+            return True
+        if there:
             self.stages.say(f"  {arm}: its checkpoint is not the one that the run has kept a record of; it is made again")
-        return same
+        return False
 
     @property
     def completer(self) -> faults.Completer | None:

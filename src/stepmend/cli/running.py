@@ -1,6 +1,7 @@
 """The verbs that work with models, and those that read what a run has left."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ QUANTIZED = (
     "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
 )
 SEEDS = "Seeds of located bullets and of every control (default 3)."
+REUSE = "Another run's folder, from which is taken what was made from the same inputs; may be given again. It is not changed."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
 
@@ -39,6 +41,7 @@ def run(
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
+    reuse: Annotated[list[Path] | None, typer.Option(help=REUSE)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
@@ -59,12 +62,14 @@ def run(
     if quick and out == DEMO:
         out = Path("runs/quick")
     screen = console(stderr=True)
-    _run(made, out, screen, control, seeds, match)
+    _run(made, out, screen, control, seeds, match, reuse or ())
     export = f"stepmend restore {out} --export DIR; " if any(out.glob("*-restored*/config.json")) else ""
     say(screen, f"Next: {export}to check the located steps yourself: stepmend audit {out}")
 
 
-def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
+def _run(
+    recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = ()
+) -> None:  # fmt: skip
     """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
     from stepmend.curate import controls
 
@@ -76,7 +81,7 @@ def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | 
     from stepmend import api
     from stepmend.progress import Stages
 
-    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", progress=Stages(screen))
+    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", reuse=reuse, progress=Stages(screen))
     show_figures(out, screen)
 
 

@@ -16,8 +16,8 @@ from stepmend.measure import fitness, statistics
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
-from stepmend.rundir import check_files, file_of, read_facts
 from stepmend.store import manifest
+from stepmend.store.folder import check_files, file_of, read_facts
 from stepmend.store.log import Log, MadeLog
 
 T = TypeVar("T", bound=Made)
