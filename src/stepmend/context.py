@@ -9,7 +9,14 @@ from stepmend.arms import AGAIN, FULL, parse
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
+from stepmend.engines import named as engines
+from stepmend.engines.base import Engine
 from stepmend.engines.local import LocalEngine
+from stepmend.engines.make import make
+from stepmend.engines.named import Spec
+from stepmend.engines.vllm import VLLMEngine
+from stepmend.executors.base import Executor
+from stepmend.executors.local import Local
 from stepmend.facts import F, Placement, Seconds, name_of
 from stepmend.grading import verify
 from stepmend.locate import completers, faults, judges, reliability
@@ -42,6 +49,8 @@ class Context:
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
+        locate = recipe.locate
+        engines.ready(recipe.measure.engines, (FULL, *recipe.low_bit), locate.locators, plain_http=locate.plain_http)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
         self.prompt = chat.prompt_for(self.parent, builtin)
@@ -72,6 +81,7 @@ class Context:
         self.placed = self._place(builtin)
         self.batch_size = self.placed.slots
         self.engines: dict[str, LocalEngine] = {}
+        self._vllm: VLLMEngine | None = None
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
         self.verifier = verify.Verifier()
@@ -166,26 +176,73 @@ class Context:
         self.dir.announce(f"{arm}: checkpoint", checkpoint)
 
     def engine(self, arm: str) -> LocalEngine:
-        """The loaded model of an arm; loaded when first asked for."""
+        """The model of an arm, loaded into this process when first asked for, whatever writes the arm's solutions."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
             model = load.load_model(str(self.folder(arm)), self.placed.dtype)
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 
-    def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
-        """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
-        return replace(self.engine(arm), slots=min(size, self.placed.fit or size), written=lambda count: tick(0, count))
+    def spec(self, arm: str, size: int) -> Spec:
+        """What writes an arm's solutions, as plain data; with ``size`` slots, or as many as have been found to fit."""
+        kind, named = engines.of(self.recipe.measure.engines, arm)
+        server = judges.parse(named, what="engine") if kind == "openai" else None
+        return Spec(
+            kind=kind,
+            checkpoint=str(self.folder(FULL if arm == AGAIN else arm)),
+            tokenizer=self.parent,
+            max_new_tokens=self.max_new_tokens,
+            dtype=self.placed.dtype,
+            slots=min(size, self.placed.fit or size),
+            server=(server.name, server.model, server.url) if server else None,
+        )
+
+    def written_by(self, *arms: str) -> tuple[str, ...]:
+        """What digests hold of the engines that write these arms' solutions: nothing for transformers in this process."""
+        named = self.recipe.measure.engines
+        return tuple(part for arm in arms for part in engines.identity(*engines.of(named, arm), self.placed.dtype))
+
+    def scores(self, *arms: str) -> bool:
+        """Whether the engines of these arms score texts, as margins need."""
+        return all(engines.of(self.recipe.measure.engines, arm)[0] in engines.SCORES for arm in arms)
+
+    def generator(self, arm: str, size: int, tick: Tick = silent) -> Engine:
+        """What writes an arm's solutions, ``size`` at once; ``tick`` counts the tokens as they are written."""
+        return self._opened(arm, self.spec(arm, size), tick)
+
+    def executor(self, arm: str, tick: Tick = silent) -> Executor:
+        """Where an arm's solutions are written."""
+        return Local(lambda spec: self._opened(arm, spec, tick))
+
+    def _opened(self, arm: str, spec: Spec, tick: Tick) -> Engine:
+        def written(count: int) -> None:
+            tick(0, count)
+
+        if spec.kind == "transformers":
+            return replace(self.engine(arm), slots=spec.slots, written=written)
+        if spec.kind == "openai":
+            return make(spec, self.tokenizer, written)
+        if self._vllm is None or self._vllm.checkpoint != spec.checkpoint:
+            self.keep()  # vLLM takes most of a GPU's memory
+            self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
+        self._vllm.written = written
+        return self._vllm
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]
+        if self._vllm and self._vllm.checkpoint not in {str(self.folder(arm)) for arm in arms}:
+            self._vllm.close()
+            self._vllm = None
         load.free()
 
     def release(self, arm: str) -> None:
         """Let go of one arm's loaded model."""
         self.engines.pop(arm, None)
+        if self._vllm and self._vllm.checkpoint == str(self.folder(arm)):
+            self._vllm.close()
+            self._vllm = None
 
     def prompt_of(self, problem: Problem) -> str:
         return chat.render(self.tokenizer, self.prompt, problem.question)

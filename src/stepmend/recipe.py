@@ -50,10 +50,25 @@ class Measure(Part):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
     )
+    engines: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda engines: not engines,
+        description="what writes solutions: transformers or vllm, for all arms or NAME=… for one, or NAME=MODEL@BASE_URL; "
+        "default: transformers",
+    )
     noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
     margin: float = Field(
         default=1.0, gt=0, le=100, allow_inf_nan=False, description="points that an arm may lose and still be called not worse"
     )
+
+    @field_validator("engines")
+    @classmethod
+    def _engines(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        from stepmend.engines import named
+
+        for spec in specs:
+            named.split(spec)
+        return specs
 
 
 class Quantize(Part):
@@ -240,6 +255,13 @@ class Recipe(Part):
             raise ValueError("two folders have one name, or one a scheme's; rename a folder, for arms are named after them")
         return paths
 
+    @model_validator(mode="after")
+    def _engines(self) -> Self:
+        from stepmend.engines import named
+
+        named.check(self.measure.engines, self.low_bit)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: Any) -> Any:
@@ -291,7 +313,7 @@ class Recipe(Part):
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted names of the keys whose values differ."""
         mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
-        return [key for key in mine if mine[key] != theirs.get(key)]
+        return [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
 
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
@@ -358,7 +380,7 @@ def _explain(item: Any) -> str:
         for name in item["loc"][:-1]:
             part = part.model_fields[str(name)].annotation
         return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
-    if key in ("locate.judges", "locate.completer"):  # an address may hold a key by mistake, and is not repeated
+    if key in ("locate.judges", "locate.completer", "measure.engines"):  # an address may hold a key by mistake, and is not repeated
         return str(
             item.get("ctx", {}).get("error", f"recipe: {key}: NAME=MODEL@BASE_URL is needed{', in a list' * (key == 'locate.judges')}")
         )

@@ -18,6 +18,7 @@ QUANTIZED = (
     "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
 )
 SEEDS = "Seeds of located bullets and of every control (default 3)."
+ENGINE = "What writes solutions: transformers (default) or vllm; NAME=MODEL@BASE_URL: a server, for full or a scheme; may be given again."
 REUSE = "Another run's folder, from which is taken what was made from the same inputs; may be given again. It is not changed."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
@@ -36,6 +37,7 @@ def run(
         Path, typer.Option(help="The run's folder; the same command continues a stopped run, a changed one redoes what depends on it.")
     ] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
@@ -56,6 +58,7 @@ def run(
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "quantized": quantized or None, "benchmark": benchmark}
     given |= {"data": data, "question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
+    given["measure"] = {"engines": engine} if engine else None
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
     values = recipes.override(values, assignments or [])
     made = recipes.Recipe.make(recipes.quick(values) if quick else values)
@@ -100,7 +103,7 @@ def restore(
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+        list[str] | None, typer.Option(help="A judge, completer or engine of the run that may be asked, as its recipe names it.")
     ] = None,
 ) -> None:
     """Finish a run's restoring; compare it with controls; export the restored checkpoint.
@@ -116,8 +119,8 @@ def restore(
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
     recipe = Recipe.from_json(folder / "recipe.json")
-    completer = [spec for spec in (recipe.locate.completer,) if spec and "@" in spec]
-    if name := judges.unknown((*recipe.locate.judges, *completer), judge or ()):
+    servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
+    if name := judges.unknown((*recipe.locate.judges, *servers), judge or ()):
         raise InputError(
             f"restore: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
         )
