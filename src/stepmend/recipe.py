@@ -385,7 +385,7 @@ def _explain(item: Any) -> str:
             item.get("ctx", {}).get("error", f"recipe: {key}: NAME=MODEL@BASE_URL is needed{', in a list' * (key == 'locate.judges')}")
         )
     if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
-        return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
+        return f"recipe: {f'{key}: ' * bool(key)}{item.get('ctx', {}).get('error', item['msg'])}"
     said = item["msg"].removeprefix("Value error, ")
     return f"recipe: {key} = {_shown(item['input'])}: {said[0].lower()}{said[1:]}"
 

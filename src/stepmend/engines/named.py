@@ -20,6 +20,7 @@ HERE: tuple[Kind, ...] = ("transformers", "vllm")
 """Engines that load a checkpoint into this process."""
 SCORES: tuple[Kind, ...] = ("transformers",)
 """Engines that score: the others only generate."""
+NAMES: dict[Kind, str] = {"transformers": "transformers", "vllm": "vLLM", "openai": "a server"}
 WHAT = "an engine is transformers, vllm, NAME=transformers, NAME=vllm or NAME=MODEL@BASE_URL"
 
 
@@ -63,7 +64,7 @@ def check(specs: Sequence[str], low_bit: Iterable[str]) -> None:
         if name and name != FULL and base not in schemes:
             allowed = ", ".join([FULL, *(name for scheme in sorted(schemes) for name in (scheme, f"{scheme}-restored"))])
             raise InputError(f"engine: there is no arm {name[:60]!r}; allowed: {allowed}")
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise InputError(f"engine: two engines are named for {twice or 'all arms'}")
 
 
@@ -78,6 +79,16 @@ def of(specs: Sequence[str], arm: str) -> tuple[Kind, str]:
         if what is None or what not in HERE:  # a server serves the one checkpoint that it was started with
             what, spec = found.get("", ("transformers", ""))
     return ("openai" if what not in HERE else what), spec
+
+
+def described(specs: Sequence[str], arms: Iterable[str]) -> str:
+    """Which engine wrote each arm's solutions, in words; empty where nothing was named."""
+    by: dict[str, list[str]] = {}
+    for arm in arms if specs else ():
+        by.setdefault(NAMES[of(specs, arm)[0]], []).append(arm)
+    said = "; ".join(f"{name} wrote {', '.join(wrote)}" for name, wrote in by.items())
+    mixed = ". What differs between arms of two engines may be the engines' doing" if len(by) > 1 else ""
+    return f"Engines: {said}{mixed}." if by else ""
 
 
 def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
