@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from stepmend import inputs
 from stepmend.arms import of_folder
+from stepmend.benchmarks.names import Benchmark
 from stepmend.plain import Plain
 from stepmend.records import InputError
-
-Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
 LARGEST = 1_000_000_000
 """The largest number that any key takes, where it says nothing else."""
@@ -53,8 +52,7 @@ class Measure(Part):
     engines: tuple[str, ...] = Field(
         default=(),
         exclude_if=lambda engines: not engines,
-        description="what writes solutions: transformers or vllm, for all arms or NAME=… for one, or NAME=MODEL@BASE_URL; "
-        "default: transformers",
+        description="what writes solutions: transformers (default) or vllm, for all arms or NAME=… for one; NAME=MODEL@BASE_URL",
     )
     noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
     margin: float = Field(
