@@ -118,18 +118,18 @@ def served(texts: list[str], spec: Spec, python: str) -> tuple[Made, str, str]:
 
 
 def page(name: str, spec: Spec, texts: list[str], ours: list[Completion], theirs: Made, engine: LocalEngine, note: str) -> str:
-    """The results as Markdown."""
+    """One engine's section, as Markdown."""
     gaps = [gap(engine, text, mine, theirs[i]) for i, (text, mine) in enumerate(zip(texts, ours, strict=True))]
     equal = sum(mine.text == theirs[i].text for i, mine in enumerate(ours))
     far = sum(abs(one[1]) >= TIE for one in gaps if one)
+    command, device = f"{sys.argv[1]} MODEL{' PYTHON' * (sys.argv[1] == 'serve')}", engine.model.device.type.upper()
     lines = [
-        "# Engines",
+        f"## {name}",
         "",
-        f"Made by `python benchmarks/engines.py {sys.argv[1]} MODEL`; {len(texts)} GSM8K test problems (the first of a seeded draw), "
-        f"{Path(spec.checkpoint).name}, greedy, at most {TOKENS} tokens, {spec.dtype} on a {engine.model.device.type.upper()}. "
-        "Nothing was tuned on them.",
+        f"`python benchmarks/engines.py {command}`: the first {len(texts)} GSM8K test problems, {Path(spec.checkpoint).name}, greedy, at "
+        f"most {TOKENS} tokens, {spec.dtype} on a {device}. Nothing was tuned on them.",
         "",
-        f"- in this process (transformers) and by {name}: {equal} of {len(texts)} texts are equal",
+        f"- the texts of {equal} of {len(texts)} are equal to those of transformers in this process",
         f"- {sum(one is None for one in gaps)} of {len(texts)} are equal token by token; {far} others part at a gap of {TIE} or more",
         "",
         "| problem | first token that differs | logit gap there |",
@@ -139,6 +139,14 @@ def page(name: str, spec: Spec, texts: list[str], ours: list[Completion], theirs
         *([note, ""] if note else []),
     ]
     return "\n".join(lines)
+
+
+def write(section: str) -> None:
+    """Put a section on the page, in the place of an earlier one of the same engine."""
+    head = "# Engines\n\nSolutions by other engines than transformers in this process, problem by problem, greedy.\n\n"
+    before = PAGE.read_text().split("\n## ")[1:] if PAGE.exists() else []
+    kept = [f"## {part.strip()}\n\n" for part in before if part.split()[0] != section.removeprefix("## ").split()[0]]
+    PAGE.write_text(head + "".join(kept) + section)
 
 
 def main() -> None:
@@ -159,7 +167,7 @@ def main() -> None:
 
         theirs = dict(make(spec.model_copy(update={"kind": "vllm"})).generate(texts))
         name = f"vLLM {version('vllm')}"
-    PAGE.write_text(page(name, spec, texts, ours, theirs, engine, note))
+    write(page(name, spec, texts, ours, theirs, engine, note))
     print(PAGE.read_text())
 
 

@@ -179,6 +179,7 @@ class Context:
         """The model of an arm, loaded into this process when first asked for, whatever writes the arm's solutions."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
+            self._close_vllm()  # which holds most of a GPU's memory
             model = load.load_model(str(self.folder(arm)), self.placed.dtype)
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
@@ -223,7 +224,7 @@ class Context:
         if spec.kind == "openai":
             return make(spec, self.tokenizer, written)
         if self._vllm is None or self._vllm.checkpoint != spec.checkpoint:
-            self.keep()  # vLLM takes most of a GPU's memory
+            self.keep()
             self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
         self._vllm.written = written
         return self._vllm
@@ -233,14 +234,17 @@ class Context:
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]
         if self._vllm and self._vllm.checkpoint not in {str(self.folder(arm)) for arm in arms}:
-            self._vllm.close()
-            self._vllm = None
+            self._close_vllm()
         load.free()
 
     def release(self, arm: str) -> None:
         """Let go of one arm's loaded model."""
         self.engines.pop(arm, None)
         if self._vllm and self._vllm.checkpoint == str(self.folder(arm)):
+            self._close_vllm()
+
+    def _close_vllm(self) -> None:
+        if self._vllm:
             self._vllm.close()
             self._vllm = None
 
