@@ -249,7 +249,7 @@ def linear_tokens(context: Context, found: Sequence[Regression]) -> int:
         spans = [[*steps.split(r.trace.text), (len(r.trace.text),) * 2] for r in live]
         prefixes = [r.trace.text[: of[step][0]] for r, of in zip(live, spans, strict=True)]
         texts = [context.prompt_of(r.problem) + prefix for r, prefix in zip(live, prefixes, strict=True)]
-        completions = complete_all(context.generator(FULL, context.batch_size), texts, context.batch_size)
+        completions = complete_all(context.engine(FULL), texts, context.batch_size)
         tokens += sum(len(c.tokens) for c in completions)
         arrived = locator.arrive([(r.problem, p + c.text, c.finish == "stop") for r, p, c in zip(live, prefixes, completions, strict=True)])
         live = [r for r, good in zip(live, arrived, strict=True) if good]

@@ -103,7 +103,7 @@ def solve(parent: str, folder: Path, name: str, problems: Sequence[Problem], pro
     start, tokens = time.perf_counter(), 0
     file.parent.mkdir(parents=True, exist_ok=True)
     with Verifier() as verifier, file.open("a") as stream:
-        for number, (index, made) in enumerate(engine.stream(prompts), 1):
+        for number, (index, made) in enumerate(engine.generate(prompts), 1):
             problem, tokens = problems[index], tokens + len(made.tokens)
             trace = Trace(problem=problem.id, arm=name, made_by="real", text=made.text, tokens=made.tokens, finish=made.finish)
             (grade,) = grading.grade_all([trace], [problem], "real", verifier)

@@ -36,7 +36,7 @@ def by_generate(engine: LocalEngine, texts: list[str], size: int) -> list[Comple
     """Fixed batches with the model's own ``generate``."""
     found: dict[int, Completion] = {}
     for batch in batches(texts, size):
-        found |= dict(zip(batch, engine.generate([texts[i] for i in batch]), strict=True))
+        found |= dict(zip(batch, engine.generate_batch([texts[i] for i in batch]), strict=True))
     return [found[i] for i in range(len(texts))]
 
 

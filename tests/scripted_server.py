@@ -60,14 +60,14 @@ def refusal(status: int, message: str = "no", code: str | None = None, **headers
 
 
 class ScriptedServer:
-    """Serves on a free port of this machine until closed; ``script`` answers each request, ``requests`` are all that came."""
+    """Serves on a port of this machine (0: a free one) until closed; ``script`` answers each request, ``requests`` are all that came."""
 
-    def __init__(self, script: Callable[[Request], Reply]) -> None:
+    def __init__(self, script: Callable[[Request], Reply], port: int = 0) -> None:
         self.script = script
         self.requests: list[Request] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = False  # so that closing waits for every connection's thread
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 

@@ -263,13 +263,13 @@ def test_compare_reads_arms_of_one_table(tmp_path):
     )
 
 
-@pytest.mark.parametrize("key", ["judges", "completer"])
-def test_an_address_in_a_run_s_folder_is_sent_no_key(tmp_path, key):
-    spec = "j=m@https://elsewhere.example/v1"
-    recipe = Recipe.make({"locate": {key: [spec] if key == "judges" else spec}})
+@pytest.mark.parametrize(("part", "key", "name"), [("locate", "judges", "j"), ("locate", "completer", "j"), ("measure", "engines", "full")])
+def test_an_address_in_a_run_s_folder_is_sent_no_key(tmp_path, part, key, name):
+    spec = f"{name}=m@https://elsewhere.example/v1"
+    recipe = Recipe.make({part: {key: spec if key == "completer" else [spec]}})
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     line = refused("restore", tmp_path)
-    assert line.endswith("names an address for j, which is sent no key unless you name it: --judge j=MODEL@BASE_URL")
+    assert line.endswith(f"names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL")
     assert "elsewhere" not in line
 
 

@@ -54,7 +54,7 @@ def no_generation(monkeypatch):
     def stream(*_, **__):
         raise AssertionError("what is kept is generated again")
 
-    monkeypatch.setattr(LocalEngine, "stream", stream)
+    monkeypatch.setattr(LocalEngine, "generate", stream)
 
 
 def lines(folder: Path, kind: str) -> list[bytes]:
@@ -124,7 +124,7 @@ def quantized(context: Context) -> None:
 
 def test_an_interrupted_requantized_run_shows_no_old_record(old, monkeypatch):
     """The quantizer makes another checkpoint than it did; the run is stopped while that solves the test problems."""
-    whole, stream = quantizer.quantize, LocalEngine.stream
+    whole, stream = quantizer.quantize, LocalEngine.generate
     before = {kind: lines(old, kind) for kind in ("traces", "grades", "faults", "bullets")}
 
     def other(parent, scheme, texts, out):
@@ -139,7 +139,7 @@ def test_an_interrupted_requantized_run_shows_no_old_record(old, monkeypatch):
             yield one
 
     monkeypatch.setattr(quantizer, "quantize", other)
-    monkeypatch.setattr(LocalEngine, "stream", stopped)
+    monkeypatch.setattr(LocalEngine, "generate", stopped)
     with opened(old) as context, pytest.raises(KeyboardInterrupt):
         pipeline.run(context)
     fresh = [json.loads(line) for line in lines(old, "traces") if line not in before["traces"]]

@@ -35,6 +35,7 @@ def run(
     controls: Sequence[str] = (),
     seeds: int = 3,
     match: Literal["steps", "tokens", "both"] = "steps",
+    reuse: Sequence[str | Path] = (),
     progress: Listener | Stages | None = None,
 ) -> RunResult:
     """Take a model through the whole loop: ``stepmend run``. The same call continues a run that was stopped.
@@ -46,6 +47,8 @@ def run(
         controls: What to compare located bullets with; ``stepmend.curate.controls.CONTROLS`` lists them.
         seeds: Seeds of located bullets and of every control.
         match: What controls get as much of as located bullets.
+        reuse: Folders of other runs, from which is taken what was made from the same: traces, grades, faults, bullets, checkpoints.
+            They are not changed.
         progress: Called with every ``Update``.
 
     Raises:
@@ -65,7 +68,7 @@ def run(
     from stepmend.report import page, summary
 
     folder = Path(out)
-    with Context(made, folder, _stages(progress)) as context:
+    with Context(made, folder, _stages(progress), [Path(other) for other in reuse]) as context:
         pipeline.run(context)
         if names:
             ablation.run(context, names, seeds, ("steps", "tokens") if match == "both" else (match,))

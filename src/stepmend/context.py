@@ -1,5 +1,6 @@
 """What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -8,7 +9,14 @@ from stepmend.arms import AGAIN, FULL, parse
 from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
+from stepmend.engines import named as engines
+from stepmend.engines.base import Engine
 from stepmend.engines.local import LocalEngine
+from stepmend.engines.make import make
+from stepmend.engines.named import Spec
+from stepmend.engines.vllm import VLLMEngine
+from stepmend.executors.base import Executor
+from stepmend.executors.local import Local
 from stepmend.facts import F, Placement, Seconds, name_of
 from stepmend.grading import verify
 from stepmend.locate import completers, faults, judges, reliability
@@ -25,8 +33,9 @@ from stepmend.rundir import RunDir
 class Context:
     """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
 
-    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None) -> None:
-        """Raises InputError for a model, scheme or folder that will not do, before any work."""
+    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = ()) -> None:
+        """``reuse``: other runs, from which is taken what fits. Raises InputError for a model, scheme or folder that will not do, before
+        any work."""
         self.recipe, self.stages = recipe, stages or Stages()
         self.schemes = [schemes.parse(name) for name in recipe.schemes]
         self.parent = load.locate(recipe.model)
@@ -40,6 +49,8 @@ class Context:
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
+        locate = recipe.locate
+        engines.ready(recipe.measure.engines, (FULL, *recipe.low_bit), locate.locators, plain_http=locate.plain_http)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
         self.prompt = chat.prompt_for(self.parent, builtin)
@@ -55,7 +66,7 @@ class Context:
             self.problems(split)  # what is not there is said before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
-        self.dir = RunDir(out, recipe, problems)
+        self.dir = RunDir(out, recipe, problems, reuse)
         try:
             self._begin(builtin)
         except BaseException:  # else the folder stays locked for as long as this process lives
@@ -70,6 +81,7 @@ class Context:
         self.placed = self._place(builtin)
         self.batch_size = self.placed.slots
         self.engines: dict[str, LocalEngine] = {}
+        self._vllm: VLLMEngine | None = None
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
         self.verifier = verify.Verifier()
@@ -84,15 +96,21 @@ class Context:
 
     def _place(self, builtin: bool) -> Placement:
         """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
-        measure, kept = self.recipe.measure, self.dir.fact(Placement)
+        measure, kept = self.recipe.measure, self.dir.fact(Placement) or self._others_placement()
         device, asked = load.placement(self.parent, "float32")[0], digest(measure.dtype, measure.batch_size, self.max_new_tokens)
         same = kept and (kept.device, kept.asked or asked) == (device, asked)
         if kept and same and measure.dtype in ("auto", kept.dtype) and measure.batch_size in (None, kept.slots):
+            self.dir.keep(kept)
             return kept  # without another probe, which may come out otherwise on a busy machine
         dtype = str(load.placement(self.parent, measure.dtype)[1]).removeprefix("torch.")
         slots = measure.batch_size or (150 if builtin else budget.slots_for(load.config_of(self.parent), self.max_new_tokens, device))
         self.dir.keep(placed := Placement(device=device, dtype=dtype, slots=slots, asked=asked))
         return placed
+
+    def _others_placement(self) -> Placement | None:
+        """That of the first run that is reused: its records were made so. How much fits is this machine's own affair."""
+        found = (other.fact(Placement, "") for other in self.dir.others)
+        return next((placed.model_copy(update={"fit": None}) for placed in found if placed), None)
 
     def _halved(self, count: int) -> None:
         """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
@@ -102,14 +120,18 @@ class Context:
 
     def _panel(self) -> Panel:
         """The recipe's judges; what they answer is kept with the run, and not asked again."""
-        kept, known = self.recipe.locate, self.dir.load(Judgement)
+        kept = self.recipe.locate
         asked = judges.asked(kept.judges, plain_http=kept.plain_http)
+        named = {(judge.name, judge.model) for judge in asked}
+        known = self.dir.adopt(Judgement, lambda one: (one.judge, one.model) in named)
         return Panel(asked, lambda one: self.dir.append([one]), known, budget=kept.judge_budget, timeout=kept.judge_timeout)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        for other in self.dir.others:
+            self.stages.say(f"  {other.summary}")
         kept = self.dir.fact(Seconds)
         earlier = kept.stages if kept else {}
         spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
@@ -154,26 +176,77 @@ class Context:
         self.dir.announce(f"{arm}: checkpoint", checkpoint)
 
     def engine(self, arm: str) -> LocalEngine:
-        """The loaded model of an arm; loaded when first asked for."""
+        """The model of an arm, loaded into this process when first asked for, whatever writes the arm's solutions."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
+            self._close_vllm()  # which holds most of a GPU's memory
             model = load.load_model(str(self.folder(arm)), self.placed.dtype)
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 
-    def generator(self, arm: str, size: int, tick: Tick = silent) -> LocalEngine:
-        """``engine`` with ``size`` slots, or as many as have been found to fit; ``tick`` counts the tokens as they are written."""
-        return replace(self.engine(arm), slots=min(size, self.placed.fit or size), written=lambda count: tick(0, count))
+    def spec(self, arm: str, size: int) -> Spec:
+        """What writes an arm's solutions, as plain data; with ``size`` slots, or as many as have been found to fit."""
+        kind, named = engines.of(self.recipe.measure.engines, arm)
+        server = judges.parse(named, what="engine") if kind == "openai" else None
+        return Spec(
+            kind=kind,
+            checkpoint=str(self.folder(FULL if arm == AGAIN else arm)),
+            tokenizer=self.parent,
+            max_new_tokens=self.max_new_tokens,
+            dtype=self.placed.dtype,
+            slots=min(size, self.placed.fit or size),
+            server=(server.name, server.model, server.url) if server else None,
+        )
+
+    def written_by(self, *arms: str) -> tuple[str, ...]:
+        """What digests hold of the engines that write these arms' solutions: nothing for transformers in this process."""
+        named = self.recipe.measure.engines
+        return tuple(part for arm in arms for part in engines.identity(*engines.of(named, arm), self.placed.dtype))
+
+    def scores(self, *arms: str) -> bool:
+        """Whether the engines of these arms score texts, as margins need."""
+        return all(engines.of(self.recipe.measure.engines, arm)[0] in engines.SCORES for arm in arms)
+
+    def generator(self, arm: str, size: int, tick: Tick = silent) -> Engine:
+        """What writes an arm's solutions, ``size`` at once; ``tick`` counts the tokens as they are written."""
+        return self._opened(arm, self.spec(arm, size), tick)
+
+    def executor(self, arm: str, tick: Tick = silent) -> Executor:
+        """Where an arm's solutions are written."""
+        return Local(lambda spec: self._opened(arm, spec, tick))
+
+    def _opened(self, arm: str, spec: Spec, tick: Tick) -> Engine:
+        def written(count: int) -> None:
+            tick(0, count)
+
+        if spec.kind == "transformers":
+            return replace(self.engine(arm), slots=spec.slots, written=written)
+        if spec.kind == "openai":
+            return make(spec, self.tokenizer, written)
+        if self._vllm is None or self._vllm.checkpoint != spec.checkpoint:
+            self.keep()
+            self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
+        self._vllm.written = written
+        return self._vllm
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]
+        if self._vllm and self._vllm.checkpoint not in {str(self.folder(arm)) for arm in arms}:
+            self._close_vllm()
         load.free()
 
     def release(self, arm: str) -> None:
         """Let go of one arm's loaded model."""
         self.engines.pop(arm, None)
+        if self._vllm and self._vllm.checkpoint == str(self.folder(arm)):
+            self._close_vllm()
+
+    def _close_vllm(self) -> None:
+        if self._vllm:
+            self._vllm.close()
+            self._vllm = None
 
     def prompt_of(self, problem: Problem) -> str:
         return chat.render(self.tokenizer, self.prompt, problem.question)
@@ -192,19 +265,25 @@ class Context:
         return fact
 
     def holds(self, arm: str, checkpoint: str) -> bool:
-        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another."""
-        if not self.folder(arm).exists():
-            return False
+        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another.
+
+        One that another run has is taken from it.
+        """
+        there = self.folder(arm).exists()
         try:
-            same = self.digest(arm) == checkpoint
+            same = there and self.digest(arm) == checkpoint
         except (InputError, OSError, ValueError):  # a file of it is missing, or cannot be read
             same = False
         if same:
             self.dir.announce(f"{arm}: checkpoint", checkpoint)
-        else:
-            self.digests.pop(arm, None)
+            return True
+        self.digests.pop(arm, None)
+        if self.dir.take(self.folder(arm), lambda folder: load.checkpoint_digest(folder) == checkpoint):
+            self.made(arm, checkpoint)
+            return True
+        if there:
             self.stages.say(f"  {arm}: its checkpoint is not the one that the run has kept a record of; it is made again")
-        return same
+        return False
 
     @property
     def completer(self) -> faults.Completer | None:

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from stepmend import inputs
 from stepmend.arms import of_folder
+from stepmend.benchmarks.names import Benchmark
 from stepmend.plain import Plain
 from stepmend.records import InputError
-
-Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
 
 LARGEST = 1_000_000_000
 """The largest number that any key takes, where it says nothing else."""
@@ -50,10 +49,24 @@ class Measure(Part):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
     )
+    engines: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda engines: not engines,
+        description="what writes solutions: transformers (default) or vllm, for all arms or NAME=… for one; NAME=MODEL@BASE_URL",
+    )
     noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
     margin: float = Field(
         default=1.0, gt=0, le=100, allow_inf_nan=False, description="points that an arm may lose and still be called not worse"
     )
+
+    @field_validator("engines")
+    @classmethod
+    def _engines(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        from stepmend.engines import named
+
+        for spec in specs:
+            named.split(spec)
+        return specs
 
 
 class Quantize(Part):
@@ -240,6 +253,13 @@ class Recipe(Part):
             raise ValueError("two folders have one name, or one a scheme's; rename a folder, for arms are named after them")
         return paths
 
+    @model_validator(mode="after")
+    def _engines(self) -> Self:
+        from stepmend.engines import named
+
+        named.check(self.measure.engines, self.low_bit)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: Any) -> Any:
@@ -291,7 +311,7 @@ class Recipe(Part):
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted names of the keys whose values differ."""
         mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
-        return [key for key in mine if mine[key] != theirs.get(key)]
+        return [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
 
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
@@ -358,12 +378,12 @@ def _explain(item: Any) -> str:
         for name in item["loc"][:-1]:
             part = part.model_fields[str(name)].annotation
         return f"recipe: unknown key {key}; allowed: {', '.join(part.model_fields)}"
-    if key in ("locate.judges", "locate.completer"):  # an address may hold a key by mistake, and is not repeated
+    if key in ("locate.judges", "locate.completer", "measure.engines"):  # an address may hold a key by mistake, and is not repeated
         return str(
             item.get("ctx", {}).get("error", f"recipe: {key}: NAME=MODEL@BASE_URL is needed{', in a list' * (key == 'locate.judges')}")
         )
     if isinstance(item["input"], dict):  # said of a whole part, which need not be repeated
-        return f"recipe: {key}: {item.get('ctx', {}).get('error', item['msg'])}"
+        return f"recipe: {f'{key}: ' * bool(key)}{item.get('ctx', {}).get('error', item['msg'])}"
     said = item["msg"].removeprefix("Value error, ")
     return f"recipe: {key} = {_shown(item['input'])}: {said[0].lower()}{said[1:]}"
 

@@ -5,10 +5,9 @@ Records are written in whole lines and flushed to disk. Nothing is deleted becau
 """
 
 import fcntl
-import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,23 +19,39 @@ from stepmend.files import replace as replace
 from stepmend.files import write_text as write_text
 from stepmend.recipe import Recipe
 from stepmend.records import Bullet, InputError, Made, Problem, Record, digest
-from stepmend.store import notes
-from stepmend.store.log import Log, MadeLog, Records, lines, set_aside
+from stepmend.store.folder import FACTS, check_files, file_of, read_facts, superseded
+from stepmend.store.log import Log, MadeLog, Records, set_aside
 from stepmend.store.manifest import Manifest
+from stepmend.store.reuse import Other
 
 T = TypeVar("T", bound=Record)
 M = TypeVar("M", bound=Made)
-
-FACTS = "facts.jsonl"
 
 
 class RunDir:
     """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
 
-    def __init__(self, path: Path, recipe: Recipe, problems: Iterable[Problem] = ()) -> None:
-        """Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process; and where one of
-        ``problems`` is another one than is kept under its id. Then nothing is changed."""
+    def __init__(self, path: Path, recipe: Recipe, problems: Sequence[Problem] = (), reuse: Sequence[Path] = ()) -> None:
+        """``reuse``: other runs, from which what is missing is taken where it was made from the same.
+
+        Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process; where one of
+        ``problems`` is another one than is kept under its id; and where nothing can be taken from one of ``reuse``. Then nothing is
+        changed."""
         self.path = path
+        self.others: list[Other] = []
+        self._lock: int | None = None
+        try:
+            for folder in reuse:
+                self.others.append(Other(folder, path, problems))
+            self._open(recipe, problems)
+        except BaseException:
+            self.close()
+            raise
+        self._logs: dict[type[Record], Log[Any]] = {}
+        self._taken: set[tuple[type[Made], str]] = set()
+
+    def _open(self, recipe: Recipe, problems: Iterable[Problem]) -> None:
+        path = self.path
         if path.exists() and not path.is_dir():
             raise InputError(f"out: {path} is a file; a folder is needed")
         kept = path / "recipe.json"
@@ -48,17 +63,11 @@ class RunDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.close()
             raise InputError(f"out: {path} is in use by another stepmend process") from None
-        try:
-            self._check_problems({problem.id: problem for problem in problems})
-            self.changed = self._claim(kept, recipe)
-            self.manifest = Manifest(path)
-            self._facts = Facts(read_facts(path, keep=True))
-        except BaseException:
-            self.close()
-            raise
-        self._logs: dict[type[Record], Log[Any]] = {}
+        self._check_problems({problem.id: problem for problem in problems})
+        self.changed = self._claim(kept, recipe)
+        self.manifest = Manifest(path)
+        self._facts = Facts(read_facts(path, keep=True))
 
     def _check_problems(self, wanted: Mapping[str, Problem]) -> None:
         """Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong."""
@@ -82,8 +91,11 @@ class RunDir:
         return changed
 
     def close(self) -> None:
-        """Let go of the folder."""
-        os.close(self._lock)
+        """Let go of the folder, and of those of other runs."""
+        if self._lock is not None:
+            os.close(self._lock)
+        for other in self.others:
+            other.close()
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +111,7 @@ class RunDir:
     def _sort_bullets(self) -> None:
         """Keep in ``bullets.jsonl``, which others read as a dataset, the bullets that count, and the others in a file beside it."""
         file, counts = self._file(Bullet), self.manifest.digests
-        aside = _superseded(file)
+        aside = superseded(file)
         for source, out, leaves in ((file, aside, lambda of: of not in counts), (aside, file, lambda of: of in counts)):
             leaving = {digest for digest in MadeLog(source, Bullet).digests if leaves(digest)}
             if leaving:
@@ -115,8 +127,29 @@ class RunDir:
         return log
 
     def of(self, kind: type[M], made_by: str) -> Records[M]:
-        """The records of one digest, by problem, parsed when they are asked for; damaged ones are said, set aside, and so made again."""
-        return self.log(kind).of(made_by)
+        """The records of one digest, by problem, parsed when they are asked for; damaged ones are said, set aside, and so made again.
+
+        Those that are missing, and that another run has, are taken from it.
+        """
+        found = self.log(kind).of(made_by)
+        if (kind, made_by) not in self._taken:
+            self._taken.add((kind, made_by))
+            for other in self.others:
+                fresh = [record for problem, record in other.of(kind, made_by).items() if problem not in found]
+                self.append(fresh)
+                other.taken[kind.__name__.lower()] += len(fresh)
+        return found
+
+    def adopt(self, kind: type[T], fits: Callable[[T], bool]) -> list[T]:
+        """All records of a kind that is of no arm, those that fit of other runs among them."""
+        found = self.load(kind)
+        for other in self.others:
+            known = {record.model_dump_json() for record in found}
+            fresh = [record for record in other.all(kind) if fits(record) and record.model_dump_json() not in known]
+            self.append(fresh)
+            other.taken[kind.__name__.lower()] += len(fresh)
+            found += fresh
+        return found
 
     def load(self, kind: type[T], made_by: str | None = None) -> list[T]:
         """All records of one kind, or those of one digest; damaged lines are said, set aside, and so made again."""
@@ -152,7 +185,7 @@ class RunDir:
         if kept and list(kept) == list(wanted):
             return
         if others := kept.keys() - wanted.keys():
-            Log(_superseded(file), Problem).append([kept[name] for name in others])
+            Log(superseded(file), Problem).append([kept[name] for name in others])
         write_text(file, "".join(problem.model_dump_json() + "\n" for problem in problems))
 
     def keep(self, fact: Fact) -> None:
@@ -162,10 +195,26 @@ class RunDir:
             self._facts.put(fact)
 
     def fact(self, kind: type[F], arm: str = "", *made_by: str) -> F | None:
-        """The last fact of a kind about an arm that counts; where digests are given, that with the first of them that any has."""
+        """The last fact of a kind about an arm that counts; where digests are given, that with the first of them that any has.
+
+        One that another run has is taken from it.
+        """
         if not made_by:
             return self._facts.get(kind, arm, self.manifest.digests | {""})
-        return next((fact for digest in made_by if (fact := self._facts.get(kind, arm, {digest}))), None)
+        mine = (fact for digest in made_by if (fact := self._facts.get(kind, arm, {digest})))
+        return next(mine, None) or self._taken_fact(kind, arm, made_by)
+
+    def _taken_fact(self, kind: type[F], arm: str, made_by: Sequence[str]) -> F | None:
+        for other in self.others:
+            if fact := next((fact for of in made_by if (fact := other.fact(kind, arm, of))), None):
+                self.keep(fact)
+                other.taken["fact"] += 1
+                return fact
+        return None
+
+    def take(self, folder: Path, fits: Callable[[Path], bool]) -> bool:
+        """Copy a checkpoint that fits from another run into this one's ``folder``; whether there is one."""
+        return any(other.take(folder, fits) for other in self.others)
 
     def latest(self, kind: type[F], arm: str) -> F | None:
         """The last fact of a kind about an arm, whether it counts or not."""
@@ -173,58 +222,6 @@ class RunDir:
 
     def _file(self, kind: type[Record]) -> Path:
         return file_of(self.path, kind)
-
-
-def file_of(folder: Path, kind: type[Record]) -> Path:
-    """The file of a kind of record, in a run's folder."""
-    return folder / f"{kind.__name__.lower()}s.jsonl"
-
-
-def _superseded(file: Path) -> Path:
-    return file.with_name(file.name + ".superseded")
-
-
-def check_files(folder: Path, what: str) -> None:
-    """Whether a run's folder holds nothing but files and folders. Raises InputError for a link, FIFO, socket or device."""
-    for path in (*folder.iterdir(), *(folder / "notes").glob("*")):
-        if path.is_symlink():
-            raise InputError(f"{what}: {path} is a symbolic link; a run reads and writes files of its own folder only")
-        if not path.is_file() and not path.is_dir():
-            raise InputError(f"{what}: {path} is not a regular file")
-
-
-def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
-    """What a run has kept of its stages, in its order, notes of earlier versions first.
-
-    Lines that are no fact are said, and moved aside where ``keep`` is set.
-    """
-    named, damaged = notes.read(folder)
-    for line in damaged:
-        warnings.warn(f"{line}; what it held is made again", stacklevel=2)
-    found, bad = list[Mapping[str, Any]](notes.as_facts(named)), set[int]()
-    log = Log(folder / FACTS, Fact, keep=keep)
-    for start, line in lines(log.file):
-        values = _values(line)
-        if values is None:
-            bad.add(start)
-        elif isinstance(values.get("version"), int) and values["version"] > 1:
-            raise InputError(f"{log.file}: holds facts of a newer version of stepmend; install that one")
-        else:
-            found.append(values)
-    log.reject(bad)
-    return found
-
-
-def _values(line: bytes) -> dict[str, Any] | None:
-    """What a line says of a fact; None where it is none."""
-    try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    whole = (
-        isinstance(values, dict) and all(isinstance(values.get(key, ""), str) for key in ("fact", "arm", "made_by")) and values.get("fact")
-    )
-    return values if whole else None
 
 
 def _unsolved(problem: Problem) -> Problem:

@@ -47,11 +47,11 @@ def test_completions_do_not_depend_on_order_or_on_where_work_was_cut(engine, tex
         engine = replace(engine, model=load.load_model(str(CHECKPOINTS / "qwen2")).to(dtype))
     texts = [*texts, *texts[:2]]  # some are asked twice, or sampled
     options = {"temperature": temperature, "seed": 4}
-    whole = dict(engine.stream(texts, **options))
+    whole = dict(engine.generate(texts, **options))
     assert sorted(whole) == list(range(len(texts)))
     for cut in (1, len(texts) - 3):
-        first = dict(itertools.islice(engine.stream(texts, **options), cut))
-        assert first | dict(engine.stream(texts, **options, done=first.keys())) == whole
+        first = dict(itertools.islice(engine.generate(texts, **options), cut))
+        assert first | dict(engine.generate(texts, **options, done=first.keys())) == whole
     order = list(range(len(texts) - 2))
     random.Random(cut).shuffle(order)
     shuffled = engine.complete([texts[i] for i in order], **options)
@@ -65,7 +65,7 @@ def test_a_checkpoints_own_generation_settings_change_nothing(engine, texts, tmp
     asked |= {"repetition_penalty": 1.5, "temperature": 3.0, "eos_token_id": engine.model.generation_config.eos_token_id}
     (folder / "generation_config.json").write_text(json.dumps(asked))
     other = replace(engine, model=load.load_model(str(folder)))
-    for complete in (LocalEngine.complete, LocalEngine.generate):
+    for complete in (LocalEngine.complete, LocalEngine.generate_batch):
         assert complete(other, texts[:3]) == complete(engine, texts[:3])
 
 
@@ -95,7 +95,7 @@ def test_real_families_decode_from_slots(tiny):
     assert slots.supported(model)
     engine = LocalEngine(model, load.load_tokenizer(tiny), 12, 4)
     texts = calibration_texts(engine.tokenizer, 3)
-    assert [c.tokens for c in engine.complete(texts)] == [engine.generate([text])[0].tokens for text in texts]
+    assert [c.tokens for c in engine.complete(texts)] == [engine.generate_batch([text])[0].tokens for text in texts]
 
 
 def test_masked_attention_is_that_of_each_row_by_itself():
@@ -173,8 +173,8 @@ def test_quantized_models_decode(tiny_llama, tmp_path, name, from_slots):
     assert engine.batched != from_slots
     texts = calibration_texts(tokenizer, 4)
     assert all(len(c.tokens) == 8 or c.finish == "stop" for c in engine.complete(texts))
-    cut = dict(itertools.islice(engine.stream(texts), 1))
-    assert cut | dict(engine.stream(texts, done=cut.keys())) == dict(enumerate(engine.complete(texts)))
+    cut = dict(itertools.islice(engine.generate(texts), 1))
+    assert cut | dict(engine.generate(texts, done=cut.keys())) == dict(enumerate(engine.complete(texts)))
 
 
 def test_out_of_memory_halves_the_slots_and_goes_on(engine, texts, monkeypatch):
@@ -186,7 +186,7 @@ def test_out_of_memory_halves_the_slots_and_goes_on(engine, texts, monkeypatch):
         return step(model, held, tokens)
 
     monkeypatch.setattr(slots, "step", short_of_memory)
-    found = dict(replace(engine, halved=counts.append).stream(texts))
+    found = dict(replace(engine, halved=counts.append).generate(texts))
     monkeypatch.undo()
     assert counts == [2, 1]
     assert [found[i].text for i in range(len(texts))] == [c.text for c in engine.complete(texts)]

@@ -43,7 +43,7 @@ def engine():
 
 def test_texts_are_continued_as_they_are(engine):
     with ScriptedServer(echo) as server:
-        found = dict(engine(server).stream(["Step 1: 3", "long"], temperature=0.5, seed=4))
+        found = dict(engine(server).generate(["Step 1: 3", "long"], temperature=0.5, seed=4))
         bodies = [request.body for request in server.requests]
     assert {request.path for request in server.requests} == {"/v1/completions"}
     assert {i: c.text.partition("|")[0] for i, c in found.items()} == {0: "Step 1: 3", 1: "long"}
@@ -56,9 +56,9 @@ def test_texts_are_continued_as_they_are(engine):
 def test_a_texts_nth_completion_is_the_same_in_any_order_and_company(engine):
     with ScriptedServer(echo) as server:
         made = engine(server, concurrency=3)
-        whole = dict(made.stream(["a", "b", "a", "a"], temperature=1.0, seed=1))
-        part = dict(made.stream(["a", "a"], temperature=1.0, seed=1, done={0}))
-        other = dict(made.stream(["a"], temperature=1.0, seed=2))
+        whole = dict(made.generate(["a", "b", "a", "a"], temperature=1.0, seed=1))
+        part = dict(made.generate(["a", "a"], temperature=1.0, seed=1, done={0}))
+        other = dict(made.generate(["a"], temperature=1.0, seed=2))
     assert part == {1: whole[2]}
     assert len({c.text for c in whole.values()}) == 4
     assert other[0] != whole[0]
@@ -68,7 +68,7 @@ def test_the_key_goes_to_the_server_only(engine, monkeypatch):
     monkeypatch.setenv("STEPMEND_JUDGE_KEY_BIG", "sk-test-completions")
     with ScriptedServer(lambda request: refusal(401, "the key sk-test-completions is wrong")) as server:
         with pytest.raises(InputError, match="HTTP 401") as caught:
-            list(engine(server).stream(["a"]))
+            list(engine(server).generate(["a"]))
         assert server.requests[0].headers["authorization"] == "Bearer sk-test-completions"
     assert "sk-test" not in str(caught.value)
 
@@ -76,22 +76,22 @@ def test_the_key_goes_to_the_server_only(engine, monkeypatch):
 @pytest.mark.parametrize("body", ["{}", '{"choices": []}', '{"choices": [{"index": 0}]}'])
 def test_what_is_no_completion_is_one_line(engine, body):
     with ScriptedServer(lambda request: Reply(body)) as server, pytest.raises(InputError, match="completer big") as caught:
-        list(engine(server).stream(["a"]))
+        list(engine(server).generate(["a"]))
     assert "\n" not in str(caught.value)
 
 
 def test_a_server_that_only_chats_is_told_apart(engine):
     with ScriptedServer(lambda request: refusal(404)) as server, pytest.raises(InputError, match="/v1/completions"):
-        list(engine(server).stream(["a"]))
+        list(engine(server).generate(["a"]))
 
 
 def test_a_server_that_drips_and_one_that_redirects_are_one_line(engine):
     with ScriptedServer(lambda request: Reply(drip=0.05)) as server, pytest.raises(InputError, match=r"no whole answer within 0\.5 s"):
-        list(engine(server, timeout=0.5).stream(["a", "b"]))
+        list(engine(server, timeout=0.5).generate(["a", "b"]))
     with ScriptedServer(echo) as other:
         moved = Reply("", 307, {"Location": other.url + "/completions"})
         with ScriptedServer(lambda request: moved) as server, pytest.raises(InputError, match="HTTP 307"):
-            list(engine(server).stream(["a"]))
+            list(engine(server).generate(["a"]))
         assert other.requests == []
 
 
@@ -102,7 +102,7 @@ def test_what_comes_before_an_answer_has_the_same_deadline(engine, drips, each):
     with ScriptedServer(lambda request: Reply(drip=each, drips=drips)) as server:
         begin = time.perf_counter()
         with pytest.raises(InputError, match=r"completer big: no answer within 1\.5 s"):
-            list(engine(server, timeout=1.5).stream(["a"]))
+            list(engine(server, timeout=1.5).generate(["a"]))
         assert time.perf_counter() - begin < 4
         assert len(server.requests) == 1
 
@@ -110,12 +110,12 @@ def test_what_comes_before_an_answer_has_the_same_deadline(engine, drips, each):
 def test_an_answer_is_bounded(engine, monkeypatch):
     monkeypatch.setattr(servers, "LARGEST", 1 << 20)
     with ScriptedServer(lambda request: written("x" * (1 << 20))) as server, pytest.raises(InputError, match="larger than"):
-        list(engine(server).stream(["a"]))
+        list(engine(server).generate(["a"]))
 
 
 def test_what_is_not_waited_for_ends_at_once(engine):
     with ScriptedServer(lambda request: Reply(hang=True) if request.body["prompt"] == "b" else echo(request)) as server:
-        found = engine(server).stream(["a", "b"])
+        found = engine(server).generate(["a", "b"])
         assert next(found)[0] == 0
         begin = time.perf_counter()
         found.close()  # as Ctrl-C does
@@ -132,7 +132,7 @@ def test_a_completer_by_folder_and_by_server():
     with ScriptedServer(echo) as server:
         made = completers.make(f"big={FOLDER}@{server.url}", 30, 2)
         assert made.prompt_of(PROBLEM).count(PROBLEM.question) == 1
-        ((_, completion),) = made.engine.stream([made.prompt_of(PROBLEM)])
+        ((_, completion),) = made.engine.generate([made.prompt_of(PROBLEM)])
     assert completion.text.startswith(made.prompt_of(PROBLEM))
     assert local.engine.identity != made.engine.identity
 

@@ -100,8 +100,8 @@ def test_full_and_quantized_are_not_swapped(full, noisy, broken):
     """Rescue is by full precision, and margins are the quantized model's, of full precision's tokens: no other way round."""
     rows = [[*chat.encode(full.tokenizer, c.prompt), *c.trace.tokens] for _, _, c in broken]
     starts = [len(chat.encode(full.tokenizer, c.prompt)) for _, _, c in broken]
-    wanted = full.read(rows, starts)
-    theirs = noisy.read(rows, starts, [read.tokens for read in wanted])
+    wanted = full.score(rows, starts)
+    theirs = noisy.score(rows, starts, [read.tokens for read in wanted])
     assert any(min(read.margins) < 0 for read in theirs)  # else the two models would be alike
     found = locate(full, broken, noisy)
     for fault, read, (step, problem, case) in zip(found, theirs, broken, strict=True):

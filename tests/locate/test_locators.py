@@ -67,9 +67,9 @@ def test_margins_find_the_first_token_full_precision_would_not_write(full, broke
 def test_a_long_text_is_read_in_pieces(full, broken, monkeypatch):
     rows = [[*chat.encode(full.tokenizer, case.prompt), *case.trace.tokens] for _, _, case in broken[:3]]
     begins = [len(chat.encode(full.tokenizer, case.prompt)) for _, _, case in broken[:3]]
-    whole = full.read(rows, begins)
+    whole = full.score(rows, begins)
     monkeypatch.setattr(local, "LOGITS", 3 * 10 * full.model.config.vocab_size)
-    for one, other in zip(whole, full.read(rows, begins), strict=True):
+    for one, other in zip(whole, full.score(rows, begins), strict=True):
         assert one.tokens == other.tokens
         assert other.margins == pytest.approx(one.margins, abs=0.02)
 
@@ -79,7 +79,7 @@ def test_a_margin_is_the_distance_to_the_best_other_token(full):
     with torch.inference_mode():
         logits_TV = logits(full.model, ids).float()
     asked = ids[3:]
-    (read,) = full.read([ids], [3], [asked])
+    (read,) = full.score([ids], [3], [asked])
     for place, token, margin, choice in zip(range(2, len(ids) - 1), asked, read.margins, read.tokens, strict=True):
         others = logits_TV[place].clone()
         others[token] = -torch.inf

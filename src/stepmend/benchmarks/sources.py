@@ -7,12 +7,13 @@ problems, each belongs to one of the three by the digest of its question, so tha
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepmend import grading, tables
-from stepmend.benchmarks import story
+from stepmend.benchmarks import aime, aime25, gsm8k, math, story
+from stepmend.benchmarks.base import Source
 from stepmend.records import InputError, Problem
 
 SHARES = {"calibration": range(0, 10), "curate": range(10, 60), "train": range(60, 100)}
@@ -20,54 +21,10 @@ SHARES = {"calibration": range(0, 10), "curate": range(10, 60), "train": range(6
 TUNED = frozenset(SHARES)
 
 
-@dataclass(frozen=True)
-class Source:
-    """One benchmark: where the hub has it, and how its records are named. Names are alternatives, the first that is there counts.
-
-    ``solution`` is the field of the worked solution, which a record may lack.
-
-    ``hub`` and ``counts`` are by the benchmark's own split (``train``, ``test``); ``hub`` gives (dataset, configuration, split).
-    """
-
-    hub: dict[str, tuple[str, str | None, str]]
-    counts: dict[str, tuple[int, ...]]
-    licence: str
-    question: tuple[str, ...]
-    answer: tuple[str, ...]
-    solution: tuple[str, ...] = ("solution",)
-    level: str | None = None
-    subject: str | None = None
-
-
-AIME = Source(
-    {"test": ("HuggingFaceH4/aime_2024", None, "train")},
-    {"test": (30, 15)},
-    "as published by the MAA",
-    ("problem", "Problem", "question", "Question"),
-    ("answer", "Answer"),
-)
-SOURCES: dict[str, Source] = {
-    "gsm8k": Source(
-        {"train": ("openai/gsm8k", "main", "train"), "test": ("openai/gsm8k", "main", "test")},
-        {"train": (7473,), "test": (1319,)},
-        "MIT",
-        ("question",),
-        ("answer",),
-        ("answer",),
-    ),
-    "math": Source(
-        {"train": ("nlile/hendrycks-MATH-benchmark", None, "train"), "test": ("HuggingFaceH4/MATH-500", None, "test")},
-        {"train": (12000, 7500), "test": (500, 5000)},
-        "MIT",
-        ("problem",),
-        ("answer", "solution"),
-        level="level",
-        subject="subject",
-    ),
-    "aime": AIME,
-    "aime25": replace(AIME, hub={"test": ("math-ai/aime25", None, "test")}),
-}
+SOURCES = {"gsm8k": gsm8k.SOURCE, "math": math.SOURCE, "aime": aime.SOURCE, "aime25": aime25.SOURCE}
+"""Benchmarks that others published, by name: a file each."""
 NAMES = ("story", *SOURCES, "jsonl")
+"""All benchmarks: that which is generated, those that others published, and a user's own files."""
 
 
 @dataclass(frozen=True)

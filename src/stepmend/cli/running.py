@@ -1,6 +1,7 @@
 """The verbs that work with models, and those that read what a run has left."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ QUANTIZED = (
     "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
 )
 SEEDS = "Seeds of located bullets and of every control (default 3)."
+ENGINE = "What writes solutions: transformers (default) or vllm; NAME=MODEL@BASE_URL: a server, for full or a scheme; may be given again."
+REUSE = "Another run's folder, from which is taken what was made from the same inputs; may be given again. It is not changed."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
 
@@ -34,11 +37,13 @@ def run(
         Path, typer.Option(help="The run's folder; the same command continues a stopped run, a changed one redoes what depends on it.")
     ] = DEMO,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
+    reuse: Annotated[list[Path] | None, typer.Option(help=REUSE)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
@@ -53,18 +58,21 @@ def run(
     given: dict[str, Any] = {"model": model, "schemes": scheme or None, "quantized": quantized or None, "benchmark": benchmark}
     given |= {"data": data, "question_field": question_field, "answer_field": answer_field}
     given["locate"] = {key: value for key, value in {"judges": judge or None, "judge_budget": judge_budget}.items() if value is not None}
+    given["measure"] = {"engines": engine} if engine else None
     values = recipes.merge(values, {key: value for key, value in given.items() if value is not None})
     values = recipes.override(values, assignments or [])
     made = recipes.Recipe.make(recipes.quick(values) if quick else values)
     if quick and out == DEMO:
         out = Path("runs/quick")
     screen = console(stderr=True)
-    _run(made, out, screen, control, seeds, match)
+    _run(made, out, screen, control, seeds, match, reuse or ())
     export = f"stepmend restore {out} --export DIR; " if any(out.glob("*-restored*/config.json")) else ""
     say(screen, f"Next: {export}to check the located steps yourself: stepmend audit {out}")
 
 
-def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None) -> None:
+def _run(
+    recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = ()
+) -> None:  # fmt: skip
     """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
     from stepmend.curate import controls
 
@@ -76,7 +84,7 @@ def _run(recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | 
     from stepmend import api
     from stepmend.progress import Stages
 
-    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", progress=Stages(screen))
+    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", reuse=reuse, progress=Stages(screen))
     show_figures(out, screen)
 
 
@@ -95,7 +103,7 @@ def restore(
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+        list[str] | None, typer.Option(help="A judge, completer or engine of the run that may be asked, as its recipe names it.")
     ] = None,
 ) -> None:
     """Finish a run's restoring; compare it with controls; export the restored checkpoint.
@@ -111,8 +119,8 @@ def restore(
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
     recipe = Recipe.from_json(folder / "recipe.json")
-    completer = [spec for spec in (recipe.locate.completer,) if spec and "@" in spec]
-    if name := judges.unknown((*recipe.locate.judges, *completer), judge or ()):
+    servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
+    if name := judges.unknown((*recipe.locate.judges, *servers), judge or ()):
         raise InputError(
             f"restore: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
         )

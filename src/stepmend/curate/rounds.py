@@ -79,4 +79,4 @@ def _made_by(context: Context, arm: str, held_out: set[str]) -> str:
     curated = context.recipe.curate.model_dump(include={"bullets", "round"})
     problems = [*map(context.problem_ids, ("curate", "test"))], sorted(held_out)
     of = arm, context.digest(FULL), context.digest(arm), *context.where(), context.prompt, context.max_new_tokens, context.batch_size
-    return digest("curate", locating.how(context), of, curated, problems)
+    return digest("curate", locating.how(context), of, curated, problems, *context.written_by(FULL, arm))

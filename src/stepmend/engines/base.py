@@ -1,11 +1,14 @@
-"""What generates: the protocol that locating asks, whichever library or server answers. Imports neither torch nor transformers.
+"""What writes and reads solutions: the protocols that stages ask, whichever library or server answers. Imports no torch.
 
-Implementations: ``local.LocalEngine`` (transformers, in this process) and ``openai.ServerEngine`` (any OpenAI-compatible server).
+``generate`` is what every engine has, ``score`` what few have. Implementations: ``local.LocalEngine`` (transformers,
+in this process; both), ``vllm.VLLMEngine`` (vLLM, in this process) and ``openai.ServerEngine`` (any OpenAI-compatible server).
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from stepmend.records import InputError
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Read:
+class Scored:
     """What a model would have written at each place of a text: ``tokens``, and the ``margins`` of the tokens asked about.
 
     A margin is a token's logit minus the best other logit at the same prefix (natural-log units, float32).
@@ -41,7 +44,7 @@ class Engine(Protocol):
         """Tokens after which a completion is cut off."""
         ...
 
-    def stream(
+    def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """Complete rendered texts; hands out (index, completion) as they end.
@@ -55,9 +58,22 @@ class Engine(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """Reads texts that are written already, teacher-forced: what margins need, and what most servers do not offer."""
+@runtime_checkable
+class Scorer(Protocol):
+    """An engine that also scores texts that are written already, teacher-forced."""
 
-    def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
         """Of row ``i`` of token ids, the places from ``begins[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
         ...
+
+
+def scorer(engine: Engine) -> Scorer:
+    """The engine, where it scores. Raises InputError where it does not."""
+    if not isinstance(engine, Scorer):
+        raise InputError(f"engine: {engine.identity} generates and does not score; margins need an engine that does (transformers)")
+    return engine

@@ -1,4 +1,4 @@
-"""Generation and teacher-forced reading in this process, with transformers.
+"""Generation and teacher-forced scoring in this process, with transformers.
 
 Tensor names carry their shape: B rows, T tokens, V vocabulary.
 """
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from stepmend.engines import slots as cache
-from stepmend.engines.base import Completion, Read
+from stepmend.engines.base import Completion, Scored
 from stepmend.engines.decode import Decoder, Row
 from stepmend.models import chat, forward
 
 LOGITS = 1 << 26
-"""Logits held at once while reading (256 MiB in float32): texts of any length and vocabulary fit."""
+"""Logits held at once while scoring (256 MiB in float32): texts of any length and vocabulary fit."""
 TOKENS = 8192
-"""Tokens that are read in one pass, padding included, where more than one text is."""
+"""Tokens that are scored in one pass, padding included, where more than one text is."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class LocalEngine:
         """Whether the model is one that decodes in fixed batches, as its attention is not plain, causal and full."""
         return not cache.supported(self.model)
 
-    def stream(
+    def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``."""
         if self.batched:
-            yield from self._stream_batches(texts, temperature, seed, done)
+            yield from self._generate_batches(texts, temperature, seed, done)
             return
         times: Counter[str] = Counter()
         rows = []
@@ -67,8 +67,8 @@ class LocalEngine:
             yield row.index, self._completion(row.tokens)
 
     def complete(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-        """``stream``, in the order of the texts."""
-        found = dict(self.stream(texts, temperature=temperature, seed=seed))
+        """``generate``, in the order of the texts."""
+        found = dict(self.generate(texts, temperature=temperature, seed=seed))
         return [found[i] for i in range(len(texts))]
 
     @property
@@ -77,17 +77,17 @@ class LocalEngine:
         ends = self.model.generation_config.eos_token_id
         return frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_token_id])
 
-    def _stream_batches(
+    def _generate_batches(
         self, texts: Sequence[str], temperature: float, seed: int, done: Collection[int]
     ) -> Iterator[tuple[int, Completion]]:
         """Batches of all texts, so that each is the same whatever is done; those with nothing left to do are left out."""
         for number, batch in enumerate(batches(texts, self.slots)):
             if not all(i in done for i in batch):
-                made = self.generate([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+                made = self.generate_batch([texts[i] for i in batch], temperature=temperature, seed=seed + number)
                 self.written(sum(len(one.tokens) for one in made))
                 yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
 
-    def generate(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    def generate_batch(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
         """Complete texts as one batch with the model's own ``generate``."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
@@ -101,19 +101,19 @@ class LocalEngine:
             out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def read(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Read]:
+    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
         """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``begins[i]`` on.
 
         The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of like length go together, so many
         that ``TOKENS`` hold them; logits are made in pieces and not kept.
         """
-        found: dict[int, Read] = {}
+        found: dict[int, Scored] = {}
         for group in self._groups([len(row) for row in rows]):
             # Place t is predicted from t - 1.
             counts = [len(rows[i]) - begins[i] for i in group]
             where = [(r, begins[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
             if not where:
-                found |= {i: Read((), ()) for i in group}
+                found |= {i: Scored((), ()) for i in group}
                 continue
             asked_N = torch.tensor([token for i in group for token in asked[i]], device=self.model.device) if asked else None
             ids_BT = forward.collate([rows[i] for i in group], self.tokenizer.pad_token_id or 0, self.model.device)
@@ -121,7 +121,7 @@ class LocalEngine:
                 tokens, margins = self._choices(forward.hidden_of(self.model, ids_BT, where), asked_N)
             ends = list(accumulate(counts))
             for i, count, end in zip(group, counts, ends, strict=True):
-                found[i] = Read(tuple(tokens[end - count : end]), tuple(margins[end - count : end]))
+                found[i] = Scored(tuple(tokens[end - count : end]), tuple(margins[end - count : end]))
         return [found[i] for i in range(len(rows))]
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ a solution. So the model's own chat template is applied here, by its tokenizer, 
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,8 @@ class ServerEngine:
         max_new_tokens: Tokens after which a completion is cut off.
         concurrency: Requests at once; the server batches them.
         timeout: Seconds that one completion has in all.
+        what: What messages call it.
+        written: Called with the numbers of tokens as they come.
     """
 
     name: str
@@ -53,17 +55,18 @@ class ServerEngine:
     max_new_tokens: int
     concurrency: int = 32
     timeout: float = 600.0
+    what: str = "completer"
+    written: Callable[[int], None] = lambda count: None
 
     @property
     def identity(self) -> str:
+        """The digest of the model's name and the address."""
         return digest("openai", self.model, self.url)
 
-    def stream(
+    def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
-        import openai
-
         times: Counter[str] = Counter()
         asked: list[tuple[int, str, int]] = []
         for i, text in enumerate(texts):
@@ -76,20 +79,44 @@ class ServerEngine:
             try:
                 futures = {pool.submit(self._complete, servers, client, text, temperature, own): i for i, text, own in asked}
                 for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except openai.APITimeoutError:
-                raise InputError(f"completer {self.name}: no answer within {self.timeout:g} s") from None
-            except openai.OpenAIError as error:
-                status = getattr(error, "status_code", None)
-                raise InputError(
-                    f"completer {self.name}: {f'HTTP {status}' if status else type(error).__name__} from its server; "
-                    "it must serve /v1/completions (vLLM, llama.cpp and 'transformers serve' do)"
-                ) from None
-            except UnfinishedError as error:
-                raise InputError(f"completer {self.name}: {error}") from None
+                    if future.exception():
+                        break
+                    yield futures[future], self._counted(future.result())
+                else:
+                    return
+                servers.stop()  # what has come is handed out before it is said what went wrong
+                pool.shutdown(cancel_futures=True)
+                for other, i in futures.items():
+                    if other is not future and not other.cancelled() and not other.exception():
+                        yield i, self._counted(other.result())
+                raise self._refusal(future.exception())
             finally:
                 servers.stop()  # where something ended this before all was answered
                 pool.shutdown(cancel_futures=True)
+
+    def _counted(self, completion: Completion) -> Completion:
+        self.written(len(completion.tokens))
+        return completion
+
+    def _refusal(self, error: BaseException | None) -> BaseException:
+        """What is said of a request that failed."""
+        import openai
+
+        name = f"{self.what} {self.name}"
+        if isinstance(error, openai.APITimeoutError):
+            return InputError(f"{name}: no answer within {self.timeout:g} s")
+        if isinstance(error, openai.APIConnectionError):
+            return InputError(f"{name}: its server cannot be reached, or has ended; start it, and the same command continues")
+        if isinstance(error, openai.OpenAIError):
+            status = getattr(error, "status_code", None)
+            said = f"HTTP {status}" if status else type(error).__name__
+            return InputError(
+                f"{name}: {said} from its server; it must serve /v1/completions (vLLM, llama.cpp and 'transformers serve' do)"
+            )
+        if isinstance(error, UnfinishedError):
+            return InputError(f"{name}: {error}")
+        assert error
+        return error
 
     def _key(self) -> str:
         return os.environ.get(key_variable(self.name), "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
@@ -100,6 +127,12 @@ class ServerEngine:
         try:
             choice = _Reply.model_validate_json(reply).choices[0]
         except ValidationError:
-            raise InputError(f"completer {self.name}: what came back is no completion") from None
+            raise InputError(f"{self.what} {self.name}: what came back is no completion") from None
         finish = "length" if choice.finish_reason == "length" else "stop"
-        return Completion(choice.text, tuple(chat.encode(self.tokenizer, choice.text)), finish)
+        end = [self.tokenizer.eos_token_id] if finish == "stop" else []
+        return Completion(choice.text, (*self._tokens(text, choice.text), *end), finish)
+
+    def _tokens(self, before: str, written: str) -> list[int]:
+        """The tokens of what was written, as they stand behind the text before it, where that keeps its own."""
+        first, whole = chat.encode(self.tokenizer, before), chat.encode(self.tokenizer, before + written)
+        return list(whole[len(first) :] if whole[: len(first)] == first else chat.encode(self.tokenizer, written))

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepmend.engines.base import Completion, Engine
-from stepmend.engines.local import LocalEngine
+from stepmend.engines.base import Completion, Engine, Scorer, scorer
 from stepmend.locate import equations, judges, kinds, locators, reference, reliability, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
@@ -46,7 +45,7 @@ class Locator:
     """
 
     settings: Locate
-    full: LocalEngine | None
+    full: Engine | None
     tokenizer: Any
     arrive: Callable[[Sequence[tuple[Problem, str, bool]]], Sequence[bool]]
     panel: Panel | None = None
@@ -60,7 +59,7 @@ class Locator:
         self,
         problems: Sequence[Problem],
         cases: Sequence[Case],
-        quantized: LocalEngine | None,
+        quantized: Scorer | None,
         made_by: str,
         *,
         worked: bool = False,
@@ -153,7 +152,7 @@ class Locator:
         engine = self.completer.engine if self.completer else self._full()
         return SampledRescue(lambda asked: self._complete(engine, asked, self.settings.temperature), self._right(problems), samples)
 
-    def _full(self) -> LocalEngine:
+    def _full(self) -> Engine:
         if self.full is None:
             raise InputError("locate: rescue and margins need the full-precision model")
         return self.full
@@ -174,7 +173,7 @@ class Locator:
             keys.append(digest("continuation", text, times[text], temperature, self.seed, engine.identity, engine.max_new_tokens))
         found = {i: self.known[key] for i, key in enumerate(keys) if key in self.known}
         before = {i for i, (place, number) in enumerate(wanted) if number < asked[place].start}
-        for i, completion in engine.stream(texts, temperature=temperature, seed=self.seed, done=found.keys() | before):
+        for i, completion in engine.generate(texts, temperature=temperature, seed=self.seed, done=found.keys() | before):
             found[i] = completion
             self.keep(keys[i], completion)
         made: list[list[Completion]] = [[] for _ in asked]
@@ -183,10 +182,10 @@ class Locator:
                 made[place].append(found[i])
         return made
 
-    def _margins(self, cases: Sequence[Case], quantized: LocalEngine | None) -> Sequence[Margins | None]:
+    def _margins(self, cases: Sequence[Case], quantized: Scorer | None) -> Sequence[Margins | None]:
         if quantized is None:
             return [None] * len(cases)
-        return locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], self._full(), quantized)
+        return locators.margins_of([c.prompt for c in cases], [c.trace for c in cases], scorer(self._full()), quantized)
 
     def _judged(self, problems: Sequence[Problem], cases: Sequence[Case]) -> list[list[Vote]]:
         """Each judge's own vote, and that of their quorum."""

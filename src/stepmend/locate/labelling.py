@@ -113,7 +113,7 @@ class _Runner:
         with self.stages.stage("full precision: solve", len(prompts), "problems", len(done)) as tick:
             if len(done) < len(prompts):
                 with Keeper[Continuation](self.log.append) as keep:
-                    for i, c in self.engine(self.setup.model, tick).stream(prompts, done=done):
+                    for i, c in self.engine(self.setup.model, tick).generate(prompts, done=done):
                         kept[keys[i]] = Continuation(key=keys[i], text=c.text, tokens=c.tokens, finish=c.finish)
                         keep(kept[keys[i]])
                         tick(1)

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepmend.engines.base import Completion
-from stepmend.engines.local import LocalEngine
+from stepmend.engines.base import Completion, Scorer
 from stepmend.locate import equations, steps
 from stepmend.models import chat
 from stepmend.records import Trace, Vote
@@ -138,13 +137,13 @@ class Margins:
     quantized: tuple[float, ...]
 
 
-def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: LocalEngine, quantized: LocalEngine) -> list[Margins]:
+def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: Scorer, quantized: Scorer) -> list[Margins]:
     """Margins of every trace after its prompt, in full precision and in the quantized model."""
     heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts]
     rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces, strict=True)]
     begins = [len(head) for head in heads]
-    mine = full.read(rows, begins)
-    theirs = quantized.read(rows, begins, [read.tokens for read in mine])
+    mine = full.score(rows, begins)
+    theirs = quantized.score(rows, begins, [one.tokens for one in mine])
     return [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
 
 

@@ -25,7 +25,7 @@ def locate(
     made_by = _made_by(context, arm, lost, full, traces, worked=(worked := split.startswith("curate")))
     context.dir.announce(f"{arm}: faults, {split}", made_by)
     done = dict(context.dir.of(Fault, made_by))
-    quantized = None if arm == FULL else arm
+    quantized = arm if arm != FULL and context.scores(FULL, arm) else None
     with context.stages.stage(f"{arm}: locate {split}", len(lost), "failures", len(done)) as tick:
         for start in range(0, len(lost), CHUNK):
             chunk = lost[start : start + CHUNK]
@@ -37,7 +37,7 @@ def locate(
                 with Keeper[Continuation](context.dir.append) as keep:
                     by = locator(context, keep, tick)
                     engine = context.engine(quantized) if quantized else None
-                    found = by.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=not quantized)
+                    found = by.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=arm == FULL)
                 context.dir.append(found)
                 done |= {fault.problem: fault for fault in found}
                 tick(len(missing))
@@ -83,7 +83,7 @@ def _made_by(
     sizes = context.max_new_tokens, context.batch_size
     *others, settings = how(context)
     of = context.digest(FULL), context.digest(arm), *context.where(), settings, [p.id for p in lost], texts, *sizes
-    return digest("locate", *others, *of)
+    return digest("locate", *others, *of, *context.written_by(FULL))
 
 
 def how(context: Context) -> tuple[Any, ...]:

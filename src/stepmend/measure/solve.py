@@ -1,12 +1,15 @@
 """Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from stepmend import grading
 from stepmend.arms import AGAIN, FULL
 from stepmend.context import Context
+from stepmend.engines.named import Spec
+from stepmend.executors.base import Open
 from stepmend.keeping import Grades, Keeper
 from stepmend.measure import statistics
 from stepmend.records import Problem, Trace, digest
@@ -26,12 +29,36 @@ def solve(context: Context, arm: str, problems: Sequence[Problem], split: str) -
         had = {i for i, problem in enumerate(ids) if problem in done}
         if len(had) < len(problems):
             with Keeper[Trace](lambda fresh: (context.dir.append(fresh), grades.add(fresh))) as keep:
-                for i, c in context.generator(arm, size, tick).stream(texts, done=had):
-                    keep(Trace(problem=ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish))
+                shard = Shard(engine=context.spec(arm, size), arm=arm, made_by=made_by, texts=texts, ids=ids, done=frozenset(had))
+                for trace in context.executor(arm, tick).map(write, [shard]):
+                    keep(trace)
                     tick(1)
     context.dir.settle(Trace, made_by, ids)
     context.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
     return done
+
+
+class Shard(BaseModel):
+    """Problems that one engine solves: texts and ids of all of a stage, and the indices of those that are ``done``, or others' to do.
+
+    Every shard of a stage knows all its texts, so that an engine cuts them into the same batches, and draws the same samples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: Spec
+    arm: str
+    made_by: str
+    texts: Sequence[str]
+    ids: Sequence[str]
+    done: frozenset[int] = frozenset()
+
+
+def write(shard: Shard, open_engine: Open) -> Iterator[Trace]:
+    """The traces of a shard, as they end."""
+    arm, made_by = shard.arm, shard.made_by
+    for i, c in open_engine(shard.engine).generate(shard.texts, done=shard.done):
+        yield Trace(problem=shard.ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
 
 
 def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
@@ -44,7 +71,9 @@ def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
 def _inputs(context: Context, arm: str, texts: Sequence[str], ids: Sequence[str]) -> tuple[int, str]:
     """The number of slots that an arm solves in, and the digest of all that decides its traces."""
     size = max(1, min(context.batch_size, len(texts)) * 2 // 3) if arm == AGAIN else context.batch_size
-    return size, digest("solve", arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids)
+    return size, digest(
+        "solve", arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids, *context.written_by(arm)
+    )  # fmt: skip
 
 
 def outcomes(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:

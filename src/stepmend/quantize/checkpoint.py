@@ -23,7 +23,10 @@ def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[
     arm, out = scheme.name, context.folder(scheme.name)
     libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
     recipe = context.recipe
-    made_by = digest("quantize", context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries)
+    by = context.written_by(FULL) if scheme.calibrated else ()
+    made_by = digest(
+        "quantize", context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries, *by
+    )
     kept = context.finished(Quantized, arm, made_by)
     if kept and context.holds(arm, kept.checkpoint):
         return

@@ -11,13 +11,14 @@ from rich.table import Table
 
 from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
+from stepmend.engines import named
 from stepmend.facts import Card, Damage, Facts, Gate, Judged, Quantized, Tally, Tuned
 from stepmend.measure import fitness, statistics
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe
 from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
-from stepmend.rundir import check_files, file_of, read_facts
 from stepmend.store import manifest
+from stepmend.store.folder import check_files, file_of, read_facts
 from stepmend.store.log import Log, MadeLog
 
 T = TypeVar("T", bound=Made)
@@ -298,6 +299,8 @@ def notices(found: Found) -> list[str]:
             lines.append(f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(faults.values()).items())}")
     for name, tally in judges(found).items():
         lines.append(f"judge {name}: {judge_text(tally)}")
+    if engines := named.described(found.recipe.measure.engines, found.arms):
+        lines.append(engines)
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines

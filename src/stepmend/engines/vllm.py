@@ -1,0 +1,78 @@
+"""Completions by vLLM in this process (extra ``vllm``), through its offline class ``LLM`` (https://docs.vllm.ai). It does not score."""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepmend.engines.base import Completion
+from stepmend.engines.openai import SEEDS
+from stepmend.models import chat, load
+from stepmend.records import InputError, digest
+
+AT_ONCE = 256
+"""Texts that vLLM is given at once: it hands out nothing before all are done, so a stop loses no more than these."""
+PROMPT = 2048
+"""Tokens that a question may have; behind it rescue continues a solution, which may be as long as a solution can be."""
+
+
+@dataclass
+class VLLMEngine:
+    """One checkpoint in vLLM, loaded when it is first asked. ``written`` is called with the numbers of tokens as they come.
+
+    vLLM decides its own batches, so that its last bits depend on what is asked together; what it has written is kept, and not asked again.
+    """
+
+    checkpoint: str
+    tokenizer: Any
+    max_new_tokens: int
+    dtype: str = "auto"
+    written: Callable[[int], None] = lambda count: None
+    _loaded: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        """The checkpoint's folder, and the dtype."""
+        return f"vllm {self.checkpoint} {self.dtype}"
+
+    def generate(
+        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """See ``base.Engine``. Raises InputError where vLLM cannot load the checkpoint."""
+        times: Counter[str] = Counter()
+        asked: list[tuple[int, str, int]] = []
+        for i, text in enumerate(texts):
+            times[text] += 1
+            if i not in done:
+                asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
+        for start in range(0, len(asked), AT_ONCE):
+            part = asked[start : start + AT_ONCE]
+            prompts = [{"prompt_token_ids": list(chat.encode(self.tokenizer, text))} for _, text, _ in part]
+            made = self._llm().generate(prompts, [self._sampling(temperature, own) for _, _, own in part], use_tqdm=False)
+            for (i, _, _), output in zip(part, made, strict=True):
+                one = output.outputs[0]
+                self.written(len(one.token_ids))
+                yield i, Completion(one.text, tuple(one.token_ids), "length" if one.finish_reason == "length" else "stop")
+
+    def close(self) -> None:
+        """Let go of the model; its memory is free once nothing else holds it."""
+        self._loaded.clear()
+
+    def _sampling(self, temperature: float, seed: int) -> Any:
+        """All of a solution's sampling; a checkpoint's own wishes, such as a penalty, are not asked."""
+        ends = sorted(load.ends_of(self.checkpoint))
+        vllm = importlib.import_module("vllm")
+        return vllm.SamplingParams(temperature=temperature, top_p=1.0, seed=seed, max_tokens=self.max_new_tokens, stop_token_ids=ends)
+
+    def _llm(self) -> Any:
+        if not self._loaded:
+            vllm = importlib.import_module("vllm")
+            most = getattr(load.config_of(self.checkpoint).get_text_config(), "max_position_embeddings", None)
+            room = PROMPT + 2 * self.max_new_tokens
+            options = {"dtype": self.dtype, "max_model_len": min(room, most or room), "generation_config": "vllm", "seed": 0}
+            try:
+                self._loaded.append(vllm.LLM(model=self.checkpoint, **options))
+            except (ValueError, RuntimeError, OSError) as error:
+                raise InputError(f"engine vllm: cannot load {self.checkpoint} ({' '.join(str(error).split())[:200]})") from None
+        return self._loaded[0]

@@ -1,0 +1,49 @@
+"""Where shards of work are done: the protocol that stages ask. Imports no torch.
+
+A shard is plain data (a frozen pydantic model), a task a function at the top of a module, found by its name, and results are records: each
+can go to another process and come back. A task gets engines from ``Open`` alone, so that a process loads a model once for many shards.
+Which shards a piece of work is cut into, and where and in which order they are done, changes no record.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from stepmend.engines.base import Engine
+from stepmend.engines.named import Spec
+from stepmend.records import Record
+
+S = TypeVar("S", bound=BaseModel)
+R = TypeVar("R", bound=Record)
+
+Open = Callable[[Spec], Engine]
+"""Gives the engine of a description, loaded once."""
+Task = Callable[[S, Open], Iterator[R]]
+"""What is done with one shard; hands out records as they are made."""
+
+
+class Executor(Protocol):
+    """Does a task with every shard."""
+
+    def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
+        """The records that the task makes of the shards, as they come. Raises what the task raises; what came before it stays made."""
+        ...
+
+
+def name_of(task: Callable[..., Any]) -> str:
+    """The name by which another process finds a task, ``module:function``. Raises ValueError for one that cannot be found so."""
+    name = f"{task.__module__}:{task.__qualname__}"
+    if "<" in name or find(name) is not task:
+        raise ValueError(f"task {name}: a function at the top of a module is needed")
+    return name
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The task of a name."""
+    module, _, function = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in function.split("."):
+        found = getattr(found, part)
+    return found
