@@ -104,13 +104,24 @@ def blame(
     from stepmend.blame import proposal
     from stepmend.blame import run as blaming
     from stepmend.context import Context
+    from stepmend.models import load
     from stepmend.report import blamed
 
-    with Context(recipes.Recipe.from_json(folder / "recipe.json"), folder, _stages(progress)) as context:
+    recipe = recipes.Recipe.from_json(folder / "recipe.json")
+    for name in named if budget is not None else ():
+        if name in recipe.schemes:
+            proposal.check_budget(load.locate(recipe.model), name, budget)
+    with Context(recipe, folder, _stages(progress)) as context:
         pipeline.run(context)
         for name in named:
-            fact, modules = blaming.blame(context, name, seeds=seeds, others=others)
-            if name not in context.given:
+            try:
+                fact, modules = blaming.blame(context, name, seeds=seeds, others=others)
+            except InputError as error:
+                if len(named) == 1:
+                    raise
+                context.stages.say(f"  {error}")
+                continue
+            if name in recipe.schemes:
                 proposal.compare(context, name, modules, fact, budget, lambda context=context: pipeline.calibration(context))
         found = summary.read(folder)
         for name in named:

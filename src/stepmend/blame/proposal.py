@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmend.arms import FULL, Arm
-from stepmend.blame.modules import Module
+from stepmend.blame.modules import SCALE_BITS, Module
 from stepmend.context import Context
 from stepmend.facts import Blamed, Mixed
 from stepmend.files import write_text
@@ -82,16 +82,20 @@ def uniform(scheme: schemes.Scheme, modules: Sequence[Module], widths: Mapping[s
     found = [(size_of(modules), scheme)]
     for one in schemes.listing():
         if (one.method, one.activation_bits, one.symmetric, one.kv_bits) == (scheme.method, 16, scheme.symmetric, None) and one.group:
-            size = one.weight_bits + 16 / one.group
+            size = one.weight_bits + SCALE_BITS / one.group
             if size <= budget + 1e-6 and all(columns % one.group == 0 for _, columns in widths.values()):
                 found.append((size, one))
     return max(found, key=lambda item: item[0])[1]
 
 
-def check_budget(modules: Sequence[Module], budget: float) -> None:
-    """Raises InputError for a budget that leaves nothing to give, or is more than full precision takes."""
-    if not size_of(modules) < budget < schemes.WHOLE:
-        raise InputError(f"--budget {budget:g}: more than the scheme's own {size_of(modules):.3f} bits a weight and under 16 are needed")
+def check_budget(parent: str, scheme: str, budget: float) -> None:
+    """Before any work: raises InputError for a budget that leaves nothing to give, or is not below full precision's."""
+    of, widths = schemes.parse(scheme), quantizer.linear_widths(parent).values()
+    scale = SCALE_BITS + (0 if of.symmetric else of.weight_bits)
+    bits = [(rows * columns, of.weight_bits + scale / (of.group or columns)) for rows, columns in widths]
+    own = sum(weights * size for weights, size in bits) / sum(weights for weights, _ in bits)
+    if not own < budget < schemes.WHOLE:
+        raise InputError(f"blame: --budget {budget:g}: more than {scheme}'s own {own:.3f} bits a weight, and under 16, are needed")
 
 
 def compare(
@@ -99,11 +103,10 @@ def compare(
 ) -> list[Mixed]:
     """The proposal, one by weight error, and uniform bits, each made and measured on all test problems; no checkpoint is kept.
 
-    ``texts`` gives what a scheme is calibrated on. Raises InputError for a budget that will not do.
+    ``texts`` gives what a scheme is calibrated on.
     """
     own = schemes.parse(scheme)
     budget = size_of(modules) + MORE if budget is None else budget
-    check_budget(modules, budget)
     peer = uniform(own, modules, quantizer.linear_widths(context.parent), budget)
     scores = {row.name: row.score for row in blamed.modules}
     errors = {row.name: row.error for row in blamed.modules}
@@ -111,7 +114,7 @@ def compare(
     made, shared = [], (context.digest(FULL), context.prompt, context.recipe.quantize.model_dump(), context.recipe.seed)
     for choice, of, wide in [*plans, ("uniform", peer, {})]:
         arm = str(Arm(scheme, variant=f"{choice}-{budget:g}"))
-        size = size_of(modules, wide) if of == own else of.weight_bits + 16 / (of.group or 1)
+        size = size_of(modules, wide) if of == own else of.weight_bits + SCALE_BITS / (of.group or 1)
         made_by = digest("mixed", *shared, of.name, sorted(wide.items()))
         what: dict[str, Any] = {"scheme": scheme, "choice": choice, "made": of.name, "budget": budget, "size": size, "wide": wide}
         fact = Mixed(arm=arm, made_by=made_by, checkpoint="", seconds=0.0, **what)

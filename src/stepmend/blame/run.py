@@ -21,6 +21,7 @@ from stepmend.locate import run as locating
 from stepmend.measure import solve as solving
 from stepmend.measure import statistics
 from stepmend.models import chat
+from stepmend.progress import Tick, silent
 from stepmend.records import Blame, Fault, InputError, Problem, Trace, digest
 
 VERSION = 1
@@ -63,7 +64,7 @@ class Pair:
             read = self.low.read(rows, [len(mark.row) for mark in marks], [[mark.token] for mark in marks])
         return [one.margins[0] > 0 for one in read]
 
-    def best(self, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark]) -> tuple[str, dict[str, int]]:
+    def best(self, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], tick: Tick = silent) -> tuple[str, dict[str, int]]:
         """The measure whose modules bring back most frontiers of faults that it was not scored on, and the counts by measure.
 
         Two halves, each judged by the other's scores; the plain measure where none is better.
@@ -76,6 +77,7 @@ class Pair:
                 for share in CHOSEN_ON:
                     chosen = holding.fill(self.modules, holding.by_density(self.modules, values), share / 100)
                     counts[measure] += sum(self.frontiers([marks[i] for i in other], chosen)) if len(other) else 0
+            tick(1)
         return max(counts, key=lambda name: (counts[name], name == PLAIN)), counts
 
     @property
@@ -125,14 +127,17 @@ def score(context: Context, scheme: str, pair: Pair, marks: Sequence[Mark]) -> B
     held = context.dir.of(Blame, made_by)
     if kept := context.finished(Blamed, scheme, digest("blamed", made_by)):
         return kept
-    fact = blamed_of(pair, [held[mark.problem].scores for mark in marks], marks)
+    with context.stages.stage(f"{scheme}: choose the measure", 6, "measures") as tick:
+        fact = blamed_of(pair, [held[mark.problem].scores for mark in marks], marks, tick=tick)
     context.dir.keep(fact := fact.model_copy(update={"arm": scheme, "made_by": digest("blamed", made_by)}))
     return fact
 
 
-def blamed_of(pair: Pair, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark]) -> Blamed:
-    """What the scores at all frontiers come to, by the measure that chooses best."""
-    measure, tried = pair.best(held, marks)
+def blamed_of(
+    pair: Pair, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], measure: str | None = None, tick: Tick = silent
+) -> Blamed:
+    """What the scores at all frontiers come to, by the measure that is given, or chooses best."""
+    measure, tried = (measure, {}) if measure else pair.best(held, marks, tick)
     score_FK = scoring.measures(held)[measure]
     rows = []
     for index, module in enumerate(pair.modules):
@@ -140,7 +145,7 @@ def blamed_of(pair: Pair, held: Sequence[dict[str, tuple[float, ...]]], marks: S
         place: dict[str, Any] = {"name": module.name, "layer": module.layer, "part": module.part}
         place |= {"weights": module.weights, "bits": module.bits, "error": error, "relative": relative}
         rows.append(BlamedModule(score=of.value or 0.0, low=of.low or 0.0, high=of.high or 0.0, **place))
-    return Blamed(measure=measure, faults=len(marks), tried=tried, modules=tuple(rows))
+    return Blamed(measure=measure, faults=len(held), tried=tried, modules=tuple(rows))
 
 
 def choices(pair: Pair, blamed: Blamed, seeds: int) -> Iterator[tuple[str, int | None, list[str]]]:
