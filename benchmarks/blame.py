@@ -117,7 +117,9 @@ def automatic(found: summary.Found, folder: Path, scheme: str, block: dict[str, 
     from auto_round.schemes import QuantizationScheme  # pyright: ignore[reportMissingImports]
 
     parent, own = load.locate(found.recipe.model), schemes.parse(scheme)
-    options = [QuantizationScheme(bits=bits, group_size=own.group or -1, sym=own.symmetric) for bits in (own.weight_bits, proposal.WIDE)]
+    options: list[Any] = [
+        QuantizationScheme(bits=bits, group_size=own.group or -1, sym=own.symmetric) for bits in (own.weight_bits, proposal.WIDE)
+    ]
     tokenizer, prompt = load.load_tokenizer(parent), chat.prompt_for(parent, found.recipe.model.startswith(load.BUILTIN))
     curate = [p for p in found.problems.values() if p.split == "curate" and p.id in found.traces["full"]][:64]
     texts = [chat.render(tokenizer, prompt, p.question) + found.traces["full"][p.id].text for p in curate]

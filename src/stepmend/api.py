@@ -108,8 +108,8 @@ def blame(
     from stepmend.report import blamed
 
     recipe = recipes.Recipe.from_json(folder / "recipe.json")
-    for name in named if budget is not None else ():
-        if name in recipe.schemes:
+    for name in named:
+        if budget is not None and name in recipe.schemes:
             proposal.check_budget(load.locate(recipe.model), name, budget)
     with Context(recipe, folder, _stages(progress)) as context:
         pipeline.run(context)

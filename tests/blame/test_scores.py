@@ -32,8 +32,8 @@ def low(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def pair(low) -> Pair:
     tokenizer = load.load_tokenizer(FULL)
-    engines = [LocalEngine(load.load_model(one), tokenizer, 8) for one in (FULL, low)]
-    return Pair.of(*engines, low, "w3")
+    full, quantized = (LocalEngine(load.load_model(one), tokenizer, 8) for one in (FULL, low))
+    return Pair.of(full, quantized, low, "w3")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_scaled_model_is_refused(pair, low):
         other.get_parameter("model.layers.0.input_layernorm.weight").mul_(2)
     low_bit = formats.detect(low)
     assert low_bit
-    with pytest.raises(InputError, match="input_layernorm.weight is not full precision's"):
+    with pytest.raises(InputError, match=r"input_layernorm\.weight is not full precision's"):
         holding.check(pair.full.model, other, low_bit, pair.modules, "x")
     holding.check(pair.full.model, pair.low.model, low_bit, pair.modules, "x")
 
