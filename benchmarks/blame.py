@@ -121,13 +121,15 @@ def automatic(found: summary.Found, folder: Path, scheme: str, block: dict[str, 
         QuantizationScheme(bits=bits, group_size=own.group or -1, sym=own.symmetric) for bits in (own.weight_bits, proposal.WIDE)
     ]
     tokenizer, prompt = load.load_tokenizer(parent), chat.prompt_for(parent, found.recipe.model.startswith(load.BUILTIN))
-    curate = [p for p in found.problems.values() if p.split == "curate" and p.id in found.traces["full"]][:64]
+    curate = [p for p in found.problems.values() if p.split != "test" and p.id in found.traces["full"]][:64]
     texts = [chat.render(tokenizer, prompt, p.question) + found.traces["full"][p.id].text for p in curate]
-    wanted = AutoScheme(avg_bits=block["budget"], options=options, nsamples=len(texts), batch_size=8, low_gpu_mem_usage=False)
-    rounder = AutoRound(
-        load.load_model(parent, "float32"), tokenizer, scheme=wanted, dataset=texts, iters=0, seqlen=64, nsamples=len(texts)
-    )
+    (data := folder / "auto-round.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    codes = block["budget"] - holding.SCALE_BITS / own.group if own.group else block["budget"]  # its own count has zero points too
+    how: dict[str, Any] = {"dataset": str(data), "seqlen": 64, "nsamples": len(texts), "enable_torch_compile": False}
+    wanted = AutoScheme(avg_bits=codes, options=options, ignore_scale_zp_bits=True, batch_size=8, low_gpu_mem_usage=False, **how)
+    rounder = AutoRound(load.load_model(parent, "float32"), tokenizer, scheme=wanted, iters=0, **how)
     rounder.quantize()
+    data.unlink()
     chosen = {name: int(of["bits"]) for name, of in (rounder.layer_config or {}).items() if "layers" in name}
     wide = {name: bits for name, bits in chosen.items() if bits > own.weight_bits}
     out = folder / "auto-round"

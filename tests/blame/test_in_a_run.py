@@ -74,6 +74,19 @@ def test_the_page_shows_it(blamed_run, finished_run):
     assert "Which modules caused" not in page.render(data.blob(summary.read(finished_run)))
 
 
+def test_a_run_that_lost_nothing_is_shown_without_a_curve(blamed_run):
+    found = summary.read(blamed_run)
+    for fact in found.facts.all(Rescue).values():
+        found.facts.put(fact.model_copy(update={"regressions": (), "frontiers": (0, 0)}))
+    of = blamed.blamed(found, LOSSY)
+    assert of
+    assert of["tests"] == []
+    assert {row["rescued"] for row in of["curve"]} == {row["frontiers"] for row in of["curve"]} == {None}
+    shown = page.render(data.blob(found))
+    assert "Which modules caused the faults" in shown
+    assert "lost problems solved again" not in shown
+
+
 def test_what_cannot_be_done_is_one_line(finished_run, tmp_path):
     assert "holds no run" in refused("blame", tmp_path)
     assert "has no scheme 'rtn-w8a16'" in refused("blame", finished_run, "--scheme", "rtn-w8a16")
