@@ -28,7 +28,7 @@ from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe, Restore
-from stepmend.records import Grade
+from stepmend.records import Fault, Grade
 from stepmend.restore.texts import solutions
 from stepmend.restore.validation import Solution
 
@@ -138,6 +138,7 @@ class Recorded:
         self.bullets = [Bullet.model_validate_json(line) for line in lines["bullets.jsonl"]]
         self.traces = {(t.arm, t.problem): t for t in map(Trace.model_validate_json, lines["traces.jsonl"])}
         self.grades = {(g.arm, g.problem): g for g in map(Grade.model_validate_json, lines["grades.jsonl"])}
+        self.faults = [Fault.model_validate_json(line) for line in lines["faults.jsonl"]]
         self.test = [p for p in self.problems if p.split == "test"]
         self.train = [p for p in self.problems if p.split != "test"]
         self.tokenizer = load.load_tokenizer(model)

@@ -77,6 +77,80 @@ def run(
     return RunResult.of(folder, found)
 
 
+def blame(
+    out: str | Path,
+    scheme: str | None = None,
+    *,
+    budget: float | None = None,
+    seeds: int = 5,
+    others: int = 200,
+    progress: Listener | Stages | None = None,
+) -> RunResult:
+    """Which modules caused a run's faults, what rescues, and a proposal of mixed precision: ``stepmend blame``. The run is finished first.
+
+    Args:
+        out: The run's folder.
+        scheme: Which of its schemes; None: each that has faults.
+        budget: Mean bits a weight of the proposal, scales included; None: 0.375 more than the scheme takes.
+        seeds: Random choices of modules, for each share of the weights.
+        others: Problems that rounding did not lose, at most, solved again beside those that it lost.
+        progress: Called with every ``Update``.
+
+    Raises:
+        InputError: The folder holds no run with faults, or the scheme or budget will not do.
+    """
+    from stepmend.report import page, summary
+
+    folder = Path(out)
+    named = _blamed_schemes(folder, scheme)
+    from stepmend import pipeline
+    from stepmend.blame import proposal
+    from stepmend.blame import run as blaming
+    from stepmend.context import Context
+    from stepmend.models import load
+    from stepmend.report import blamed
+
+    recipe = recipes.Recipe.from_json(folder / "recipe.json")
+    for name in named:
+        if budget is not None and name in recipe.schemes:
+            proposal.check_budget(load.locate(recipe.model), name, budget)
+    with Context(recipe, folder, _stages(progress)) as context:
+        pipeline.run(context)
+        for name in named:
+            try:
+                fact, modules = blaming.blame(context, name, seeds=seeds, others=others)
+            except InputError as error:
+                if len(named) == 1:
+                    raise
+                context.stages.say(f"  {error}")
+                continue
+            if name in recipe.schemes:
+                proposal.compare(context, name, modules, fact, budget, lambda context=context: pipeline.calibration(context))
+        found = summary.read(folder)
+        for name in named:
+            proposal.offer(context.parent, name, blamed.mixed(found, name), folder / proposal.FOLDER)
+    page.write(found, folder / "report.html")
+    return RunResult.of(folder, found)
+
+
+def _blamed_schemes(folder: Path, scheme: str | None) -> list[str]:
+    """The schemes to blame modules of. Raises InputError where the folder holds no such run, or none with faults."""
+    from stepmend.report import summary
+
+    if not (folder / "recipe.json").exists():
+        raise InputError(f"blame: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    found = summary.read(folder)
+    names = found.recipe.low_bit
+    if scheme is not None and scheme not in names:
+        raise InputError(f"blame: {folder} has no scheme {scheme!r}; it has {', '.join(names)}")
+    able = [name for name in names if any(fault.frontier is not None for fault in found.faults.get(name, {}).values())]
+    if scheme is not None and scheme not in able:
+        raise InputError(f"blame: {scheme} has no located fault with a frontier in {folder}; it needs the locator margins, and regressions")
+    if not able:
+        raise InputError(f"blame: {folder} has no located fault with a frontier; it needs the locator margins, and regressions")
+    return able if scheme is None else [scheme]
+
+
 def _recipe(given: "Recipe | Mapping[str, Any] | str | Path | None", *, quick: bool) -> "Recipe":
     if isinstance(given, recipes.Recipe):
         if quick:

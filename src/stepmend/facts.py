@@ -236,6 +236,76 @@ class Judged(Fact):
     judges: dict[str, Tally]
 
 
+class BlamedModule(Part):
+    """A linear layer with codes: its place in the stack, weights, bits of a code, and its ``score`` at the curate faults.
+
+    ``low`` and ``high`` are the score's 95 % interval over faults. ``error`` is the sum of squared rounding errors, ``relative`` that over
+    the sum of squared weights.
+    """
+
+    name: str
+    layer: int
+    part: str
+    weights: int
+    bits: int
+    score: float
+    low: float
+    high: float
+    error: float
+    relative: float
+
+
+class Blamed(Fact):
+    """Which modules caused a scheme's faults: the mean score a fault of every module, by the measure that chose best on curate problems.
+
+    ``tried`` holds, by measure, how many frontiers came back to full precision's token of the ``faults`` faults, twice cut in half: with
+    the modules in full precision that the other half's scores name.
+    """
+
+    fact: str = "blamed"
+    measure: str
+    faults: int
+    tried: dict[str, int]
+    modules: tuple[BlamedModule, ...]
+
+
+class Rescue(Fact):
+    """A low-bit model with some modules in full precision: those that ``choice`` names within ``share`` percent of the weights.
+
+    ``frontiers`` counts the held-out faults at whose frontier full precision's token comes first again, and all of them; ``regressions``
+    and ``others`` are the problems that the arm has solved: those that rounding lost, and some that it did not lose.
+    """
+
+    fact: str = "rescue"
+    scheme: str
+    choice: str
+    share: int
+    seed: int | None = None
+    modules: tuple[str, ...]
+    weights: int
+    frontiers: tuple[int, int]
+    regressions: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+class Mixed(Fact):
+    """A checkpoint of mixed precision, or uniform bits of the same size, that was measured on the test problems.
+
+    ``budget`` and ``size`` are mean bits a weight, asked for and taken, scales and zero points included; ``wide`` the bits of the modules
+    that have more of them; ``made`` the scheme of all others.
+    """
+
+    fact: str = "mixed"
+    scheme: str
+    choice: str
+    made: str
+    budget: float
+    size: float
+    wide: dict[str, int]
+    checkpoint: str
+    seconds: float
+
+
 class Facts:
     """Facts of one run, in the order in which they were kept; of one kind and arm the last one counts."""
 

@@ -93,13 +93,14 @@ def _say_taught(context: Context) -> None:
 
 def quantize(context: Context, scheme: schemes.Scheme) -> None:
     """The quantized checkpoint of a scheme, calibrated on the parent's own traces."""
+    quantizing.quantize(context, scheme, lambda: calibration(context))
 
-    def calibration() -> list[str]:
-        problems = context.problems("calibration")
-        traces = solving.solve(context, FULL, problems, "calibration")
-        return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in problems]
 
-    quantizing.quantize(context, scheme, calibration)
+def calibration(context: Context) -> list[str]:
+    """The texts that schemes are calibrated on: full precision's own solutions of calibration problems."""
+    problems = context.problems("calibration")
+    traces = solving.solve(context, FULL, problems, "calibration")
+    return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in problems]
 
 
 def take(context: Context) -> None:

@@ -173,6 +173,15 @@ class Fault(Made):
     spent: tuple[int, int] = Field(default=(0, 0), exclude_if=lambda spent: spent == (0, 0))
 
 
+class Blame(Made):
+    """What rounding each module did to the token that full precision writes at a fault's frontier (``blame/scores.py``), by measure.
+
+    Scores are in natural-log units, in the order of the arm's linear layers with codes; positive where rounding takes the token away.
+    """
+
+    scores: dict[str, tuple[float, ...]]
+
+
 class Bullet(Made):
     """A Silver Bullet: the step chosen and the step rejected behind the same correct beginning of a solution.
 

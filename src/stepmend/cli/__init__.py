@@ -13,7 +13,7 @@ from stepmend import __version__
 from stepmend.cli import running  # first, as the help lists verbs in the order they are defined in
 
 # isort: split
-from stepmend.cli import benching, checking, measuring
+from stepmend.cli import benching, blaming, checking, measuring
 from stepmend.cli.common import app
 from stepmend.models.load import out_of_memory
 from stepmend.progress import visible
@@ -29,6 +29,7 @@ USAGE_ERRORS: Any = typer.BadParameter.__base__
 SMALLER = {
     "run": "lower measure.batch_size (models solving) or restore.batch_size (tuning), as in --set restore.batch_size=2, into another --out",
     "restore": "run the recipe again with a lower restore.batch_size or measure.batch_size, into another --out",
+    "blame": "take a machine with more memory: both models are held at once",
     "quantize": "lower --samples, or take a machine with more memory",
     "align": "lower --problems or --samples, or take a machine with more memory",
     "bench": "lower --slots, or --max-new-tokens",
@@ -41,7 +42,7 @@ PATH_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
-__all__ = ["app", "benching", "checking", "main", "measuring", "running"]
+__all__ = ["app", "benching", "blaming", "checking", "main", "measuring", "running"]
 
 
 def main() -> None:

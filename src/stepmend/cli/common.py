@@ -1,6 +1,7 @@
 """What the verbs share: the app they hang on, consoles, and checks that come before any work."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from stepmend.recipe import Recipe
 
 Kind = Literal["math", "number"]
 DEMO = Path("runs/demo")
@@ -45,6 +48,25 @@ def check_out(out: Path, inputs: list[Path]) -> None:
     parent = next(folder for folder in out.resolve().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"out: cannot write into {parent}")
+
+
+def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
+    """The recipe of a run that a verb finishes before its own work.
+
+    Raises InputError where the folder holds no run, or its recipe sends keys to an address that the user has not ``named``.
+    """
+    from stepmend.locate import judges
+    from stepmend.recipe import Recipe
+
+    if not (folder / "recipe.json").exists():
+        raise InputError(f"{verb}: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    recipe = Recipe.from_json(folder / "recipe.json")
+    servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
+    if name := judges.unknown((*recipe.locate.judges, *servers), named):
+        raise InputError(
+            f"{verb}: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
+        )
+    return recipe
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -93,11 +115,12 @@ def show(folder: Path, screen: "Console") -> None:
 
 def show_figures(folder: Path, screen: "Console") -> None:
     """Print a run's table and what a reader of it must be told."""
-    from stepmend.report import controlled, effects, regularities, summary
+    from stepmend.report import blamed, controlled, effects, regularities, summary
 
     found = summary.read(folder)
     show_table(screen, summary.table(found))
     lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
+    lines += blamed.sentences(found)
     for line in lines:
         say(screen, line)
     say(screen, f"\nThe page: {folder / 'report.html'}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_out, console, say, show, show_figures, show_table, silence
+from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_keys, check_out, console, say, show, show_figures, show_table, silence
 from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
@@ -110,20 +110,11 @@ def restore(
 
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/]
     """
-    from stepmend.locate import judges
-    from stepmend.recipe import Recipe
     from stepmend.report import card, summary
 
-    if not (folder / "recipe.json").exists():
-        raise InputError(f"restore: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
+    recipe = check_keys("restore", folder, judge or ())
     if guard and not export:
         raise InputError("restore: --guard goes with --export DIR")
-    recipe = Recipe.from_json(folder / "recipe.json")
-    servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
-    if name := judges.unknown((*recipe.locate.judges, *servers), judge or ()):
-        raise InputError(
-            f"restore: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
-        )
     if scheme is not None and scheme not in recipe.low_bit:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.low_bit)}")
     if scheme is not None and not export:

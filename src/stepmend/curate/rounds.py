@@ -59,11 +59,8 @@ def bullets(context: Context, arm: str) -> list[Bullet]:
     solved: dict[str, Solved] = {}
     located: list[Fault] = []
     found: list[Bullet] = []
-    for part in rounds(context, arm):
-        begin, solved = len(solved) + 1, solved | part
-        full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
-        lost = solving.regressions(context, arm, [s.problem for s in part.values() if s.problem.id not in held_out])
-        located += locating.locate(context, arm, lost, full, low, f"curate {begin}-{len(solved)}")
+    for part, fresh in located_rounds(context, arm, held_out):
+        solved, located = solved | part, [*located, *fresh]
         found = curate.curate(solved, located, limit=recipe.curate.bullets, made_by=made_by)
         if len(found) == recipe.curate.bullets:
             break
@@ -72,6 +69,28 @@ def bullets(context: Context, arm: str) -> list[Bullet]:
     context.dir.settle(Bullet, made_by, [bullet.problem for bullet in found])
     context.dir.keep(Curated(arm=arm, made_by=made_by, bullets=len(found), problems=len(solved)))
     return found
+
+
+def located_rounds(context: Context, arm: str, held_out: set[str]) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
+    """Round by round: curate problems as full precision and an arm solve them, and the arm's faults on those that are not held out."""
+    begin = 1
+    for part in rounds(context, arm):
+        full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
+        lost = solving.regressions(context, arm, [s.problem for s in part.values() if s.problem.id not in held_out])
+        yield part, locating.locate(context, arm, lost, full, low, f"curate {begin}-{begin + len(part) - 1}")
+        begin += len(part)
+
+
+def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
+    """The rounds that an arm's bullets come from, with their faults; bullets are made first where there are none."""
+    bullets(context, arm)
+    kept = context.dir.fact(Curated, arm)
+    left = kept.problems if kept else 0
+    for part, found in located_rounds(context, arm, held(context)):
+        yield part, found
+        left -= len(part)
+        if left <= 0:
+            return
 
 
 def _made_by(context: Context, arm: str, held_out: set[str]) -> str:

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     return layers
 
 
-def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -> dict[str, Any]:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all.
+def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, wide: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all. ``wide``: modules with more bits than the scheme's.
 
     Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
     ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
@@ -61,8 +61,9 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path) -
     layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
         raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
-    model, tokenizer = compress(folder, scheme, texts)
-    _check_codes(model, layers, scheme)
+    model, tokenizer = compress(folder, scheme, texts, wide)
+    whole = {name for name, bits in (wide or {}).items() if bits == schemes.WHOLE}
+    _check_codes(model, [layer for layer in layers if layer.name not in whole], scheme)
     made_TV = _logits(model, tokenizer)
     save(model, tokenizer, out, folder)
     del model
@@ -101,13 +102,13 @@ def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) 
             raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not take it")
 
 
-def compress(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
+def compress(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mapping[str, int] | None = None) -> tuple[Any, Any]:
     """The quantized model as llm-compressor leaves it, with its floats in the values that are saved; and the tokenizer."""
     from compressed_tensors.offload import remove_dispatch
 
     with tempfile.TemporaryDirectory() as scratch, _quiet(Path(scratch)):
         try:
-            model, tokenizer = _oneshot(folder, scheme, texts)
+            model, tokenizer = _oneshot(folder, scheme, texts, wide)
         except InputError:
             raise
         except Exception as error:  # llm-compressor and what it traces raise many kinds
@@ -149,14 +150,14 @@ def save(model: Any, tokenizer: Any, out: Path, parent: str) -> None:
     make_folder(out, fill)
 
 
-def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any, Any]:
+def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mapping[str, int] | None) -> tuple[Any, Any]:
     from datasets import Dataset
     from llmcompressor import oneshot  # pyright: ignore[reportPrivateImportUsage]
 
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
     tokenizer = load.load_tokenizer(folder)
-    recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme))
+    recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme), wide)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}
     if scheme.calibrated:
         # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.

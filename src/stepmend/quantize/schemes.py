@@ -5,7 +5,7 @@ A name reads ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``; without `
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ SCALED = ("awq", "smoothquant")
 """Methods that scale layers before they round them."""
 
 GROUPS = (32, 64, 128)
+WHOLE = 16
+"""Bits of a module that is not quantized."""
 NUMBER = "[1-9][0-9]{0,3}"
 NAME = re.compile(
     rf"(?P<method>[a-z]+)-w(?P<weights>{NUMBER})a(?P<activations>{NUMBER})(-g(?P<group>{NUMBER}))?(-(?P<zeros>sym|asym))?(?P<kv>-kv8)?"
@@ -103,10 +105,16 @@ def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
             raise InputError(f"scheme: {scheme.name}: groups of {scheme.group} do not divide the {columns} columns of {name}; {instead}")
 
 
-def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",), scaled: Sequence[tuple[str, Sequence[str]]] = ()) -> list[Any]:
+def recipe_of(
+    scheme: Scheme,
+    left_alone: Sequence[str] = ("lm_head",),
+    scaled: Sequence[tuple[str, Sequence[str]]] = (),
+    wide: Mapping[str, int] | None = None,
+) -> list[Any]:
     """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
 
-    ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by.
+    ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by. ``wide`` names modules that
+    have more bits than the scheme's; those of 16 are left alone.
     """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -115,13 +123,21 @@ def recipe_of(scheme: Scheme, left_alone: Sequence[str] = ("lm_head",), scaled: 
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
-    weights = QuantizationArgs(num_bits=scheme.weight_bits, type="int", symmetric=scheme.symmetric, **shape)  # pyright: ignore
+    wide = wide or {}
+
+    def group(bits: int, targets: list[str]) -> QuantizationScheme:
+        weights = QuantizationArgs(num_bits=bits, type="int", symmetric=scheme.symmetric, **shape)  # pyright: ignore
+        return QuantizationScheme(targets=targets, weights=weights, input_activations=inputs)
+
     inputs = None
     if scheme.activation_bits == 8:
         inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
+    groups = {"group_0": group(scheme.weight_bits, ["Linear"])}
+    for number, bits in enumerate(sorted({*wide.values()} - {WHOLE}), 1):
+        groups[f"group_{number}"] = group(bits, [name for name, of in wide.items() if of == bits])
     common: dict[str, Any] = {
-        "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)},
-        "ignore": list(left_alone),
+        "config_groups": groups,
+        "ignore": [*left_alone, *(name for name, of in wide.items() if of == WHOLE)],
     }
     if scheme.kv_bits:
         common["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)  # pyright: ignore

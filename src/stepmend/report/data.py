@@ -11,7 +11,7 @@ from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.measure.damage import PUBLISHED, kind
 from stepmend.records import Bullet, Fault
-from stepmend.report import controlled, effects, layers, regularities, restoring, summary
+from stepmend.report import blamed, controlled, effects, layers, regularities, restoring, summary
 from stepmend.report.summary import Found
 
 PLACES = 10
@@ -129,6 +129,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
         "tuned": summary.kinds_text(found.recipe.restore.tune),
         "effects": effects.effects(found, scheme),
         "controls": controlled.controls(found, scheme),
+        "blamed": blamed.blamed(found, scheme),
         "rounds": [{"arm": arm, "classes": dict(summary.classes(found, arm))} for arm in found.arms if parse(arm).scheme == scheme],
     }
 

@@ -1,0 +1,48 @@
+"""The verb that says which modules of a low-bit model caused its faults."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepmend.cli.common import DEMO, app, check_keys, console, finite, say, show_figures, silence
+from stepmend.recipe import LARGEST
+
+BUDGET = "Mean bits a weight of the proposal, scales included; default: 0.375 more than the scheme takes, as groups of 32 do."
+
+
+@app.command()
+def blame(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
+    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes; default: each that has faults.")] = None,
+    budget: Annotated[float | None, typer.Option(callback=finite, help=BUDGET)] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=LARGEST, help="Random choices of modules, for each share of the weights.")] = 5,
+    others: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Problems that were not lost, solved again beside those that were.")
+    ] = 200,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Say which modules caused a run's faults; put the worst back into full precision; propose mixed precision.
+
+    Examples: [bold]stepmend blame runs/demo[/]; [bold]stepmend blame runs/mine --scheme gptq-w3a16-g128 --budget 3.5[/]
+    """
+    check_keys("blame", folder, judge or ())
+    silence()
+    from stepmend import api
+    from stepmend.progress import Stages
+    from stepmend.report import blamed, summary
+
+    screen = console(stderr=True)
+    api.blame(folder, scheme, budget=budget, seeds=seeds, others=others, progress=Stages(screen))
+    found = summary.read(folder)
+    if as_json:
+        print(json.dumps({name: of for name in found.recipe.low_bit if (of := blamed.blamed(found, name))}, indent=2))
+        return
+    show_figures(folder, screen)
+    offered = sorted((folder / "blame").glob("*/recipe.yaml"))
+    then = f"llm-compressor's oneshot takes {offered[0]}" if offered else f"stepmend blame {folder} --budget BITS proposes another size"
+    say(screen, f"Next: {then}")
