@@ -260,9 +260,9 @@ def schemes() -> None:
     for s in table.listing():
         shown.add_row(
             s.name,
-            f"int{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
-            "int8" if s.activation_bits == 8 else "–",
-            str(s.group or "a row"),
+            f"{s.of.kind.rstrip('48')}{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
+            f"{s.of.activations.rstrip('48')}{s.activation_bits}" if s.activation_bits < 16 else "–",
+            s.of.scales or str(s.group or "a row"),
             "fp8" if s.kv_bits else "–",
             "own traces" if s.calibrated else "–",
             s.loads,

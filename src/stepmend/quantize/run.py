@@ -29,6 +29,8 @@ NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
 """How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
+WHOLE = "_global_scale"
+"""The end of the names of scales that stay float32: NVFP4's, one a tensor."""
 EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
 """The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
 
@@ -44,6 +46,7 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     config = load.config_of(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent, and this one as --quantized")
+    schemes.check_installed(scheme)
     model = load.skeleton(config)
     layers = check.layers_of(model)
     check.refuse(model, scheme, layers)
@@ -189,13 +192,14 @@ def _left_alone(model: Any) -> list[str]:
 def _round_to_storage(model: Any, folder: str) -> None:
     """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
 
-    The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
+    The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales. What
+    scales of 8 bits are multiplied or divided by stays float32, as their format has it.
     """
     dtype = getattr(load.config_of(folder), "dtype", None) or torch.float32
     kept = _parents_dtypes(folder)
     quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
     for name, tensor in model.state_dict().items():
-        if tensor.dtype.is_floating_point and name not in quantized:
+        if tensor.dtype.is_floating_point and name not in quantized and not name.endswith(WHOLE):
             tensor.copy_(tensor.to(kept.get(name, dtype)))
     model.config.dtype = dtype
 
@@ -205,7 +209,8 @@ def _store(file: Path, dtype: torch.dtype, names: dict[str, str], kept: dict[str
     from safetensors.torch import load_file, save_file
 
     tensors = {_renamed(name, names): t for name, t in load_file(file).items()}
-    tensors = {name: t.to(kept.get(name, dtype)) if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    rounded = {name: t for name, t in tensors.items() if t.dtype == torch.float32 and not name.endswith(WHOLE)}
+    tensors |= {name: t.to(kept.get(name, dtype)) for name, t in rounded.items()}
     save_file(tensors, file, metadata={"format": "pt"})
 
 
