@@ -69,9 +69,10 @@ class Compressed:
 
     def _layer(self, name: str) -> Layer:
         scheme = self._scheme(name)
-        args, layout = scheme.weights, str(getattr(scheme.format, "value", scheme.format) or self.layout)
-        if layout in (INTEGERS if args.type == "float" else FLOATS):
-            raise packing.wrong(self.tensors, f"{name}: format {layout!r} is not restored with {args.type} weights; it holds others")
+        args, others = scheme.weights, INTEGERS if scheme.weights.type == "float" else FLOATS
+        for layout in (getattr(scheme.format, "value", scheme.format), self.layout):
+            if layout in others:
+                raise packing.wrong(self.tensors, f"{name}: format {layout!r} is not restored with {args.type} weights; it holds others")
         if args.type == "float":
             return floats.layer(self.tensors, name, args)
         if args.strategy not in ("group", "channel"):

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,22 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
         arguments |= {"max_seq_length": len(rows[-1]), "batch_size": min(BATCH, len(rows)), "data_collator": "truncation"}
     else:
         arguments |= {"pipeline": "datafree"}
-    oneshot(**arguments)
+    with _in_float32() if scheme.method == "autoround" and dtype is torch.float32 else nullcontext():
+        oneshot(**arguments)
     return model, tokenizer
+
+
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
+    from llmcompressor.modifiers.autoround import base
+
+    original = base.AutoRound
+    base.AutoRound = partial(original, amp=False)  # pyright: ignore
+    try:
+        yield
+    finally:
+        base.AutoRound = original
 
 
 def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:

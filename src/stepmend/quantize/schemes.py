@@ -145,9 +145,10 @@ def parse(name: str) -> Scheme:
         return found
     match = NAME.fullmatch(canonical(name))
     if match is None or match["method"] not in METHODS:
-        names = ", ".join([*FLOATS, "w4a16"])
+        made = "; ".join(f"{m}-{{{','.join(f'w{w}a{a}' for w, a in widths)}}}" for m, widths in WIDTHS.items())
+        ends = "-g32, -g64 or -g128, -sym or -asym, -kv8"
         raise InputError(
-            f"scheme: unknown {name[:60]!r}; allowed: {names} and the like; or METHOD-wBITSaBITS, as gptq-w3a16-g128 ('stepmend schemes')"
+            f"scheme: unknown {name[:40]!r}; allowed: {made}, then {ends}; or {', '.join(FLOATS)}, w4a16, ... ('stepmend schemes')"
         )
     name = match[0]
     widths = (int(match["weights"]), int(match["activations"]))
