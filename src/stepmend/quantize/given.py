@@ -149,8 +149,9 @@ def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
     for file in low_bit.layers.keys() - set(named.values()):
         if not (experts and ".experts." in file and low_bit.name == "compressed-tensors"):
             raise InputError(f"{file} holds codes and is no linear layer of the model ({low_bit.name}); such layers are not restored")
-        if low_bit.rounded or not low_bit.layers[file].symmetric:
-            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone")
+        of = low_bit.layers[file]
+        if low_bit.rounded or not of.symmetric or of.scale == "E4M3" or (of.scale == "E8M0" and of.bits == 8):
+            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone, and not as NVFP4 or MXFP8")
     return (_left(layer, layer.name in named) for layer in layers)
 
 

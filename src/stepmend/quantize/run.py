@@ -274,7 +274,8 @@ def _quiet(scratch: Path) -> Iterator[None]:
     os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")  # or every call of it enables its log again
     with suppress(ValueError, TypeError):
         logger.level("METRIC", no=38)  # it logs at this level even where, disabled, it has not made it
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    for library in ("torch.fx", "autoround"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for library in ("llmcompressor", "compressed_tensors"):
         logger.disable(library)
     pin, here = IntermediatesCache._pin_intermediate, Path.cwd()

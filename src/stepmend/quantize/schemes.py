@@ -29,6 +29,8 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
     "autoround": ((2, 16), (3, 16), (4, 16)),
 }
 """Method -> (weight bits, activation bits) that it is offered in."""
+ITERATIONS = 200
+"""Steps that AutoRound tunes each decoder layer for; its own default."""
 SCALED = ("awq", "smoothquant")
 """Methods that scale layers before they round them."""
 
@@ -256,8 +258,8 @@ def _autoround(scheme: Scheme, common: dict[str, Any]) -> Any:
 
     if scheme.preset:
         named = {key: value for key, value in common.items() if key != "config_groups"}
-        return AutoRoundModifier(scheme=scheme.preset.upper(), targets=["Linear"], enable_torch_compile=False, **named)
-    return AutoRoundModifier(enable_torch_compile=False, **common)
+        common = {**named, "scheme": scheme.preset.upper(), "targets": ["Linear"]}
+    return AutoRoundModifier(iters=ITERATIONS, enable_torch_compile=False, **common)
 
 
 def check_installed(scheme: Scheme) -> None:
