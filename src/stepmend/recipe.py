@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from stepmend import inputs
 from stepmend.arms import of_folder
 from stepmend.plain import Plain
+from stepmend.quantize.schemes import canonical
 from stepmend.records import InputError
 
 Benchmark = Literal["story", "gsm8k", "math", "aime", "aime25", "jsonl"]
@@ -226,6 +227,7 @@ class Recipe(Part):
     @field_validator("schemes")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(canonical(name) for name in names)  # arms are named after them
         if len(set(names)) < len(names):
             raise ValueError("each scheme once")
         return names

@@ -12,7 +12,10 @@ from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
 Tool = Literal["inspect", "every-eval-ever"]
-SCHEMES = "How to quantize, may be given again ('stepmend schemes' lists them); default GPTQ at 4 and 3 bits, for the demo plain rounding."
+NAMES = (
+    "fp8-dynamic, fp8-block, nvfp4, mxfp4, w4a16, w8a8 and compressed-tensors' other presets; METHOD-PRESET; gptq-w3a16-g128 and the like"
+)
+SCHEMES = f"How to quantize, may be given again: {NAMES} ('stepmend schemes'); default GPTQ at 4 and 3 bits, for the demo plain rounding."
 QUANTIZED = (
     "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
 )
@@ -292,7 +295,7 @@ def benchmarks() -> None:
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
-    scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
+    scheme: Annotated[str, typer.Argument(help=f"{NAMES}; 'stepmend schemes' lists all.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
     samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Calibration problems, solved by the model itself.")] = 64,
     benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
