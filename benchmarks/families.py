@@ -359,7 +359,9 @@ def page(found: list[dict[str, Any]], known: int) -> str:
             parts.append("| type | step | what it says |\n|---|---|---|")
             parts += [f"| {one['family']} | {step} | {line.replace('|', '/')} |" for one in mine for step, line in first_fault(one)]
             parts.append("")
-    return HEAD + "\n".join(parts)
+    import family_formats  # which walks the same models
+
+    return HEAD + "\n".join(parts) + family_formats.section()
 
 
 def first_fault(found: dict[str, Any]) -> list[tuple[str, str]]:

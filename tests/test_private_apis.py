@@ -26,6 +26,10 @@ PUBLIC = {
 }
 """Modules that the libraries document."""
 DEEP: dict[tuple[str, str], tuple[str, ...]] = {
+    ("compressed_tensors.compressors.mxfp8", "base"): ("decompress_mx_scale",),
+    ("compressed_tensors.compressors.nvfp4", "base"): ("unpack_fp4_from_uint8",),
+    ("compressed_tensors.compressors.nvfp4.helpers", "pack_fp4_to_uint8"): ("x",),
+    ("compressed_tensors.compressors.nvfp4.helpers", "unpack_fp4_from_uint8"): ("a", "m", "n", "dtype"),
     ("compressed_tensors.compressors.pack_quantized.helpers", "pack_to_int32"): ("value", "num_bits"),
     ("compressed_tensors.compressors.pack_quantized.helpers", "unpack_from_int32"): ("value", "num_bits", "shape", "packed_dim"),
     ("compressed_tensors.modeling", "attention"): ("forward_quantize",),
@@ -36,6 +40,8 @@ DEEP: dict[tuple[str, str], tuple[str, ...]] = {
     ("compressed_tensors.utils", "match_modules_set"): ("model", "targets"),
     ("llmcompressor.modeling.offset_norm", "NormCalibrationModule"): (),
     ("llmcompressor.modeling.offset_norm", "_is_registered"): (),
+    ("llmcompressor.modifiers.autoround", "AutoRoundModifier"): (),
+    ("llmcompressor.modifiers.autoround", "base"): ("AutoRound",),
     ("llmcompressor.modifiers.transform.awq", "AWQMapping"): ("smooth_layer", "balance_layers"),
     ("llmcompressor.modifiers.transform.awq", "AWQModifier"): (),
     ("llmcompressor.modifiers.transform.awq", "dynamic_mappings"): ("AWQ_DYNAMIC_MAPPING_REGISTRY",),

@@ -108,6 +108,7 @@ def blame(
     from stepmend.blame import run as blaming
     from stepmend.context import Context
     from stepmend.models import load
+    from stepmend.quantize import schemes
     from stepmend.report import blamed
 
     recipe = recipes.Recipe.from_json(folder / "recipe.json")
@@ -124,7 +125,7 @@ def blame(
                     raise
                 context.stages.say(f"  {error}")
                 continue
-            if name in recipe.schemes:
+            if name in recipe.schemes and proposal.widened(schemes.parse(name)):
                 proposal.compare(context, name, modules, fact, budget, lambda context=context: pipeline.calibration(context))
         found = summary.read(folder)
         for name in named:

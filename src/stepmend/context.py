@@ -43,6 +43,8 @@ class Context:
             quantizer.preflight(self.parent, scheme)
         looked = [given.look(self.parent, recipe.model, path) for path in recipe.quantized]
         self.given = {one.name: one for one in looked}
+        if recipe.restore.kinds == {"codes"}:
+            self._check_codes()
         dense = [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
         if recipe.restore.tune == "lora" and dense:
             raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
@@ -72,6 +74,12 @@ class Context:
         except BaseException:  # else the folder stays locked for as long as this process lives
             self.dir.close()
             raise
+
+    def _check_codes(self) -> None:
+        """Raises InputError where codes alone are to be restored, and those of a scheme or checkpoint are floats, which stay."""
+        given_ = [name for name, one in self.given.items() if all(layer.code == "float" for layer in one.low_bit.layers.values())]
+        for name in [*(scheme.name for scheme in self.schemes if scheme.of.kind != "int"), *given_]:
+            raise InputError(f"restore.tune = codes: codes of {name} are floats, and stay as they are; take scales+norms")
 
     def _begin(self, builtin: bool) -> None:
         """What is taken from the run's folder, and kept there, before the first stage."""

@@ -11,6 +11,7 @@ from stepmend import inputs
 from stepmend.arms import of_folder
 from stepmend.benchmarks.names import Benchmark
 from stepmend.plain import Plain
+from stepmend.quantize.schemes import canonical
 from stepmend.records import InputError
 
 LARGEST = 1_000_000_000
@@ -239,6 +240,7 @@ class Recipe(Part):
     @field_validator("schemes")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(canonical(name) for name in names)  # arms are named after them
         if len(set(names)) < len(names):
             raise ValueError("each scheme once")
         return names

@@ -218,7 +218,10 @@ def test_a_checkpoint_that_is_another_model_when_loaded_anew_is_refused_and_not_
     [
         ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4}, SCHEME, "Conv1D"),
         ("GptOss", {**SIZE, "num_local_experts": 4, "layer_types": ["full_attention"] * 2}, SCHEME, "one tensor"),
-        ("Mixtral", {**SIZE, "num_local_experts": 4}, "rtn-w8a8", "symmetric, weight-only"),
+        *(
+            ("Mixtral", {**SIZE, "num_local_experts": 4}, name, "symmetric, weight-only")
+            for name in ("rtn-w8a8", "fp8-dynamic", "nvfp4a16")
+        ),
         ("Qwen3Moe", {**SIZE, "num_experts": 4, "moe_intermediate_size": 48}, SCHEME, "do not divide the 48 columns"),
     ],
 )

@@ -81,16 +81,26 @@ def uniform(scheme: schemes.Scheme, modules: Sequence[Module], widths: Mapping[s
     """The largest scheme of this method with uniform bits that is no larger than the budget; ``widths`` are rows and columns by layer."""
     found = [(size_of(modules), scheme)]
     for one in schemes.listing():
-        if (one.method, one.activation_bits, one.symmetric, one.kv_bits) == (scheme.method, 16, scheme.symmetric, None) and one.group:
+        like = (one.method, one.symmetric, one.kv_bits) == (scheme.method, scheme.symmetric, None)
+        if like and widened(one) and one.group:
             size = one.weight_bits + SCALE_BITS / one.group
             if size <= budget + 1e-6 and all(columns % one.group == 0 for _, columns in widths.values()):
                 found.append((size, one))
     return max(found, key=lambda item: item[0])[1]
 
 
+def widened(scheme: schemes.Scheme) -> bool:
+    """Whether modules of a scheme can get more bits: weights alone are rounded, to integers."""
+    return scheme.of.kind == "int" and scheme.activation_bits == schemes.WHOLE
+
+
 def check_budget(parent: str, scheme: str, budget: float) -> None:
     """Before any work: raises InputError for a budget that leaves nothing to give, or is not below full precision's."""
     of, widths = schemes.parse(scheme), quantizer.linear_widths(parent).values()
+    if not widened(of):
+        raise InputError(
+            f"blame: --budget: of {scheme} no mixed precision is proposed; that needs a scheme that rounds weights alone, to integers"
+        )
     scale = SCALE_BITS + (0 if of.symmetric else of.weight_bits)
     bits = [(rows * columns, of.weight_bits + scale / (of.group or columns)) for rows, columns in widths]
     own = sum(weights * size for weights, size in bits) / sum(weights for weights, _ in bits)

@@ -13,7 +13,10 @@ from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]
 Tool = Literal["inspect", "every-eval-ever"]
-SCHEMES = "How to quantize, may be given again ('stepmend schemes' lists them); default GPTQ at 4 and 3 bits, for the demo plain rounding."
+NAMES = (
+    "fp8-dynamic, fp8-block, nvfp4, mxfp4, w4a16, w8a8 and compressed-tensors' other presets; METHOD-PRESET; gptq-w3a16-g128 and the like"
+)
+SCHEMES = f"How to quantize, may be given again: {NAMES} ('stepmend schemes'); default GPTQ at 4 and 3 bits, for the demo plain rounding."
 QUANTIZED = (
     "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
 )
@@ -259,9 +262,9 @@ def schemes() -> None:
     for s in table.listing():
         shown.add_row(
             s.name,
-            f"int{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
-            "int8" if s.activation_bits == 8 else "–",
-            str(s.group or "a row"),
+            f"{s.of.kind.rstrip('48')}{s.weight_bits}{'' if s.symmetric else ' + zeros'}",
+            f"{s.of.activations.rstrip('48')}{s.activation_bits}" if s.activation_bits < 16 else "–",
+            s.of.scales or str(s.group or "a row"),
             "fp8" if s.kv_bits else "–",
             "own traces" if s.calibrated else "–",
             s.loads,
@@ -291,7 +294,7 @@ def benchmarks() -> None:
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
-    scheme: Annotated[str, typer.Argument(help="For instance gptq-w4a16-g128; 'stepmend schemes' lists them.")],
+    scheme: Annotated[str, typer.Argument(help=f"{NAMES}; 'stepmend schemes' lists all.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
     samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Calibration problems, solved by the model itself.")] = 64,
     benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",

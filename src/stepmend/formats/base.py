@@ -5,7 +5,7 @@ Tensor names carry their shape: M rows (outputs), N columns (inputs), G groups o
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stepmend.formats.tensors import Tensors
 
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0."""
+    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0.
+
+    ``code`` and ``scale`` are the kinds of numbers that these are: ``int`` or ``float`` codes; scales in a ``float`` of 16 bits or more,
+    in ``E4M3``, or in ``E8M0`` (powers of two). ``tall`` rows share a scale.
+    """
 
     rows: int
     columns: int
     bits: int
     groups: int
     symmetric: bool
+    code: Literal["int", "float"] = "int"
+    scale: Literal["float", "E4M3", "E8M0"] = "float"
+    tall: int = 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,10 @@ class Codes:
     ``codes_MN`` are int8 from -2^(bits-1) to 2^(bits-1) - 1, whatever offset the file has; ``zeros_MG`` (int8) has the same offset and is
     None where every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None where they
     stand in that order already.
+
+    Codes that are floats (E4M3, E2M1) are held as these, and stay as they are: ``integer`` is False, and the weight is code * scale.
+    ``tall`` rows share a row of ``scale_MG``, which then has ceil(M / tall) rows. Where there is a ``divisor`` (float32 [1]), scales are
+    divided by it before they are used.
     """
 
     codes_MN: "torch.Tensor"
@@ -38,6 +49,9 @@ class Codes:
     zeros_MG: "torch.Tensor | None"
     bits: int
     order_N: "torch.Tensor | None" = None
+    integer: bool = True
+    tall: int = 1
+    divisor: "torch.Tensor | None" = None
 
     def grouped(self) -> "torch.Tensor":
         """The codes [M, N] with columns group by group."""
@@ -45,12 +59,18 @@ class Codes:
 
     def dequantize(self) -> "torch.Tensor":
         """The weight, float32 [M, N], columns as the model has them."""
-        groups = self.scale_MG.shape[1]
-        centred_MGS = self.grouped().float().unflatten(1, (groups, -1))
+        scale_MG = used(self.scale_MG.float(), self.tall, self.divisor, len(self.codes_MN))
+        centred_MGS = self.grouped().float().unflatten(1, (scale_MG.shape[1], -1))
         if self.zeros_MG is not None:
             centred_MGS = centred_MGS - self.zeros_MG.float()[:, :, None]
-        weight_MN = (centred_MGS * self.scale_MG.float()[:, :, None]).flatten(1)
+        weight_MN = (centred_MGS * scale_MG[:, :, None]).flatten(1)
         return weight_MN if self.order_N is None else weight_MN[:, self.order_N.argsort()]
+
+
+def used(scale_PG: "torch.Tensor", tall: int, divisor: "torch.Tensor | None", rows: int) -> "torch.Tensor":
+    """What codes are multiplied with, [M, G], from scales as a file holds them: one for ``tall`` rows, to be divided by ``divisor``."""
+    scale_PG = scale_PG if divisor is None else scale_PG / divisor
+    return scale_PG if tall == 1 else scale_PG.repeat_interleave(tall, 0)[:rows]
 
 
 class Format(Protocol):
@@ -78,7 +98,7 @@ class Format(Protocol):
         ...
 
     def scale(self, layer: str) -> "torch.Tensor":
-        """The scales of a layer alone, [M, G], in the file's dtype."""
+        """The scales of a layer alone, as in its ``Codes``."""
         ...
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:

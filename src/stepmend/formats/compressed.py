@@ -1,6 +1,6 @@
-"""compressed-tensors checkpoints with integer codes: its ``pack-quantized`` and ``int-quantized`` formats, by group and by row.
+"""compressed-tensors checkpoints: integer codes (``pack-quantized``, ``int-quantized``) by group and by row, and floats (``floats.py``).
 
-Of a layer with M rows and N columns, codes of b bits from -2^(b-1) to 2^(b-1) - 1:
+Of a layer of integers with M rows and N columns, codes of b bits from -2^(b-1) to 2^(b-1) - 1:
 
 | tensor | holds |
 |---|---|
@@ -16,19 +16,23 @@ from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from stepmend.formats import packing
+from stepmend.formats import floats, packing
 from stepmend.formats.base import Codes, Layer
 from stepmend.formats.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
 
-READ = ("pack-quantized", "int-quantized", "naive-quantized", "mixed-precision")
-"""Values of ``format`` that may hold integer codes; whether they do, each layer's scheme and tensors say."""
+INTEGERS = ("pack-quantized", "int-quantized")
+"""Values of ``format`` that hold integer codes."""
+FLOATS = ("float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
+"""Values of ``format`` that hold float codes."""
+READ = (*INTEGERS, *FLOATS, "naive-quantized", "mixed-precision")
+"""Values of ``format`` that are read; what the last two hold, each layer's scheme and tensors say."""
 
 
 class Compressed:
-    """A compressed-tensors checkpoint with integer codes; see ``base.Format``."""
+    """A compressed-tensors checkpoint; see ``base.Format``."""
 
     name = "compressed-tensors"
     multiplied_in = None
@@ -36,8 +40,8 @@ class Compressed:
     def __init__(self, tensors: Tensors, config: dict[str, Any]) -> None:
         from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 
-        self.tensors = tensors
-        if (layout := config.get("format")) not in (*READ, None):
+        self.tensors, self.layout = tensors, config.get("format")
+        if (layout := self.layout) not in (*READ, None):
             raise packing.wrong(tensors, f"compressed-tensors' format {str(layout)[:40]!r} is not restored; allowed: {', '.join(READ)}")
         for key, what in (("transform_config", "rotated weights"), ("sparsity_config", "sparse weights")):
             if (of := config.get(key)) and not (isinstance(of, dict) and of.get("format") == "dense"):
@@ -64,10 +68,15 @@ class Compressed:
         return {name: self._layer(name) for name in sorted(names)}
 
     def _layer(self, name: str) -> Layer:
-        args = self._args(name)
-        if args.type != "int" or args.strategy not in ("group", "channel"):
-            what = f"{args.type} weights by {args.strategy}"
-            raise packing.wrong(self.tensors, f"{name}: {what} are not restored; allowed: int by group or channel")
+        scheme = self._scheme(name)
+        args, others = scheme.weights, INTEGERS if scheme.weights.type == "float" else FLOATS
+        for layout in (getattr(scheme.format, "value", scheme.format), self.layout):
+            if layout in others:
+                raise packing.wrong(self.tensors, f"{name}: format {layout!r} is not restored with {args.type} weights; it holds others")
+        if args.type == "float":
+            return floats.layer(self.tensors, name, args)
+        if args.strategy not in ("group", "channel"):
+            raise packing.wrong(self.tensors, f"{name}: int weights by {args.strategy} are not restored; allowed: by group or channel")
         if f"{name}.weight_g_idx" in self.tensors:
             raise packing.wrong(self.tensors, f"{name}: groups of columns out of order (weight_g_idx) are not restored")
         bits = packing.bits_of(self.tensors, args.num_bits, packing.BITS)
@@ -85,8 +94,8 @@ class Compressed:
             self._need_zeros(name, rows, groups, bits)
         return Layer(rows, columns, bits, groups, bool(args.symmetric))
 
-    def _args(self, name: str) -> Any:
-        """How a layer's weights are quantized: of the scheme that names it, or else all linear layers."""
+    def _scheme(self, name: str) -> Any:
+        """How a layer is quantized: the scheme that names it, or else all linear layers."""
         import torch
         from compressed_tensors.utils import is_match
 
@@ -95,7 +104,7 @@ class Compressed:
         named = [scheme for scheme in matching if "Linear" not in scheme.targets]
         if not matching:
             raise packing.wrong(self.tensors, f"{name} has scales, and no scheme of quantization_config is for it")
-        return (named or matching)[0].weights
+        return (named or matching)[0]
 
     def _columns(self, name: str, rows: int) -> int:
         if self.tensors.kind(f"{name}.weight_shape") not in ("I32", "I64") or self.tensors.shape(f"{name}.weight_shape") != (2,):
@@ -117,6 +126,8 @@ class Compressed:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         of, read = self.layers[layer], self.tensors.read
+        if of.code == "float":
+            return floats.codes(self.tensors, layer, of)
         scale_MG = self.scale(layer)
         zeros = None if of.symmetric else read(f"{layer}.weight_zero_point")
         if f"{layer}.weight_packed" not in self.tensors:
@@ -128,29 +139,36 @@ class Compressed:
 
     def scale(self, layer: str) -> "torch.Tensor":
         """The scales of a layer."""
-        return self.tensors.read(f"{layer}.weight_scale")
+        of = self.layers[layer]
+        return floats.scale(self.tensors, layer, of) if of.code == "float" else self.tensors.read(f"{layer}.weight_scale")
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """``weight_packed`` or ``weight`` for other codes."""
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
+        of = self.layers[layer]
+        if of.code == "float":
+            return floats.packed(layer, of, codes_MN)
         if f"{layer}.weight_packed" not in self.tensors:
             return {f"{layer}.weight": codes_MN}
-        return {f"{layer}.weight_packed": pack_to_int32(codes_MN, self.layers[layer].bits)}
+        return {f"{layer}.weight_packed": pack_to_int32(codes_MN, of.bits)}
 
     def scaled(self, layer: str, scale_MG: "torch.Tensor") -> dict[str, "torch.Tensor"]:
         """``weight_scale`` for other scales."""
-        return {f"{layer}.weight_scale": scale_MG}
+        of = self.layers[layer]
+        return floats.scaled(self.tensors, layer, of, scale_MG) if of.code == "float" else {f"{layer}.weight_scale": scale_MG}
 
     def held(self, layer: str) -> tuple[str, ...]:
         """The names of the tensors that stand for a layer's weight."""
-        ends = ("weight", "weight_packed", "weight_shape", "weight_scale", "weight_zero_point")
+        ends = ("weight", "weight_packed", "weight_shape", "weight_scale", "weight_global_scale", "weight_zero_point")
         return tuple(name for end in ends if (name := f"{layer}.{end}") in self.tensors)
 
     @property
     def loads_in(self) -> str:
         """Where such a checkpoint loads."""
-        return "transformers" if any(layer.bits == 3 for layer in self.layers.values()) else "transformers, vLLM"
+        kinds = self.layers.values()
+        odd = any(layer.code == "int" and layer.bits not in (4, 8) for layer in kinds) or any(layer.scale == "E8M0" for layer in kinds)
+        return "transformers" if odd else "transformers, vLLM"
 
 
 NOT_READ = ("version", "transform_config", "sparsity_config")

@@ -2,16 +2,17 @@
 
 AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or make one with 'stepmend quantize'"
 
+OTHER = "this layout is not read; llm-compressor's is, which writes the same numbers"
 WHY = {
     "bitsandbytes": "its scales are quantized again, and no file holds codes with scales of their own",
-    "fp8": "FP8 weights are no integer codes",
-    "fbgemm-fp8": "FP8 weights are no integer codes",
-    "modelopt": "ModelOpt's FP8 and NVFP4 weights are no integer codes",
-    "modelopt-fp4": "NVFP4 weights are no integer codes",
-    "mxfp4": "MXFP4 weights are no integer codes",
-    "mxfp8": "MXFP8 weights are no integer codes",
-    "fp-quant": "FP4 weights are no integer codes",
-    "nvfp4": "NVFP4 weights are no integer codes",
+    "fp8": OTHER,
+    "fbgemm-fp8": OTHER,
+    "modelopt": OTHER,
+    "modelopt-fp4": OTHER,
+    "mxfp4": OTHER,
+    "mxfp8": OTHER,
+    "fp-quant": OTHER,
+    "nvfp4": OTHER,
     "gguf": "GGUF files are not read yet",
     "auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",
     "intel/auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",

@@ -20,6 +20,8 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 them)."""
 NARROW = 16
 """Rows or columns below which a linear layer is left alone: it holds next to nothing, and gates as narrow as this decide much."""
+APART = ("nvfp4a16", "mxfp8a16")
+"""Weight-only presets in which transformers does not load experts: it leaves out the scale of all scales, and reads exponents as scales."""
 EXPERTS = "experts in one tensor"
 
 
@@ -131,8 +133,9 @@ def _refuse_experts(model: Any, scheme: Scheme) -> None:
     fused = [one for one in converters if all("experts" in p and p.endswith(".weight") for p in one.source_patterns)]
     if not fused:
         raise InputError(f"model: experts of {family} are stored in one tensor, which transformers cannot load again when it is quantized")
-    if scheme.activation_bits != 16 or not scheme.symmetric:
-        raise InputError(f"scheme: {scheme.name}: experts of {family} load again with symmetric, weight-only schemes; take w3a16 or w4a16")
+    if scheme.activation_bits != 16 or not scheme.symmetric or scheme.preset in APART:
+        allowed = "symmetric, weight-only schemes of integers or MXFP4"
+        raise InputError(f"scheme: {scheme.name}: experts of {family} load again with {allowed}; take w3a16, w4a16 or mxfp4a16")
 
 
 def summary(layers: Sequence[Layer]) -> dict[str, Any]:

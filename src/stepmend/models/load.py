@@ -11,6 +11,7 @@ from typing import Any
 
 from stepmend import formats, inputs
 from stepmend.formats import base, tensors
+from stepmend.models import decompress
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
@@ -226,7 +227,10 @@ def pretrained(folder: str, **options: Any) -> Any:
                 vars(config).pop("quantization_config", None)
                 loaded: Any = kind_of(config).from_pretrained(None, config=config, **given)
             else:
-                loaded = kind_of(config).from_pretrained(folder, **given)
+                dtype = given.get("dtype")
+                with decompress.made_in(getattr(config, "dtype", None) if dtype == "auto" else dtype):
+                    loaded = kind_of(config).from_pretrained(folder, **given)
+                decompress.floats(loaded[0])
     except InputError:
         raise
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds

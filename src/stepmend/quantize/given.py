@@ -16,7 +16,7 @@ from torch import nn
 
 from stepmend import formats, inputs
 from stepmend.arms import of_folder
-from stepmend.formats.base import Format
+from stepmend.formats.base import Format, Layer
 from stepmend.formats.refusals import refusal
 from stepmend.formats.tensors import Tensors
 from stepmend.models import check, load, names
@@ -55,10 +55,21 @@ class Given:
         """Bits, groups and zero points of its layers, most layers first."""
         counts: dict[str, int] = {}
         for layer in self.low_bit.layers.values():
-            size = "a row" if layer.groups == 1 else f"{layer.columns // layer.groups} columns"
-            kind = f"int{layer.bits}, a scale {size}, {'no zero points' if layer.symmetric else 'zero points'}"
+            kind = f"{layer.code}{layer.bits}, {_scales(layer)}"
+            if layer.code == "int":
+                kind += f", {'no zero points' if layer.symmetric else 'zero points'}"
             counts[kind] = counts.get(kind, 0) + 1
         return "; ".join(f"{count} layers {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _scales(layer: Layer) -> str:
+    """Of what size the blocks are that share a scale, and in what it is stored where that is 8 bits."""
+    width, kind = layer.columns // layer.groups, "" if layer.scale == "float" else f" in {layer.scale}"
+    if layer.tall == layer.rows and layer.groups == 1:
+        return f"a scale{kind}"
+    if layer.tall > 1:
+        return f"a scale{kind} {layer.tall} x {width}"
+    return f"a scale{kind} {'a row' if layer.groups == 1 else f'{width} columns'}"
 
 
 def look(parent: str, model: str, path: str) -> Given:
@@ -138,8 +149,9 @@ def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
     for file in low_bit.layers.keys() - set(named.values()):
         if not (experts and ".experts." in file and low_bit.name == "compressed-tensors"):
             raise InputError(f"{file} holds codes and is no linear layer of the model ({low_bit.name}); such layers are not restored")
-        if low_bit.rounded or not low_bit.layers[file].symmetric:
-            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone")
+        of = low_bit.layers[file]
+        if low_bit.rounded or not of.symmetric or of.scale == "E4M3" or (of.scale == "E8M0" and of.bits == 8):
+            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone, and not as NVFP4 or MXFP8")
     return (_left(layer, layer.name in named) for layer in layers)
 
 
@@ -152,8 +164,11 @@ def _left(layer: check.Layer, codes: bool) -> check.Layer:
 
 def _check_scales(low_bit: Format) -> None:
     for layer in low_bit.layers:
-        scale_MG = low_bit.scale(layer)
-        if not bool((torch.isfinite(scale_MG) & (scale_MG != 0)).all()):
+        stored_MG = low_bit.scale(layer)
+        scale_MG = stored_MG.float()
+        # Small scales become zero when they are rounded to E4M3; in 8 bits there is no sign to use.
+        allowed_MG = scale_MG >= 0 if stored_MG.dtype == torch.float8_e4m3fn else scale_MG != 0
+        if not bool((torch.isfinite(scale_MG) & allowed_MG).all()):
             raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or no number; the checkpoint is damaged")
 
 

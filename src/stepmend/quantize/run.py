@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
 """How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
+WHOLE = "_global_scale"
+"""The end of the names of scales that stay float32: NVFP4's, one a tensor."""
 EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
 """The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
 
@@ -44,6 +47,7 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
     config = load.config_of(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent, and this one as --quantized")
+    schemes.check_installed(scheme)
     model = load.skeleton(config)
     layers = check.layers_of(model)
     check.refuse(model, scheme, layers)
@@ -168,8 +172,22 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
         arguments |= {"max_seq_length": len(rows[-1]), "batch_size": min(BATCH, len(rows)), "data_collator": "truncation"}
     else:
         arguments |= {"pipeline": "datafree"}
-    oneshot(**arguments)
+    with _in_float32() if scheme.method == "autoround" and dtype is torch.float32 else nullcontext():
+        oneshot(**arguments)
     return model, tokenizer
+
+
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
+    from llmcompressor.modifiers.autoround import base
+
+    original = base.AutoRound
+    base.AutoRound = partial(original, amp=False)  # pyright: ignore
+    try:
+        yield
+    finally:
+        base.AutoRound = original
 
 
 def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
@@ -190,13 +208,14 @@ def _left_alone(model: Any) -> list[str]:
 def _round_to_storage(model: Any, folder: str) -> None:
     """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
 
-    The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales.
+    The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales. What
+    scales of 8 bits are multiplied or divided by stays float32, as their format has it.
     """
     dtype = getattr(load.config_of(folder), "dtype", None) or torch.float32
     kept = _parents_dtypes(folder)
     quantized = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
     for name, tensor in model.state_dict().items():
-        if tensor.dtype.is_floating_point and name not in quantized:
+        if tensor.dtype.is_floating_point and name not in quantized and not name.endswith(WHOLE):
             tensor.copy_(tensor.to(kept.get(name, dtype)))
     model.config.dtype = dtype
 
@@ -206,7 +225,8 @@ def _store(file: Path, dtype: torch.dtype, names: dict[str, str], kept: dict[str
     from safetensors.torch import load_file, save_file
 
     tensors = {_renamed(name, names): t for name, t in load_file(file).items()}
-    tensors = {name: t.to(kept.get(name, dtype)) if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    rounded = {name: t for name, t in tensors.items() if t.dtype == torch.float32 and not name.endswith(WHOLE)}
+    tensors |= {name: t.to(kept.get(name, dtype)) for name, t in rounded.items()}
     save_file(tensors, file, metadata={"format": "pt"})
 
 
@@ -255,7 +275,8 @@ def _quiet(scratch: Path) -> Iterator[None]:
     os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")  # or every call of it enables its log again
     with suppress(ValueError, TypeError):
         logger.level("METRIC", no=38)  # it logs at this level even where, disabled, it has not made it
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    for library in ("torch.fx", "autoround"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for library in ("llmcompressor", "compressed_tensors"):
         logger.disable(library)
     pin, here = IntermediatesCache._pin_intermediate, Path.cwd()

@@ -1,12 +1,15 @@
-"""The table of schemes: what a name such as ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
+"""The table of schemes: what a name such as ``nvfp4`` or ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
 
-A name reads ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``; without ``-g`` there is one scale a row. With zero points
-(``-asym``) or without (``-sym``): AWQ has them by itself, as its authors do, the others have not. This module needs no torch.
+A name reads ``[<method>-]<preset>[-kv8]``, where the preset is one of compressed-tensors', in small letters and with ``-`` for ``_``, and
+rounding to the nearest is the method where none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
+``-g`` there is one scale a row (a preset of integers has groups of 128). With zero points (``-asym``) or without (``-sym``): AWQ has them
+by itself, as its authors do, the others have not. This module needs no torch.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from stepmend.records import InputError
@@ -16,14 +19,18 @@ METHODS: dict[str, str] = {
     "gptq": "error-compensating rounding (Frantar et al., 2210.17323)",
     "awq": "activation-aware scaling, then rounding (Lin et al., 2306.00978)",
     "smoothquant": "difficulty moved from activations to weights (Xiao et al., 2211.10438), then GPTQ",
+    "autoround": "rounding learned by signed gradients (Cheng et al., 2309.05516); needs pip install 'stepmend[autoround]'",
 }
 WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
-    "rtn": ((3, 16), (4, 16), (8, 8)),
-    "gptq": ((3, 16), (4, 16), (8, 8)),
+    "rtn": ((3, 16), (4, 16), (8, 8), (4, 8)),
+    "gptq": ((3, 16), (4, 16), (8, 8), (4, 8)),
     "awq": ((3, 16), (4, 16)),
     "smoothquant": ((8, 8),),
+    "autoround": ((2, 16), (3, 16), (4, 16)),
 }
 """Method -> (weight bits, activation bits) that it is offered in."""
+ITERATIONS = 200
+"""Steps that AutoRound tunes each decoder layer for; its own default."""
 SCALED = ("awq", "smoothquant")
 """Methods that scale layers before they round them."""
 
@@ -37,8 +44,57 @@ NAME = re.compile(
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A preset of compressed-tensors: ``kind`` and bits of weights and activations, and the number of columns that share a scale.
+
+    ``scales`` says what is scaled where it is not a group or a row. ``static`` is whether activations have a scale that is calibrated.
+    """
+
+    kind: str
+    bits: int
+    activations: str
+    activation_bits: int
+    group: int | None
+    scales: str = ""
+    static: bool = False
+    symmetric: bool = True
+
+
+FLOATS = {
+    "fp8": Preset("fp8", 8, "fp8", 8, None, "the tensor", static=True),
+    "fp8-dynamic": Preset("fp8", 8, "fp8", 8, None),
+    "fp8-block": Preset("fp8", 8, "fp8", 8, 128, "128 x 128"),
+    "nvfp4": Preset("fp4", 4, "fp4", 4, 16, static=True),
+    "nvfp4a16": Preset("fp4", 4, "", 16, 16),
+    "mxfp4": Preset("fp4", 4, "fp4", 4, 32),
+    "mxfp4a16": Preset("fp4", 4, "", 16, 32),
+    "mxfp8": Preset("fp8", 8, "fp8", 8, 32),
+    "mxfp8a16": Preset("fp8", 8, "", 16, 32),
+}
+"""Presets with float codes."""
+ROWWISE = {"w8a8": Preset("int", 8, "int", 8, None), "int8": Preset("int", 8, "int", 8, None)}
+"""Presets of integers with one scale a row."""
+PAIRS = (
+    (2, 4), (2, 8), (2, 16), (3, 4), (3, 8), (3, 16), (4, 4), (4, 8), (4, 16), (5, 8), (5, 16), (6, 8), (6, 16), (7, 8), (7, 16), (8, 16),
+)  # fmt: skip
+"""Bits of weights and activations that compressed-tensors has presets of integers for."""
+INTEGERS = {f"w{w}a{a}": Preset("int", w, "int" if a < 16 else "", a, 128) for w, a in PAIRS}
+PRESETS = {
+    **FLOATS, **INTEGERS, **ROWWISE,
+    "w4a16-asym": Preset("int", 4, "", 16, 128, symmetric=False),
+    "w4afp8": Preset("int", 4, "fp8", 8, 128),
+}  # fmt: skip
+"""compressed-tensors' presets by the names that they have here."""
+AHEAD = {"rtn": (*PRESETS,), "gptq": (*FLOATS, "w4afp8"), "autoround": ("nvfp4", "mxfp4")}
+"""Method -> presets that it may stand before."""
+
+
+@dataclass(frozen=True)
 class Scheme:
-    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale a row."""
+    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale a row.
+
+    ``preset`` names the preset that it is, and is empty for a scheme that the other fields tell in full.
+    """
 
     name: str
     method: str
@@ -47,48 +103,82 @@ class Scheme:
     group: int | None
     symmetric: bool
     kv_bits: int | None
+    preset: str = ""
+
+    @property
+    def of(self) -> Preset:
+        """Kinds of weights and activations."""
+        kind = "int" if self.activation_bits < 16 else ""
+        return PRESETS.get(self.preset) or Preset("int", self.weight_bits, kind, self.activation_bits, self.group, symmetric=self.symmetric)
 
     @property
     def calibrated(self) -> bool:
-        """Whether anything is estimated from calibration traces: all but weight-only rounding."""
-        return self.method != "rtn" or self.kv_bits is not None
+        """Whether anything is estimated from calibration traces: all but rounding without scales of activations or of the KV cache."""
+        return self.method != "rtn" or self.of.static or self.kv_bits is not None
 
     @property
     def loads(self) -> str:
-        """Where the checkpoint loads: tried, see docs/architecture.md."""
-        if self.weight_bits == 3:
-            return "transformers"
-        return "transformers, vLLM"
+        """Where the checkpoint loads: see docs/architecture.md."""
+        odd = self.of.kind == "int" and (self.weight_bits not in (4, 8) or self.activation_bits not in (8, 16))
+        return "transformers" if odd or self.preset.startswith("mx") else "transformers, vLLM"
+
+
+def canonical(name: str) -> str:
+    """A scheme's name as it is written here: compressed-tensors writes its presets in capitals, with ``_``."""
+    return name.lower().replace("_", "-") if name.isascii() else name
 
 
 def parse(name: str) -> Scheme:
     """The scheme of a name. Raises InputError that lists what is allowed."""
-    match = NAME.fullmatch(name)
-    allowed = "; ".join(f"{m}-{{{','.join(f'w{w}a{a}' for w, a in widths)}}}" for m, widths in WIDTHS.items())
+    if found := _preset(canonical(name)):
+        return found
+    match = NAME.fullmatch(canonical(name))
     if match is None or match["method"] not in METHODS:
-        ends = "-g32, -g64 or -g128 and -sym or -asym for a16, and -kv8 for all"
-        raise InputError(f"scheme: unknown {name!r}; allowed: {allowed}; then {ends} ('stepmend schemes')")
+        made = "; ".join(f"{m}-{{{','.join(f'w{w}a{a}' for w, a in widths)}}}" for m, widths in WIDTHS.items())
+        ends = "-g32, -g64 or -g128, -sym or -asym, -kv8"
+        raise InputError(
+            f"scheme: unknown {name[:40]!r}; allowed: {made}, then {ends}; or {', '.join(FLOATS)}, w4a16, ... ('stepmend schemes')"
+        )
+    name = match[0]
     widths = (int(match["weights"]), int(match["activations"]))
     group = int(match["group"]) if match["group"] else None
     if widths not in WIDTHS[match["method"]]:
         offered = ", ".join(f"w{w}a{a}" for w, a in WIDTHS[match["method"]])
         raise InputError(f"scheme: {name!r}: {match['method']} is offered as {offered}")
-    if group is not None and (group not in GROUPS or widths[1] != 16):
-        raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16; a8 has one scale a row")
+    if group is not None and (group not in GROUPS or widths == (8, 8)):
+        raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16 and w4a8; w8a8 has one scale a row")
     if match["zeros"] == "asym" and widths[1] != 16:
         raise InputError(f"scheme: {name!r}: zero points (-asym) with a16 only")
     symmetric = match["zeros"] == "sym" if match["zeros"] else match["method"] != "awq"
     return Scheme(name, match["method"], *widths, group, symmetric, 8 if match["kv"] else None)
 
 
+def _preset(name: str) -> Scheme | None:
+    """The scheme of a name that ends in a preset's; None where it does not. Raises InputError for a method that is not offered for it."""
+    plain = name.removesuffix("-kv8")
+    method, _, preset = ("", "", plain) if plain in PRESETS else plain.partition("-")
+    if preset not in PRESETS or (method and preset not in (*FLOATS, "w4afp8")) or (method and method not in METHODS):
+        return None
+    if preset not in AHEAD.get(method or "rtn", ()):
+        offered = "; ".join(f"{one} for {', '.join(names)}" for one, names in AHEAD.items() if one != "rtn")
+        raise InputError(f"scheme: {name!r}: {method} is not offered for {preset}; {offered}")
+    of = PRESETS[preset]
+    kv = 8 if plain != name else None
+    return Scheme(name, method or "rtn", of.bits, of.activation_bits, of.group, of.symmetric, kv, preset)
+
+
 def listing() -> list[Scheme]:
-    """The schemes that ``stepmend schemes`` prints: every method, width and group; zero points and KV cache by example."""
-    names = []
+    """The schemes that ``stepmend schemes`` prints: presets; every method, width and group; zero points and KV cache by example."""
+    names = [*PRESETS, *(f"{method}-{preset}" for method, presets in AHEAD.items() if method != "rtn" for preset in presets)]
     for method, widths in WIDTHS.items():
         for weights, activations in widths:
             stem = f"{method}-w{weights}a{activations}"
-            names += [f"{stem}-g{group}" for group in GROUPS] if activations == 16 else [stem]
-    return [parse(name) for name in [*names, "gptq-w4a16-g128-asym", "gptq-w4a16-g128-kv8", "smoothquant-w8a8-kv8"]]
+            names += [f"{stem}-g{group}" for group in GROUPS] if (weights, activations) != (8, 8) else [stem]
+    same = {f"rtn-{preset}-g128" for preset in INTEGERS} | {"rtn-w8a8"}  # which presets name
+    return [
+        parse(name)
+        for name in [*(name for name in names if name not in same), "gptq-w4a16-g128-asym", "gptq-w4a16-g128-kv8", "smoothquant-w8a8-kv8"]
+    ]
 
 
 def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
@@ -102,6 +192,8 @@ def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
         if columns % scheme.group:
             fit = [g for g in GROUPS if all(c % g == 0 for _, c in linears.values())]
             instead = f"groups of {', '.join(map(str, fit))} do" if fit else "no offered group does: leave out -g for one scale a row"
+            if scheme.preset in FLOATS:
+                instead = "this format has no other; fp8-dynamic has one scale a row"
             raise InputError(f"scheme: {scheme.name}: groups of {scheme.group} do not divide the {columns} columns of {name}; {instead}")
 
 
@@ -116,29 +208,18 @@ def recipe_of(
     ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by. ``wide`` names modules that
     have more bits than the scheme's; those of 16 are left alone.
     """
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
     wide = wide or {}
-
-    def group(bits: int, targets: list[str]) -> QuantizationScheme:
-        weights = QuantizationArgs(num_bits=bits, type="int", symmetric=scheme.symmetric, **shape)  # pyright: ignore
-        return QuantizationScheme(targets=targets, weights=weights, input_activations=inputs)
-
-    inputs = None
-    if scheme.activation_bits == 8:
-        inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
-    groups = {"group_0": group(scheme.weight_bits, ["Linear"])}
+    groups = {"group_0": _group(scheme, ["Linear"])}
     for number, bits in enumerate(sorted({*wide.values()} - {WHOLE}), 1):
-        groups[f"group_{number}"] = group(bits, [name for name, of in wide.items() if of == bits])
-    common: dict[str, Any] = {
-        "config_groups": groups,
-        "ignore": [*left_alone, *(name for name, of in wide.items() if of == WHOLE)],
-    }
+        groups[f"group_{number}"] = _group(scheme, [name for name, of in wide.items() if of == bits], bits)
+    whole = [name for name, bits in wide.items() if bits == WHOLE]
+    common: dict[str, Any] = {"config_groups": groups, "ignore": [*left_alone, *whole]}
     if scheme.kv_bits:
         common["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)  # pyright: ignore
     match scheme.method:
@@ -148,6 +229,38 @@ def recipe_of(
             return [GPTQModifier(**common)]
         case "awq":
             return [AWQModifier(mappings=[AWQMapping(name, list(others)) for name, others in scaled]), QuantizationModifier(**common)]
+        case "autoround":
+            return [_autoround(scheme, common)]
         case _:
             pairs: list[Any] = [(list(others), name) for name, others in scaled]
             return [SmoothQuantModifier(smoothing_strength=0.5, mappings=pairs), GPTQModifier(**common)]
+
+
+def _group(scheme: Scheme, targets: list[str], bits: int | None = None) -> Any:
+    """compressed-tensors' own scheme of the layers ``targets``, as wide as the scheme says or with ``bits`` instead."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
+
+    if scheme.preset and bits is None:
+        return preset_name_to_scheme(scheme.preset.replace("-", "_"), targets)
+    shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
+    weights = QuantizationArgs(num_bits=bits or scheme.weight_bits, type="int", symmetric=scheme.symmetric, **shape)  # pyright: ignore
+    inputs = None
+    if scheme.activation_bits == 8:
+        inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
+    return QuantizationScheme(targets=targets, weights=weights, input_activations=inputs)
+
+
+def _autoround(scheme: Scheme, common: dict[str, Any]) -> Any:
+    """llm-compressor's AutoRound. It knows FP4 by the preset's name alone; compiling takes longer than small models are tuned."""
+    from llmcompressor.modifiers.autoround import AutoRoundModifier
+
+    if scheme.preset:
+        named = {key: value for key, value in common.items() if key != "config_groups"}
+        common = {**named, "scheme": scheme.preset.upper(), "targets": ["Linear"]}
+    return AutoRoundModifier(iters=ITERATIONS, enable_torch_compile=False, **common)
+
+
+def check_installed(scheme: Scheme) -> None:
+    """Raises InputError, with what to do, where the package of a method is not there."""
+    if scheme.method == "autoround" and not find_spec("auto_round"):
+        raise InputError(f"scheme: {scheme.name} needs AutoRound: pip install 'stepmend[autoround]'")

@@ -222,13 +222,13 @@ def _keeper(kept: list[torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], 
 
 
 def _inputs(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
-    """The input tensor of every quantized linear layer, in the order of computing."""
+    """The input tensor of every linear layer with integer codes, in the order of computing."""
     seen: list[tuple[str, torch.Tensor]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, given: seen.append((name, given[0]))
 
-    linear = [(name, module) for name, module in low_layer.named_modules() if isinstance(module, ScaleLinear)]
+    linear = [(name, module) for name, module in low_layer.named_modules() if isinstance(module, ScaleLinear) and module.integer]
     hooks = [module.register_forward_pre_hook(note(name)) for name, module in linear]
     _run(low_layer, hidden, arguments)
     for hook in hooks:

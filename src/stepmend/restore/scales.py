@@ -2,8 +2,8 @@
 2407.11062), and the export of all three into the checkpoint's own file.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
-in, so that what is trained is what is served. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
-group.
+in (of 8 bits too: E4M3, E8M0), so that what is trained is what is served. Codes that are floats (FP8, FP4) stay as they are. Tensor names
+carry their shape: M rows, N columns, G groups of a row, S columns of a group, P rows of scales, each for one row or for more of them.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from stepmend import formats
-from stepmend.formats.base import Codes, Format
+from stepmend.formats.base import Codes, Format, used
 from stepmend.models import load, names
 from stepmend.recipe import Restore
 from stepmend.records import InputError
@@ -66,6 +66,18 @@ def straight_through() -> Iterator[None]:
             place.forward_quantize = original
 
 
+LEAST = {torch.float8_e4m3fn: 2.0**-9, torch.float8_e8m0fnu: 2.0**-127}
+"""The least positive number of each dtype of 8 bits that scales are stored in. torch makes infinities of those beyond the largest."""
+
+
+def as_stored(exact: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
+    """A tensor rounded to the dtype of its file. In 8 bits it stays a number, and a scale that is not zero does not become zero."""
+    if storage not in LEAST:
+        return exact.to(storage)
+    inside = exact.clamp(LEAST[storage], torch.finfo(storage).max)
+    return torch.where(exact == 0, exact, inside).to(storage)
+
+
 class Stored(nn.Module):
     """A parametrization: a tensor as stored, rounded to the dtype of its file, from a trainable relative change of its start.
 
@@ -88,7 +100,7 @@ class Stored(nn.Module):
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
         exact = self.exact(change)
-        stored = straight(exact, exact.to(self.storage).to(exact.dtype)) if self.rounded else exact
+        stored = straight(exact, as_stored(exact, self.storage).to(exact.dtype)) if self.rounded else exact
         return stored.to(self.start.dtype)
 
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
@@ -96,11 +108,12 @@ class Stored(nn.Module):
 
 
 class ScaleLinear(nn.Module):
-    """A linear layer with integer codes and trainable scales.
+    """A linear layer with codes that gradients do not reach, and trainable scales.
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
     ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
-    None where they are all in their places. ``watch`` is called with the input of every forward pass, as it is multiplied.
+    None where they are all in their places. ``integer`` says whether codes may be set. ``watch`` is called with the input of every forward
+    pass, as it is multiplied.
     """
 
     def __init__(self, linear: nn.Linear, codes: Codes, dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
@@ -113,14 +126,19 @@ class ScaleLinear(nn.Module):
         for name, value in (*linear.named_parameters(), *linear.named_buffers()):
             if name.startswith("input_"):
                 self.register_buffer(name, value.data, persistent=False)
-        self.groups, self.bits = scale_MG.shape[1], codes.bits
+        self.groups, self.bits, self.integer, self.tall = scale_MG.shape[1], codes.bits, codes.integer, codes.tall
+        self.divisor: torch.Tensor | None
+        self.register_buffer("divisor", None if codes.divisor is None else codes.divisor.to(device), persistent=False)
         self.order_N: torch.Tensor | None
         self.register_buffer("order_N", None if codes.order_N is None else codes.order_N.to(device), persistent=False)
         self.zeros_MG: torch.Tensor | None
         self.register_buffer("zeros_MG", None if codes.zeros_MG is None else codes.zeros_MG.to(device), persistent=False)
         self.centred_MN: torch.Tensor
         self.register_buffer("centred_MN", torch.empty(codes_MN.shape, dtype=dtype, device=device), persistent=False)
-        self.set_codes(codes_MN)
+        if self.integer:
+            self.set_codes(codes_MN)
+        else:
+            self.centred_MN.copy_(codes_MN)
         self.solved = self.rescaled = False
         self.made: torch.Tensor | None = None
         self.watch: Callable[[torch.Tensor], None] | None = None
@@ -141,7 +159,7 @@ class ScaleLinear(nn.Module):
         return (self.centred_MN + self.zeros()).to(torch.int8)
 
     def set_codes(self, codes_MN: torch.Tensor) -> None:
-        """Replace the codes. Raises ValueError where one is outside of the format's range."""
+        """Replace integer codes. Raises ValueError where one is outside of the format's range."""
         low, high = self.range
         if int(codes_MN.min()) < low or int(codes_MN.max()) > high:
             raise ValueError(f"codes from {int(codes_MN.min())} to {int(codes_MN.max())}; {self.bits} bits hold {low} to {high}")
@@ -158,13 +176,17 @@ class ScaleLinear(nn.Module):
         return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
     def scale(self) -> torch.Tensor:
-        """The scales as stored, [M, G], in the dtype that is computed in; inside ``unrounded``, exact ones."""
+        """The scales as stored, [ceil(M / tall), G], in the dtype that they are multiplied in; inside ``unrounded``, exact ones."""
         return self.stored(self.change) if self.stored.rounded else self.stored.exact(self.change)
+
+    def used(self, scale_PG: torch.Tensor) -> torch.Tensor:
+        """What codes are multiplied with, [M, G], from what ``scale`` gives."""
+        return used(scale_PG, self.tall, self.divisor, self.centred_MN.shape[0])
 
     def weight(self, scale_MG: torch.Tensor | None = None) -> torch.Tensor:
         """The dequantized weight, [M, N], columns group by group; ``scale_MG`` is what ``scale`` gives, where it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
-        scale_MG = self.scale() if scale_MG is None else scale_MG
+        scale_MG = self.used(self.scale() if scale_MG is None else scale_MG)
         return (grouped_MGS * scale_MG[:, :, None]).to(grouped_MGS.dtype).flatten(1)
 
     def placed(self, grouped_MN: torch.Tensor) -> torch.Tensor:
@@ -184,7 +206,7 @@ class ScaleLinear(nn.Module):
         if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
-        y = (F.linear(x, self.centred_MN) * self.scale()[:, 0]).to(x.dtype)
+        y = (F.linear(x, self.centred_MN) * self.used(self.scale())[:, 0]).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -192,9 +214,10 @@ class ScaleLinear(nn.Module):
 def unrounded(model: Any) -> Iterator[None]:
     """Inside, scales and norms are computed with as they are tuned, not as they are stored.
 
-    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, so it hides where small steps lead.
+    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, to E4M3 those below 3 to 6 %, so it hides where small steps lead.
+    Powers of two (E8M0) stay rounded: no small step leads to the next one.
     """
-    found = [module for module in model.modules() if isinstance(module, Stored)]
+    found = [module for module in model.modules() if isinstance(module, Stored) and module.storage != torch.float8_e8m0fnu]
     for stored in found:
         stored.rounded = False
     try:
@@ -249,7 +272,9 @@ def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     for name, module in list(model.named_modules()):
         if name in model.file_names:
             parent, _, child = name.rpartition(".")
-            layer = ScaleLinear(module, found.codes(model.file_names[name]), model.dtype, found.multiplied_in or model.dtype)
+            codes = found.codes(model.file_names[name])
+            multiplied_in = found.multiplied_in or (model.dtype if codes.divisor is None else torch.float32)
+            layer = ScaleLinear(module, codes, model.dtype, multiplied_in)
             layer.change.requires_grad_("scales" in recipe.kinds)
             setattr(model.get_submodule(parent), child, layer)
     if "norms" in recipe.kinds:
@@ -319,9 +344,9 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     for name, layer in scales(model).items():
         file = model.file_names[name]
         if layer.change.requires_grad or layer.rescaled:
-            for tensor, value in low_bit.scaled(file, layer.scale().detach()).items():
-                check_scales(tensor, low_bit.tensors.read(tensor), value.to(low_bit.tensors.dtype(tensor)).cpu())
-                found[tensor] = value
+            scale_MG, before_MG = layer.scale().detach(), low_bit.scale(file)
+            check_scales(file, before_MG.float(), as_stored(scale_MG, before_MG.dtype).cpu().float())
+            found |= low_bit.scaled(file, scale_MG)
         if layer.solved:
             found |= low_bit.packed(file, layer.placed(layer.codes()).contiguous())
     norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
@@ -331,8 +356,13 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
     """Raises InputError where a scale is no number, is zero, or changed its sign."""
-    if not bool((torch.isfinite(after) & (after != 0) & (after.sign() == before.sign())).all()):
+    if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
+
+
+def solvable(model: Any) -> list[str]:
+    """The layers being tuned whose codes are integers, by name."""
+    return [name for name, layer in scales(model).items() if layer.integer]
 
 
 def untuned(model: Any) -> list[str]:

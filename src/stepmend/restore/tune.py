@@ -128,7 +128,8 @@ class _Work:
         self.model = self.kind.attach(str(quantized), recipe, str(placement(parent)[1]).removeprefix("torch."))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.kinds = sorted({_kind(name, recipe) for name, p in self.model.named_parameters() if p.requires_grad})
-        if recipe.kinds - {"codes"} and not self.kinds:
+        solvable = scales.solvable(self.model) if "codes" in recipe.kinds else []
+        if not (self.kinds or solvable):
             raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters")
         rows = [solution.row(self.tokenizer) for solution in anchors]
         seen = max(0, recipe.steps * recipe.batch_size - len(bullets))  # further texts would be read by full precision in vain
@@ -200,10 +201,15 @@ class _Work:
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
         """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
+        layers = {name: layer for name, layer in scales.scales(self.model).items() if layer.integer}
         if "codes" not in self.recipe.kinds:
             return 0.0, None
+        if floats := [name for name in scales.scales(self.model) if name not in layers]:
+            self.say(f"  codes of {len(floats)} layers are floats and stay as they are ({floats[0]} is one)")
+        if not layers:
+            return 0.0, None
         start = validation.choose(self.model) if validation else 0.0
-        before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
+        before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in layers.items()}
         moved = self._resume_codes()
         if moved is None:
             self.say(f"  codes: solving on {len(self.texts)} solutions ({sum(len(text.ids) for text in self.texts):,} tokens)")
@@ -219,7 +225,7 @@ class _Work:
         after = validation.choose(self.model)
         if after >= start:
             self.say(f"  codes: validation KL {from_to(start, after)}: not better, so the quantized codes are kept")
-            for name, layer in scales.scales(self.model).items():
+            for name, layer in layers.items():
                 layer.set_codes(before[name][0])
                 layer.set_scale(before[name][1])
                 layer.solved = layer.rescaled = False
