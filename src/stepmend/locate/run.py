@@ -11,7 +11,7 @@ from stepmend.keeping import Keeper
 from stepmend.locate import completers, faults, judges, locators
 from stepmend.models import load
 from stepmend.progress import Tick, silent
-from stepmend.recipe import HOW
+from stepmend.recipe import HOW, Chat
 from stepmend.records import Continuation, Fault, Problem, Trace, digest
 
 CHUNK = 256
@@ -72,6 +72,8 @@ def locator(context: Context, keep: Callable[[Continuation], None] = lambda cont
         context.rates,
         known,
         lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
+        context.form.opening,
+        bool(context.recipe.measure.temperature),
     )
 
 
@@ -83,7 +85,8 @@ def _made_by(
     sizes = context.max_new_tokens, context.batch_size
     *others, settings = how(context)
     of = context.digest(FULL), context.digest(arm), *context.where(), settings, [p.id for p in lost], texts, *sizes
-    return digest("locate", *others, *of)
+    asked = [context.prompt] if context.recipe.chat != Chat() else []
+    return digest("locate", *others, *of, *asked, *context.drawing)
 
 
 def how(context: Context) -> tuple[Any, ...]:
