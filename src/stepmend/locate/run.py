@@ -8,7 +8,7 @@ from stepmend.arms import FULL
 from stepmend.context import Context
 from stepmend.engines.base import Completion
 from stepmend.keeping import Keeper
-from stepmend.locate import completers, faults, judges, locators
+from stepmend.locate import completers, faults, judges, locators, steps
 from stepmend.models import load
 from stepmend.progress import Tick, silent
 from stepmend.recipe import HOW, Chat
@@ -92,7 +92,8 @@ def _made_by(
 def how(context: Context) -> tuple[Any, ...]:
     """What decides faults beside models and texts: versions, seed, completer, rates, judges, and the recipe's settings, which are last."""
     rates, settings = context.rates.model_dump_json(), context.settings.model_dump(exclude=HOW)
-    return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, settings
+    thoughts = [steps.OF_THOUGHTS] if context.form.thinks else []
+    return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *thoughts, settings
 
 
 def _completer_digest(context: Context) -> str:

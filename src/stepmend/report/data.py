@@ -125,6 +125,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
             "classes": dict(Counter(b.error_class or "not classified" for b in bullets)),
             "examples": _bullets(bullets),
         },
+        "thoughts": summary.thoughts(found, scheme),
         "located": summary.locating(found.faults.get(scheme, {}).values()),
         "damage": _damage(found, scheme),
         "regularities": regularities.regularities(found, scheme),

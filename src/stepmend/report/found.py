@@ -88,6 +88,12 @@ class Found:
         traces = self.drawn[arm][number - 1][0] if number else self.traces[arm]
         return traces[problem], self.grade(arm, problem, number)
 
+    def trace(self, arm: str, problem: str, number: int = 0) -> Trace | None:
+        """An arm's solution of any problem, curate problems included; None where the run has none."""
+        drawn = self.drawn.get(arm, ())
+        traces = self.traces.get(arm, {}) if not number else drawn[number - 1][0] if number <= len(drawn) else {}
+        return traces.get(problem)
+
     def first(self, arm: str, problem: str, *, right: bool) -> tuple[Trace, Grade]:
         """The first of an arm's solutions of a problem that is right, or that is not; else the first of all."""
         found = (self.solution(arm, problem, n) for n in range(self.samples))

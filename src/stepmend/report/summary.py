@@ -9,6 +9,7 @@ from rich.table import Table
 from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
 from stepmend.facts import Card, Damage, Gate, Judged, Quantized, Tally, Tuned
+from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe as Recipe
@@ -215,11 +216,24 @@ def notices(found: Found) -> list[str]:
             lines.append(f"{scheme}: {damage_text(damage)}")
         if faults := found.faults.get(scheme):
             lines.append(f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(faults.values()).items())}")
+        if places := thoughts(found, scheme):
+            lines.append(f"{scheme}: located faults in {', '.join(f'the {name} {n}' for name, n in sorted(places.items(), reverse=True))}")
     for name, tally in judges(found).items():
         lines.append(f"judge {name}: {judge_text(tally)}")
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines
+
+
+def thoughts(found: Found, arm: str) -> dict[str, int]:
+    """Where an arm's located faults lie: in the thought or in the answer; empty where its solutions hold no thoughts."""
+    counts = Counter[str]()
+    for fault in found.faults.get(arm, {}).values():
+        trace = found.trace(arm, fault.problem, fault.sample)
+        if fault.span and trace and fitness.is_thought(trace):
+            answer = steps.answer_start(trace.said)
+            counts["thought" if answer is None or fault.span[0] + len(trace.opening) < answer else "answer"] += 1
+    return dict(counts)
 
 
 def damage_text(damage: Damage) -> str:
