@@ -49,10 +49,15 @@ class ScriptedHub:
         self.bodies.append(body)
         status, said = next(((s, {"error": m}) for part, (s, m) in self.fails.items() if part in path), (200, None))
         said = self.reply(path, body) if said is None else said
-        content = json.dumps(said).encode()
-        request.send_response(status if said is not None else 404)
+        if said is None:
+            status, said = 404, {"error": "Repository not found"}
+            request.send_response(status)
+            request.send_header("X-Error-Code", "RepoNotFound")
+        else:
+            request.send_response(status)
         if status != 200:
             request.send_header("X-Error-Message", said["error"])
+        content = json.dumps(said).encode()
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
@@ -67,7 +72,7 @@ class ScriptedHub:
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.files.setdefault(name, {})
-            self.private.setdefault(name, asked["private"])
+            self.private.setdefault(name, asked.get("visibility") == "private" or asked.get("private") is True)
             return {"url": f"{self.url}/{name}", "name": name}
         name = "/".join(parts[2:4])
         if parts[:2] != ["api", "models"]:

@@ -122,7 +122,7 @@ def test_a_push_is_what_an_export_writes(hub, checkpoint, tmp_path):
     [
         ("repos/create", 401, "Invalid username or password.", "HTTP 401: the token is not valid"),
         ("repos/create", 403, f"{TOKEN} may not", "HTTP 403: the token may not write there: *** may not"),
-        ("preupload", 500, "Internal", "HTTP 500"),
+        ("preupload", 400, "no such file", "HTTP 400: no such file"),
         ("/commit/", 413, "too large", "HTTP 413"),
     ],
 )

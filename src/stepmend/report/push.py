@@ -60,6 +60,6 @@ class Hub:
         """What went wrong, in few words and without the token, wherever it is repeated."""
         status = getattr(getattr(error, "response", None), "status_code", None)
         said: Any = getattr(error, "server_message", None) or str(error) or type(error).__name__
-        first = next((line.strip() for line in str(said).splitlines() if line.strip()), "")
+        first = next((line.strip().rstrip(".") for line in str(said).splitlines() if line.strip()), "")
         parts = f"HTTP {status}" if status else "", KNOWN.get(status or 0, ""), first
         return ": ".join(filter(None, parts)).replace(self._token or "\0", "***")
