@@ -19,7 +19,7 @@ from stepmend.report import export, page, summary
 SCHEME = "rtn-w3a16"
 VALUES = {
     "model": "builtin:qwen2", "schemes": [SCHEME],
-    "measure": {"problems": 3, "batch_size": 12, "temperature": 1.0, "top_p": 0.95, "samples": 3},
+    "measure": {"problems": 3, "batch_size": 12, "temperature": 1.5, "top_p": 0.98, "samples": 3},
     "curate": {"problems": 30, "round": 15, "bullets": 4}, "restore": {"steps": 2, "learning_rate": 0.001, "within_noise": True},
     "locate": {"own_failures": 2},
 }  # fmt: skip
@@ -58,7 +58,7 @@ def test_every_solution_is_a_record_and_more_of_them_keep_those_there_are(run, t
         assert texts[:3] == [[first[p.id, n] for p in test] for n in range(3)]
         assert len({tuple(of) for of in texts}) == 4
         assert {trace.sample for trace in more.samples[3].values()} == {3}
-        (alone,) = context.engine(FULL).complete([context.prompt_of(test[0])], temperature=1.0, top_p=0.95)
+        (alone,) = context.engine(FULL).complete([context.prompt_of(test[0])], temperature=1.5, top_p=0.98)
         assert alone.text == more[test[0].id].text, "the first solution is the same whatever else is drawn"
 
 
