@@ -54,7 +54,7 @@ def resume(folder: Path, arm: str) -> int:
     """What a resumed stage does: find what is there, check it, and go through it once."""
     with RunDir(folder, Recipe.make({"schemes": [SMALL]})) as run:
         traces = run.of(Trace, f"t-{arm}")
-        graded = Grades(run, None, f"g-{arm}", [])  # pyright: ignore[reportArgumentType]  # nothing is left to grade
+        graded = Grades(run, None, [f"g-{arm}"], [])  # pyright: ignore[reportArgumentType]  # nothing is left to grade
         return sum(len(traces[name].tokens) for name in traces) + len(graded.done)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from stepmend.arms import AGAIN, FULL, parse
 from stepmend.benchmarks import sources
@@ -55,8 +55,9 @@ class Context:
         engines.ready(recipe.measure.engines, (FULL, *recipe.low_bit), locate.locators, plain_http=locate.plain_http)
         self.tokenizer = load.load_tokenizer(self.parent)
         builtin = recipe.model.startswith(load.BUILTIN)
-        self.prompt = chat.prompt_for(self.parent, builtin)
-        self.max_new_tokens = recipe.measure.max_new_tokens or (180 if builtin else 1024)
+        self.form = chat.form_of(self.tokenizer, self.parent, recipe.chat, builtin=builtin)
+        self.prompt = self.form.name
+        self.max_new_tokens = recipe.measure.max_new_tokens or chat.tokens_for(self.form, load.config_of(self.parent), builtin=builtin)
         self.reported = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
         self.tuned = sources.Data(recipe.curate.benchmark, recipe.curate.data) if recipe.curate.benchmark else self.reported
         self._problems: dict[str, list[Problem]] = {}
@@ -92,6 +93,7 @@ class Context:
         self._vllm: VLLMEngine | None = None
         self.digests: dict[str, str] = {}
         self.graded: dict[tuple[str, str], Grade] = {}
+        self.drawn: dict[tuple[str, str, int], Grade] = {}
         self.verifier = verify.Verifier()
         self.panel = self._panel() if recipe.locate.judges else None
         self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
@@ -257,7 +259,13 @@ class Context:
             self._vllm = None
 
     def prompt_of(self, problem: Problem) -> str:
-        return chat.render(self.tokenizer, self.prompt, problem.question)
+        return self.form.render(self.tokenizer, problem.question)
+
+    @property
+    def drawing(self) -> tuple[Any, ...]:
+        """How solutions are drawn, and how many of each problem, as a part of digests; empty where they are greedy."""
+        measure = self.recipe.measure
+        return ((measure.temperature, measure.top_p), measure.samples) if measure.temperature else ()
 
     def where(self) -> tuple[str, str]:
         """The kind of device, and the dtype, that decide a completion's last bits."""
@@ -297,6 +305,6 @@ class Context:
     def completer(self) -> faults.Completer | None:
         """The recipe's completer; loaded when first asked for."""
         if self.settings.completer and not self._completer:
-            spec, plain_http = self.settings.completer, self.settings.plain_http
-            self._completer = completers.make(spec, self.max_new_tokens, self.batch_size, self.placed.dtype, plain_http=plain_http)
+            size, plain_http = (self.max_new_tokens, self.batch_size, self.placed.dtype), self.settings.plain_http
+            self._completer = completers.make(self.settings.completer, *size, plain_http=plain_http, wanted=self.recipe.chat)
         return self._completer

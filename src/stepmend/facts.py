@@ -136,12 +136,28 @@ class Verdict(Part):
 
 
 class Endings(Part):
-    """Held-out solutions that are newly cut off or loop (``lost``), those that no longer are, McNemar's p, and the number of problems."""
+    """Held-out solutions that newly end oddly (``lost``), those that no longer do, p, and the number of problems.
+
+    They are cut off, loop, or are an unclosed thought. ``kinds`` gives the same for each of these, with Holm's p, where one of the tests
+    shows that more end so.
+    """
 
     lost: int
     gained: int
     p: float
     n: int
+    kinds: dict[str, tuple[int, int, float]] = Field(default_factory=dict, exclude_if=lambda kinds: not kinds)
+
+    @property
+    def words(self) -> str:
+        """What the solutions are, with the counts that show it: the kind that does, else all of them together."""
+        lost, gained, p = self.lost, self.gained, self.p
+        shown = [(name, of) for name, of in self.kinds.items() if of[2] < 0.05 and of[0] > of[1]]
+        if (p >= 0.05 or lost <= gained) and shown:
+            name, (lost, gained, p) = min(shown, key=lambda one: one[1][2])
+        else:
+            name = "cut off or loop"
+        return f"{name} ({lost} new, {gained} fewer, p = {p:.2g})"
 
 
 class Tuned(Fact):

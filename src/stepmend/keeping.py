@@ -47,21 +47,25 @@ class Keeper(Generic[T]):
 
 
 class Grades:
-    """The grades of one arm's traces of some problems: made in a thread, which waits for the verifier's workers, and kept in the run."""
+    """The grades of one arm's solutions of some problems: made in a thread, which waits for the verifier's workers, and kept in the run.
 
-    def __init__(self, run: RunDir, verifier: verify.Verifier, made_by: str, problems: Sequence[Problem]) -> None:
-        self.run, self.verifier, self.made_by = run, verifier, made_by
+    ``digests`` are those of the grades of every sample; ``done`` are the grades by sample and problem.
+    """
+
+    def __init__(self, run: RunDir, verifier: verify.Verifier, digests: Sequence[str], problems: Sequence[Problem]) -> None:
+        self.run, self.verifier, self.digests = run, verifier, digests
         self.problems = {problem.id: problem for problem in problems}
-        self.done = dict(run.of(Grade, made_by))
+        self.done = {(n, problem): grade for n, by in enumerate(digests) for problem, grade in run.of(Grade, by).items()}
         self.asked: deque[Future[list[Grade]]] = deque()
         self.thread = ThreadPoolExecutor(1)
 
     def add(self, traces: Iterable[Trace]) -> None:
         """Grade these traces, where they are not graded yet; keep what has been graded meanwhile."""
-        fresh = (trace for trace in traces if trace.problem not in self.done)
+        fresh = (trace for trace in traces if (trace.sample, trace.problem) not in self.done)
         while part := list(islice(fresh, AT_ONCE)):
             of = [self.problems[trace.problem] for trace in part]
-            self.asked.append(self.thread.submit(grading.grade_all, part, of, self.made_by, self.verifier))
+            by = [self.digests[trace.sample] for trace in part]
+            self.asked.append(self.thread.submit(grading.grade_all, part, of, by, self.verifier))
             while self.asked and (self.asked[0].done() or len(self.asked) > AHEAD):
                 self._keep()
         while self.asked and self.asked[0].done():
@@ -70,12 +74,13 @@ class Grades:
     def _keep(self) -> None:
         found = self.asked.popleft().result()
         self.run.append(found)
-        self.done |= {grade.problem: grade for grade in found}
+        self.done |= {(grade.sample, grade.problem): grade for grade in found}
 
     def settled(self) -> list[Grade]:
-        """All grades, in the order of the problems, in which they now stand in the run as well."""
-        self.run.settle(Grade, self.made_by, list(self.problems))
-        return [self.done[problem] for problem in self.problems]
+        """All grades, sample by sample, in the order of the problems, in which they now stand in the run as well."""
+        for made_by in self.digests:
+            self.run.settle(Grade, made_by, list(self.problems))
+        return [self.done[n, problem] for n in range(len(self.digests)) for problem in self.problems]
 
     def __enter__(self) -> Self:
         return self

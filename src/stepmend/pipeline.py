@@ -99,7 +99,7 @@ def quantize(context: Context, scheme: schemes.Scheme) -> None:
 def calibration(context: Context) -> list[str]:
     """The texts that schemes are calibrated on: full precision's own solutions of calibration problems."""
     problems = context.problems("calibration")
-    traces = solving.solve(context, FULL, problems, "calibration")
+    traces = solving.solve(context, FULL, problems, "calibration", samples=1)
     return [context.prompt_of(p) + traces[p.id].text + context.tokenizer.eos_token for p in problems]
 
 
@@ -120,7 +120,8 @@ def measure(context: Context, scheme: str, test: Sequence[Problem], full: Mappin
     """What a quantized model solves of the test problems, its margins, and the faults of its regressions."""
     quantized = solving.solve(context, scheme, test, "test")
     margins.damage(context, scheme, test, full)
-    locating.locate(context, scheme, solving.regressions(context, scheme, test), full, quantized, "test")
+    right, wrong = solving.shown(context, FULL, full, right=True), solving.shown(context, scheme, quantized, right=False)
+    locating.locate(context, scheme, solving.regressions(context, scheme, test), right, wrong, "test")
 
 
 def restore(context: Context, scheme: str, test: Sequence[Problem], full: Mapping[str, Trace]) -> None:
@@ -139,9 +140,10 @@ def restore(context: Context, scheme: str, test: Sequence[Problem], full: Mappin
         if not accepted(context, base, arm):
             return
         restored = solving.solve(context, arm, test, "test")
-        locating.locate(context, arm, solving.regressions(context, arm, test), full, restored, "test")
-        both = solving.outcomes(context, test, FULL) & solving.outcomes(context, test, scheme)
-        effects.effects(context, scheme, arm, both, test, full)
+        right, wrong = solving.shown(context, FULL, full, right=True), solving.shown(context, arm, restored, right=False)
+        locating.locate(context, arm, solving.regressions(context, arm, test), right, wrong, "test")
+        both = solving.solved(context, test, FULL) & solving.solved(context, test, scheme)
+        effects.effects(context, scheme, arm, both, test, right)
 
 
 def accepted(context: Context, base: str, arm: str) -> bool:
@@ -165,8 +167,8 @@ def locate_own(context: Context, problems: Sequence[Problem], full: Mapping[str,
 
     It rescues itself by samples, as there is no better model to do it.
     """
-    right = solving.outcomes(context, problems, FULL)
-    failed = [problem for problem, solved in zip(problems, right, strict=True) if not solved]
+    failed = [problem for problem, right in zip(problems, solving.solved(context, problems, FULL), strict=True) if not right]
     count = min(len(failed), context.recipe.locate.own_failures)
     drawn = sorted(random.Random(context.recipe.seed).sample(range(len(failed)), count))
-    locating.locate(context, FULL, [failed[i] for i in drawn], full, full, "own failures")
+    wrong = solving.shown(context, FULL, full, right=False)
+    locating.locate(context, FULL, [failed[i] for i in drawn], wrong, wrong, "own failures")

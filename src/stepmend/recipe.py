@@ -29,7 +29,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("true and false are no values of this key")
         return value
 
@@ -41,11 +41,36 @@ class Part(BaseModel):
         return value
 
 
+class Chat(Part):
+    """How the model is asked, in its own chat template. What is not set is chosen by the model."""
+
+    thinking: bool | None = Field(
+        default=None, description="whether a model that thinks on request is asked to; default: it is, unless it was aligned without"
+    )
+    system: str | None = Field(default=None, min_length=1, max_length=20_000, description="the system message; default: the template's own")
+    prompt: str | None = Field(
+        default=None,
+        max_length=20_000,
+        description="what is asked: plain-1, steps-1, think-1, or a text with {question} in it; default: by the model",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _asks(cls, prompt: str | None) -> str | None:
+        from stepmend.models import prompts
+
+        if prompt is not None and prompt not in prompts.PROMPTS and prompts.QUESTION not in prompt:
+            raise ValueError(f"a text with {prompts.QUESTION} in it, or one of {', '.join(prompts.PROMPTS)} is needed")
+        return prompt
+
+
 class Measure(Part):
     """What every arm solves."""
 
     problems: int | None = Field(default=None, ge=1, description="test problems; of story a level (default 300), of others in all (all)")
-    max_new_tokens: int | None = Field(default=None, ge=8, description="tokens after which a solution is cut off; default 180 or 1024")
+    max_new_tokens: int | None = Field(
+        default=None, ge=8, description="tokens after which a solution is cut off; default 180 or 1024, of a model that thinks 32,768"
+    )
     batch_size: int | None = Field(default=None, ge=1, description="solutions generated at once; default 150, 32, or what fits a GPU")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
@@ -59,6 +84,31 @@ class Measure(Part):
     margin: float = Field(
         default=1.0, gt=0, le=100, allow_inf_nan=False, description="points that an arm may lose and still be called not worse"
     )
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, exclude_if=lambda value: value == 0, description="of the softmax that tokens are drawn from; 0 is greedy"
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=lambda value: value == 1,
+        description="tokens are drawn from the likeliest ones that together have this probability",
+    )
+    samples: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        exclude_if=lambda value: value == 1,
+        description="solutions of each test and curate problem: accuracy is avg@k, and pass@k is shown",
+    )
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Self:
+        """Nothing is set that would have no effect."""
+        for name, value in (("samples", self.samples), ("top_p", self.top_p)):
+            if value != 1 and not self.temperature:
+                raise ValueError(f"{name} = {value:g} has an effect with measure.temperature above 0 only; models' cards mostly say 0.6")
+        return self
 
     @field_validator("engines")
     @classmethod
@@ -231,6 +281,7 @@ class Recipe(Part):
     answer_field: str | None = Field(default=None, description="files: the field of the answer")
     seed: int = Field(default=0, ge=0)
     quick: bool = Field(default=False, description="few problems: the same stages, and figures that prove nothing")
+    chat: Chat = Field(default=Chat(), exclude_if=lambda chat: chat == Chat())
     measure: Measure = Measure()
     quantize: Quantize = Quantize()
     locate: Locate = Locate()

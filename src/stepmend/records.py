@@ -72,19 +72,32 @@ class Problem(Record):
 
 
 class Made(Record):
-    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all that decided it."""
+    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all that decided it.
+
+    ``sample`` counts the arm's solutions of the problem, from 0: the one that this is, or that it is about.
+    """
 
     problem: str
     arm: str
     made_by: str
+    sample: int = Field(default=0, exclude_if=lambda sample: sample == 0)
 
 
 class Trace(Made):
-    """One model's written solution: its text, the ids of its tokens (the end token included), and how it finished."""
+    """One model's written solution: its text, the ids of its tokens (the end token included), and how it finished.
+
+    ``opening`` is the beginning of a thought that the question was rendered with, such as ``<think>``: then the text begins in the thought.
+    """
 
     text: str
     tokens: tuple[int, ...]
     finish: Literal["stop", "length"]
+    opening: str = Field(default="", exclude_if=lambda opening: not opening)
+
+    @property
+    def said(self) -> str:
+        """The text as a reader needs it: with the beginning of the thought that it goes on with."""
+        return self.opening + self.text
 
 
 class Continuation(Record):

@@ -5,7 +5,7 @@ Shares are in [0, 1]; a share that is undefined is None. ``figures()`` is what t
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -36,7 +36,7 @@ def frame(rows: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
 
 def _made(kind: type[T], values: dict[str, Any]) -> T:
     """A dataclass from the values of its fields; what else there is stays out."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})  # pyright: ignore[reportArgumentType]
+    return kind(**{one.name: values[one.name] for one in fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,11 @@ class AgainstFull:
 
 @dataclass(frozen=True)
 class ArmFigures:
-    """One arm on the held-out problems; ``against_full`` is None for full precision itself."""
+    """One arm on ``n`` held-out problems; ``against_full`` is None for full precision itself.
+
+    With several ``samples`` of each problem, ``correct``, ``wrong`` and ``unscored`` count solutions, ``accuracy`` is avg@k, and
+    ``pass_at`` gives pass@k by k.
+    """
 
     name: str
     n: int
@@ -252,6 +256,8 @@ class ArmFigures:
     accuracy_kept: float | None
     step_format: float
     against_full: AgainstFull | None
+    samples: int = 1
+    pass_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -315,10 +321,11 @@ class RunResult:
         for arm in self.arms:
             row = {name: value for name, value in asdict(arm).items() if name != "against_full"}
             against = asdict(arm.against_full) if arm.against_full else {}
-            rows.append(row | {f"against_full_{name}": against.get(name) for name in (field.name for field in fields(AgainstFull))})
+            rows.append(row | {f"against_full_{name}": against.get(name) for name in (one.name for one in fields(AgainstFull))})
         return frame(rows)
 
 
 def _arm(name: str, values: dict[str, Any]) -> ArmFigures:
     against = values["against_full"]
-    return _made(ArmFigures, {**values, "name": name, "against_full": _made(AgainstFull, against) if against else None})
+    compared = _made(AgainstFull, against) if against else None
+    return _made(ArmFigures, {"samples": 1, "pass_at": {}, **values, "name": name, "against_full": compared})

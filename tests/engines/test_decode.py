@@ -177,6 +177,31 @@ def test_quantized_models_decode(tiny_llama, tmp_path, name, from_slots):
     assert cut | dict(engine.generate(texts, done=cut.keys())) == dict(enumerate(engine.complete(texts)))
 
 
+def test_the_nucleus_is_the_fewest_tokens_that_come_to_the_share():
+    share = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]])
+    for top_p, kept in ((0.3, [[1], [0]]), (0.4, [[1], [0]]), (0.5, [[1, 2], [0]]), (0.98, [[0, 1, 2, 3], [0, 1]])):
+        found = decode.nucleus(share, top_p)
+        assert [row.nonzero()[:, 0].tolist() for row in found] == kept
+        assert torch.equal(found[found > 0], share[found > 0])
+
+
+def test_of_the_likeliest_tokens_alone_a_small_nucleus_is_greedy(engine, texts):
+    drawn = dict(engine.generate(texts[:4], temperature=0.9, top_p=1e-6))
+    assert [drawn[i] for i in range(4)] == engine.complete(texts[:4])
+
+
+def test_a_texts_nth_completion_is_the_same_however_many_there_are(engine, texts, monkeypatch):
+    two = texts[:2]
+    three, one = (dict(engine.generate(two * n, temperature=2.0, top_p=0.999, seed=3)) for n in (3, 1))
+    assert [three[0], three[1]] == [one[0], one[1]]
+    assert len({three[i].text for i in (0, 2, 4)}) > 1
+    monkeypatch.setattr(slots, "supported", lambda model: False)  # as for a model that decodes in fixed batches
+    assert engine.batched
+    three, one = (dict(engine.generate(two * n, temperature=2.0, top_p=0.999, seed=3)) for n in (3, 1))
+    assert [three[0], three[1]] == [one[0], one[1]]
+    assert len({three[i].text for i in (0, 2, 4)}) > 1
+
+
 def test_out_of_memory_halves_the_slots_and_goes_on(engine, texts, monkeypatch):
     counts, step = [], slots.step
 

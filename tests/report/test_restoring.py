@@ -148,7 +148,7 @@ def test_an_export_is_the_checkpoint_and_a_card(checkpoint, tmp_path):
     card.export(run, checkpoint, SCHEME, tmp_path / "out", guard=True)
     assert (tmp_path / "out/model.safetensors").read_bytes() == b"weights"
     text = (tmp_path / "out/README.md").read_text()
-    assert text.startswith('---\nbase_model: "builtin:qwen2"\n')
+    assert text.startswith("---\nlibrary_name: transformers\n")
     assert "on 7 bullets" in text
     assert "Turned right: 30; turned wrong: 0." in text
     shown = json.loads(text.partition("```json\n")[2].partition("```")[0])

@@ -1,7 +1,9 @@
 """The verbs that work with models, and those that read what a run has left."""
 
 import json
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,6 +104,16 @@ def restore(
         bool,
         typer.Option("--guard", help="Refuse to export a model that is worse anywhere, or not shown to be within measure.margin points."),
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Commit what --export writes to this model repository on the hub; private if new.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a new repository is public.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For the model card: the full-precision model's name on the hub; default: the run's.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="For the model card: the licence; default: that on the base model's card.")
+    ] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
@@ -109,34 +121,54 @@ def restore(
         list[str] | None, typer.Option(help="A judge, completer or engine of the run that may be asked, as its recipe names it.")
     ] = None,
 ) -> None:
-    """Finish a run's restoring; compare it with controls; export the restored checkpoint.
+    """Finish a run's restoring; compare it with controls; export the restored checkpoint, or push it to the hub.
 
-    Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/]
+    Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/];
+    [bold]stepmend restore runs/mine --push me/my-model-w3 --guard[/]
     """
     from stepmend.report import card, summary
+    from stepmend.report.push import Hub
 
     recipe = check_keys("restore", folder, judge or ())
-    if guard and not export:
-        raise InputError("restore: --guard goes with --export DIR")
+    shares = export is not None or push is not None
+    alone = {"--guard": guard, "--base-model": base_model, "--license": licence}
+    if not shares and (name := next((name for name, given in alone.items() if given), None)):
+        raise InputError(f"restore: {name} goes with --export DIR or --push NAME")
+    if public and push is None:
+        raise InputError("restore: --public goes with --push NAME")
     if scheme is not None and scheme not in recipe.low_bit:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.low_bit)}")
-    if scheme is not None and not export:
-        raise InputError("restore: --scheme says what to export, and goes with --export DIR")
+    if scheme is not None and not shares:
+        raise InputError("restore: --scheme says what to export, and goes with --export DIR or --push NAME")
+    if base_model is not None and not card.HUB.fullmatch(base_model):
+        raise InputError(f"restore: --base-model {base_model[:120]!r} is no name on the hub; OWNER/NAME is needed")
     if export:
         if export.exists():
             raise InputError(f"export: {export} exists already; choose another folder")
         check_out(export, [])
+    hub = Hub(push) if push is not None else None
     screen = console(stderr=True)
     _run(recipe, folder, screen, control, seeds, match)
-    if export:
+    if shares:
         found = summary.read(folder)
         restored = [s for s in recipe.low_bit if summary.final(found, s)]
         if scheme is None and len(restored) > 1:
             raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
         chosen = scheme or (restored or list(recipe.low_bit))[0]
-        card.export(found, folder, chosen, export, guard=guard)
-        how = "; its README.md says how to load the adapter" if recipe.restore.tune == "lora" else ""
-        say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {summary.loads_in(found, chosen)}{how}")
+        parent = card.parent_of(found)
+        parent = card.Parent(base_model or parent.name, {"license": licence} if licence else parent.licence)
+        parent = hub.completed(parent) if hub else parent
+        with ExitStack() as stack:
+            out = export or Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".push-"))) / "checkpoint"
+            card.export(found, folder, chosen, out, guard=guard, parent=parent)
+            if export:
+                how = "; its README.md says how to load the adapter" if recipe.restore.tune == "lora" else ""
+                say(screen, f"\n{export}: the restored checkpoint and its model card; it loads in {summary.loads_in(found, chosen)}{how}")
+            if not (parent.name and parent.licence):
+                lacks = " and ".join(what for what, of in (("base model", parent.name), ("licence", parent.licence)) if not of)
+                say(screen, f"The model card names no {lacks}: --base-model NAME, --license ID")
+            if hub:
+                say(screen, f"Pushed: {hub.push(out, private=not public)}")
 
 
 @app.command()

@@ -30,6 +30,7 @@ def make_bullet(solved: Solved, fault: Fault, made_by: str) -> Bullet | None:
         problem=solved.problem.id,
         arm=solved.quantized.arm,
         made_by=made_by,
+        sample=solved.quantized.sample,
         prompt=solved.prompt + text[:begin],
         prefix=text[:begin],
         chosen=fault.chosen,

@@ -21,6 +21,7 @@ def rounds(context: Context, arm: str) -> Iterator[dict[str, Solved]]:
         part = pool[begin : begin + size]
         label = f"curate {begin + 1}-{begin + len(part)}"
         full, low = solving.solve(context, FULL, part, label), solving.solve(context, arm, part, label)
+        full, low = solving.shown(context, FULL, full, right=True), solving.shown(context, arm, low, right=False)
         yield {p.id: Solved(p, context.prompt_of(p), full[p.id], low[p.id]) for p in part}
 
 
@@ -34,7 +35,7 @@ def both_solved(context: Context, scheme: str) -> Iterator[Solved]:
     """Curate problems that full precision and the low-bit model both solve, in their order."""
     for part in rounds(context, scheme):
         problems = [solved.problem for solved in part.values()]
-        both = solving.outcomes(context, problems, FULL) & solving.outcomes(context, problems, scheme)
+        both = solving.solved(context, problems, FULL) & solving.solved(context, problems, scheme)
         yield from (part[p.id] for p, right in zip(problems, both, strict=True) if right)
 
 
@@ -98,4 +99,4 @@ def _made_by(context: Context, arm: str, held_out: set[str]) -> str:
     curated = context.recipe.curate.model_dump(include={"bullets", "round"})
     problems = [*map(context.problem_ids, ("curate", "test"))], sorted(held_out)
     of = arm, context.digest(FULL), context.digest(arm), *context.where(), context.prompt, context.max_new_tokens, context.batch_size
-    return digest("curate", locating.how(context), of, curated, problems, *context.written_by(FULL, arm))
+    return digest("curate", locating.how(context), of, curated, problems, *context.drawing, *context.written_by(FULL, arm))

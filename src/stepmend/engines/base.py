@@ -45,13 +45,14 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+        self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """Complete rendered texts; hands out (index, completion) as they end.
 
         Args:
             texts: All texts of this piece of work; equal ones are sampled apart.
             temperature: 0 for the likeliest token at each place.
+            top_p: Tokens are drawn from the likeliest ones that together have this probability (Holtzman et al., 1904.09751).
             seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
             done: Indices of texts that need no completion any more.
         """

@@ -37,7 +37,8 @@ class Decoder:
     """Decodes rows with ``model``.
 
     ``halved`` is called with the new number of slots when a GPU is out of memory, ``written`` with the number of tokens after every pass.
-    ``kept`` holds a small cache with its recorded passes from one run of the same model to the next.
+    ``kept`` holds a small cache with its recorded passes from one run of the same model to the next. At a ``temperature``, tokens are
+    drawn from the likeliest ones that together have the probability ``top_p``.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Decoder:
     halved: Callable[[int], None] = lambda count: None
     written: Callable[[int], None] = lambda count: None
     kept: list[cache.Slots] = field(default_factory=list)
+    top_p: float = 1.0
 
     def run(self, rows: Sequence[Row], count: int) -> Iterator[Row]:
         """The rows as they end, in ``count`` slots.
@@ -130,10 +132,20 @@ class Decoder:
         if not self.temperature:
             return logits_BV.argmax(-1).tolist()
         drawn = [row.random.random() if row else 0.5 for row in rows]
-        sum_BV = (logits_BV / self.temperature).softmax(-1).cumsum(-1)
+        share_BV = (logits_BV / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            share_BV = nucleus(share_BV, self.top_p)
+        sum_BV = share_BV.cumsum(-1)
         all_B1 = sum_BV[:, -1:].contiguous()
         place_B1 = torch.searchsorted(sum_BV, all_B1 * torch.tensor(drawn, device=all_B1.device)[:, None], right=True)
         return torch.minimum(place_B1, torch.searchsorted(sum_BV, all_B1))[:, 0].tolist()
+
+
+def nucleus(share_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Probabilities of which only the largest are kept: the fewest that come to ``top_p`` together (Holtzman et al., 1904.09751)."""
+    sorted_BV, order_BV = torch.sort(share_BV, dim=-1, descending=True, stable=True)
+    kept_BV = sorted_BV.cumsum(-1) - sorted_BV < top_p
+    return torch.zeros_like(share_BV).scatter(-1, order_BV, sorted_BV * kept_BV)
 
 
 def by_columns(model: Any) -> None:

@@ -6,7 +6,7 @@ Tensor names carry their shape: B rows, T tokens, V vocabulary.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -49,11 +49,11 @@ class LocalEngine:
         return not cache.supported(self.model)
 
     def generate(
-        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+        self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``."""
         if self.batched:
-            yield from self._generate_batches(texts, temperature, seed, done)
+            yield from self._generate_batches(texts, temperature, top_p, seed, done)
             return
         times: Counter[str] = Counter()
         rows = []
@@ -62,7 +62,7 @@ class LocalEngine:
             if i not in done:
                 rows.append(Row(i, chat.encode(self.tokenizer, text), f"{seed} {times[text]} {text}"))
         rows.sort(key=lambda row: (-len(row.ids), row.ids, row.index))
-        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved, self.written, self.kept)
+        decoder = Decoder(self.model, self.ends, self.max_new_tokens, temperature, self.halved, self.written, self.kept, top_p)
         for row in decoder.run(rows, self.slots):
             yield row.index, self._completion(row.tokens)
 
@@ -78,16 +78,19 @@ class LocalEngine:
         return frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_token_id])
 
     def _generate_batches(
-        self, texts: Sequence[str], temperature: float, seed: int, done: Collection[int]
+        self, texts: Sequence[str], temperature: float, top_p: float, seed: int, done: Collection[int]
     ) -> Iterator[tuple[int, Completion]]:
-        """Batches of all texts, so that each is the same whatever is done; those with nothing left to do are left out."""
-        for number, batch in enumerate(batches(texts, self.slots)):
+        """Batches of all texts, so that each is the same whatever is done; those with nothing left to do are left out.
+
+        The n-th ones of equal texts are in batches of their own, which are the same however many there are in all.
+        """
+        for number, batch in enumerate(chain.from_iterable(_batches_of(texts, group, self.slots) for group in _times(texts))):
             if not all(i in done for i in batch):
-                made = self.generate_batch([texts[i] for i in batch], temperature=temperature, seed=seed + number)
+                made = self.generate_batch([texts[i] for i in batch], temperature=temperature, top_p=top_p, seed=seed + number)
                 self.written(sum(len(one.tokens) for one in made))
                 yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
 
-    def generate_batch(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    def generate_batch(self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[Completion]:
         """Complete texts as one batch with the model's own ``generate``."""
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
@@ -95,7 +98,7 @@ class LocalEngine:
         # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
         plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
         if temperature:
-            plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
             out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
@@ -148,6 +151,23 @@ class LocalEngine:
         length = next((i + 1 for i, token in enumerate(row) if token in self.ends), None)
         tokens = tuple(row[:length])
         return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, "stop" if length else "length")
+
+
+def _times(texts: Sequence[str]) -> list[list[int]]:
+    """Indices of the texts: first of each text's first occurrence, then of each second one, and so on."""
+    times: Counter[str] = Counter()
+    groups: list[list[int]] = []
+    for i, text in enumerate(texts):
+        if times[text] == len(groups):
+            groups.append([])
+        groups[times[text]].append(i)
+        times[text] += 1
+    return groups
+
+
+def _batches_of(texts: Sequence[str], group: Sequence[int], size: int) -> Iterator[list[int]]:
+    for batch in batches([texts[i] for i in group], size):
+        yield [group[i] for i in batch]
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:

@@ -64,7 +64,7 @@ class ServerEngine:
         return digest("openai", self.model, self.url)
 
     def generate(
-        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+        self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
         times: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class ServerEngine:
             client = servers.client(self.url, self._key(), retries=4)
             pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
             try:
-                futures = {pool.submit(self._complete, servers, client, text, temperature, own): i for i, text, own in asked}
+                futures = {pool.submit(self._complete, servers, client, text, (temperature, top_p), own): i for i, text, own in asked}
                 for future in as_completed(futures):
                     if future.exception():
                         break
@@ -121,9 +121,9 @@ class ServerEngine:
     def _key(self) -> str:
         return os.environ.get(key_variable(self.name), "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
 
-    def _complete(self, servers: Servers, client: Any, text: str, temperature: float, seed: int) -> Completion:
-        asked = {"model": self.model, "prompt": text, "max_tokens": self.max_new_tokens, "temperature": temperature, "seed": seed}
-        reply = servers.ask(client.completions.with_streaming_response.create, **asked, top_p=1.0)
+    def _complete(self, servers: Servers, client: Any, text: str, drawn: tuple[float, float], seed: int) -> Completion:
+        asked = {"model": self.model, "prompt": text, "max_tokens": self.max_new_tokens, "temperature": drawn[0], "seed": seed}
+        reply = servers.ask(client.completions.with_streaming_response.create, **asked, top_p=drawn[1])
         try:
             choice = _Reply.model_validate_json(reply).choices[0]
         except ValidationError:

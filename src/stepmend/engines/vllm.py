@@ -37,7 +37,7 @@ class VLLMEngine:
         return f"vllm {self.checkpoint} {self.dtype}"
 
     def generate(
-        self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0, done: Collection[int] = ()
+        self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``. Raises InputError where vLLM cannot load the checkpoint."""
         times: Counter[str] = Counter()
@@ -49,7 +49,7 @@ class VLLMEngine:
         for start in range(0, len(asked), AT_ONCE):
             part = asked[start : start + AT_ONCE]
             prompts = [{"prompt_token_ids": list(chat.encode(self.tokenizer, text))} for _, text, _ in part]
-            made = self._llm().generate(prompts, [self._sampling(temperature, own) for _, _, own in part], use_tqdm=False)
+            made = self._llm().generate(prompts, [self._sampling(temperature, top_p, own) for _, _, own in part], use_tqdm=False)
             for (i, _, _), output in zip(part, made, strict=True):
                 one = output.outputs[0]
                 self.written(len(one.token_ids))
@@ -59,11 +59,11 @@ class VLLMEngine:
         """Let go of the model; its memory is free once nothing else holds it."""
         self._loaded.clear()
 
-    def _sampling(self, temperature: float, seed: int) -> Any:
+    def _sampling(self, temperature: float, top_p: float, seed: int) -> Any:
         """All of a solution's sampling; a checkpoint's own wishes, such as a penalty, are not asked."""
         ends = sorted(load.ends_of(self.checkpoint))
         vllm = importlib.import_module("vllm")
-        return vllm.SamplingParams(temperature=temperature, top_p=1.0, seed=seed, max_tokens=self.max_new_tokens, stop_token_ids=ends)
+        return vllm.SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=self.max_new_tokens, stop_token_ids=ends)
 
     def _llm(self) -> Any:
         if not self._loaded:

@@ -49,12 +49,16 @@ def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifie
     return [outcome == "correct" for outcome, _ in judged]
 
 
-def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str, verifier: verify.Verifier) -> list[Grade]:
-    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` where it was cut off)."""
-    found = [extract(trace.text, loose=trace.finish == "stop") for trace in traces]
+def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str | Sequence[str], verifier: verify.Verifier) -> list[Grade]:
+    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` where it was cut off).
+
+    ``made_by`` is the digest of all that decided a grade: one for all, or one each.
+    """
+    found = [extract(trace.said, loose=trace.finish == "stop") for trace in traces]
+    digests = [made_by] * len(traces) if isinstance(made_by, str) else made_by
     kind = kind_of(problems[0].benchmark) if problems else "math"
     judged = judge(found, [problem.answer for problem in problems], kind, verifier)
-    return [_grade(trace, answer, *verdict, made_by) for trace, answer, verdict in zip(traces, found, judged, strict=True)]
+    return [_grade(trace, answer, *verdict, by) for trace, answer, verdict, by in zip(traces, found, judged, digests, strict=True)]
 
 
 def _grade(trace: Trace, found: Extracted | None, outcome: Any, reason: str | None, made_by: str) -> Grade:
@@ -64,6 +68,7 @@ def _grade(trace: Trace, found: Extracted | None, outcome: Any, reason: str | No
         problem=trace.problem,
         arm=trace.arm,
         made_by=made_by,
+        sample=trace.sample,
         outcome=outcome,
         extracted=found.answer if found else None,
         form=found.form if found else None,

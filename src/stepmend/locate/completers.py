@@ -8,6 +8,7 @@ from stepmend.engines.openai import ServerEngine
 from stepmend.locate import judges
 from stepmend.locate.faults import Completer
 from stepmend.models import chat, load
+from stepmend.recipe import Chat
 from stepmend.records import InputError
 
 
@@ -27,7 +28,9 @@ def check(spec: str, *, plain_http: bool = False) -> str | None:
         raise InputError(f"completer: {str(error).removeprefix('model: ')}") from None
 
 
-def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto", *, plain_http: bool = False) -> Completer:
+def make(
+    spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto", *, plain_http: bool = False, wanted: Chat | None = None
+) -> Completer:
     """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
 
     Args:
@@ -36,18 +39,22 @@ def make(spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto",
         slots: Continuations at once; None: what fits.
         dtype: What a checkpoint is computed in.
         plain_http: Whether a server on another machine is asked by plain http, too.
+        wanted: How the recipe wants models to be asked.
 
     Raises InputError for what is none of these, and where the model or its tokenizer is not there.
     """
     if (folder := check(spec, plain_http=plain_http)) is None:
         judge = judges.parse(spec, what="completer")
-        tokenizer, prompt = _tokenizer(judge.model, judge.name), chat.prompt_for(judge.model, builtin=False)
+        tokenizer, builtin, folder = _tokenizer(judge.model, judge.name), False, judge.model
         engine = ServerEngine(judge.name, judge.model, judge.url, tokenizer, max_new_tokens)
     else:
-        tokenizer, prompt = load.load_tokenizer(folder), chat.prompt_for(folder, spec.startswith(load.BUILTIN))
+        tokenizer, builtin = load.load_tokenizer(folder), spec.startswith(load.BUILTIN)
         model = load.load_model(folder, dtype)
         engine = LocalEngine(model, tokenizer, max_new_tokens, slots or budget.slots_for(model.config, max_new_tokens, model.device.type))
-    return Completer(engine, lambda problem: chat.render(tokenizer, prompt, problem.question))
+    if wanted and not chat.switches(tokenizer):
+        wanted = wanted.model_copy(update={"thinking": None})
+    form = chat.form_of(tokenizer, folder, wanted, builtin=builtin)
+    return Completer(engine, lambda problem: form.render(tokenizer, problem.question))
 
 
 def _tokenizer(model: str, name: str) -> Any:

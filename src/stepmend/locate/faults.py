@@ -42,6 +42,8 @@ class Locator:
         rates: How far each locator is to be believed.
         known: Completions of an earlier call that was stopped, by key.
         keep: Called with (key, completion) as completions come.
+        opening: The beginning of a thought that questions are rendered with, and that solutions go on with.
+        drawn: Whether the solutions were drawn: then a token that full precision would not have chosen proves nothing.
     """
 
     settings: Locate
@@ -54,6 +56,8 @@ class Locator:
     rates: Reliabilities = reliability.DEFAULT
     known: Mapping[str, Completion] = field(default_factory=dict)
     keep: Callable[[str, Completion], None] = lambda key, completion: None
+    opening: str = ""
+    drawn: bool = False
 
     def locate(
         self,
@@ -84,7 +88,7 @@ class Locator:
         for i, of in enumerate(votes):
             if found := rescued[i]:
                 of.append(found.vote)
-            if (margin := margins[i]) and "margins" in self.settings.locators:
+            if (margin := margins[i]) and "margins" in self.settings.locators and not self.drawn:
                 of.append(locators.by_margins(cases[i], margin, spans[i]))
             of += judged[i]
         decided = [self._decide(of, found, own) for of, found, own in zip(votes, rescued, known, strict=True)]
@@ -158,7 +162,7 @@ class Locator:
         return self.full
 
     def _right(self, problems: Sequence[Problem]) -> Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]:
-        return lambda asked: self.arrive([(problems[i], text, finished) for i, text, finished in asked])
+        return lambda asked: self.arrive([(problems[i], self.opening + text, finished) for i, text, finished in asked])
 
     def _complete(self, engine: Engine, asked: Sequence[Asked], temperature: float) -> list[list[Completion]]:
         """New completions of each text asked about; those of an earlier call are not made again.
@@ -244,6 +248,7 @@ class Locator:
             problem=trace.problem,
             arm=trace.arm,
             made_by=made_by,
+            sample=trace.sample,
             outcome=outcome,
             confidence=confidence,
             step=step,

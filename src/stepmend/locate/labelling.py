@@ -82,7 +82,9 @@ class _Runner:
         self.settings = setup.settings.model_copy(update={"samples": samples})
         self.parent = load.locate(setup.model) if setup.model else None
         self.tokenizer = load.load_tokenizer(self.parent) if self.parent else None
-        self.tokens = setup.max_new_tokens or (180 if self.builtin else 1024)
+        self.form = chat.form_of(self.tokenizer, self.parent, builtin=self.builtin) if self.parent else None
+        config = load.config_of(self.parent) if self.parent else None
+        self.tokens = setup.max_new_tokens or chat.tokens_for(self.form or chat.Form("steps-1"), config, builtin=self.builtin)
         self.engines: dict[str, LocalEngine] = {}
 
     def engine(self, model: str, tick: Tick = silent) -> LocalEngine:
@@ -95,10 +97,9 @@ class _Runner:
 
     def labelled(self, solutions: Sequence[Solution]) -> list[Labelled]:
         """The solutions as the locators see them."""
-        if not self.parent:
+        if not self.form:
             return [Labelled.of(solution) for solution in solutions]
-        prompt = chat.prompt_for(self.parent, self.builtin)
-        prompts = [chat.render(self.tokenizer, prompt, solution.problem) for solution in solutions]
+        prompts = [self.form.render(self.tokenizer, solution.problem) for solution in solutions]
         end = [] if self.tokenizer is None else [self.tokenizer.eos_token_id]
         tokens = [(*chat.encode(self.tokenizer, s.text), *([] if s.cut_off else end)) for s in solutions]
         full = self._solved(prompts) if "solution" in self.settings.locators or self.settings.samples == 1 else [None] * len(prompts)

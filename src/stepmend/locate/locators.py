@@ -60,13 +60,24 @@ class Rescued:
 
 @dataclass
 class _Search:
-    """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on."""
+    """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on.
+
+    ``sections`` are the steps with which sections begin: a section is found first, then the step in it.
+    """
 
     low: int
     high: int
+    sections: Sequence[int]
     arrived: dict[int, str | None] = field(default_factory=dict)
     completions: int = 0
     tokens: int = 0
+
+    @property
+    def middle(self) -> int:
+        """The step to try next: the section's beginning that is nearest to the middle, while there is one between."""
+        middle = (self.low + self.high) // 2
+        between = [step for step in self.sections if self.low < step < self.high]
+        return min(between or [middle], key=lambda step: abs(step - middle))
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Rescue:
 
     def __call__(self, cases: Sequence[Case]) -> list[Rescued]:
         """What rescue says of each case, whose ``full`` solution is the probe from the very start."""
-        searches = [_Search(0, len(case.spans)) for case in cases]
+        searches = [_Search(0, len(case.spans), steps.section_starts(case.trace.text, case.spans)) for case in cases]
         whole = {i: case.full for i, case in enumerate(cases) if case.spans and case.full}
         solved = self.arrive([(i, full.text, full.finish == "stop") for i, full in whole.items()])
         for (i, full), arrived in zip(whole.items(), solved, strict=True):
@@ -93,7 +104,7 @@ class Rescue:
         self._probe(cases, searches, {i: searches[i].high for i in live})
         live = [i for i in live if searches[i].arrived[searches[i].high] is None]
         while live := [i for i in live if searches[i].high - searches[i].low > 1]:
-            middles = {i: (searches[i].low + searches[i].high) // 2 for i in live}
+            middles = {i: searches[i].middle for i in live}
             self._probe(cases, searches, middles)
             for i, middle in middles.items():
                 if searches[i].arrived[middle] is not None:

@@ -18,6 +18,7 @@ from scipy.special import betaln, gammaln, logsumexp
 
 from stepmend import grading
 from stepmend.engines.base import Completion
+from stepmend.locate import steps
 from stepmend.locate.locators import Case, Rescued
 from stepmend.records import Vote
 
@@ -46,12 +47,17 @@ class Asked:
 
 @dataclass
 class _Search:
-    """One case: arrivals and samples of each cut, one arriving completion of each, and what it cost."""
+    """One case: arrivals and samples of each cut, one arriving completion of each, and what it cost.
+
+    ``sections`` are the steps with which sections begin; while it is ``coarse``, only cuts there are looked at, until the section is found.
+    """
 
     case: Case
     prior_F: np.ndarray
     guide_F: np.ndarray
     open: bool
+    coarse: bool = field(init=False)
+    sections: list[int] = field(init=False)
     arrived_C: np.ndarray = field(init=False)
     sampled_C: np.ndarray = field(init=False)
     closed_C: np.ndarray = field(init=False)
@@ -63,8 +69,10 @@ class _Search:
         cuts = len(self.case.spans) + 1
         self.arrived_C, self.sampled_C = np.zeros(cuts, dtype=int), np.zeros(cuts, dtype=int)
         trace = self.case.trace
+        self.sections = steps.section_starts(trace.text, self.case.spans)
+        self.coarse = len(self.sections) < len(self.case.spans)
         self.closed_C = np.zeros(cuts, dtype=bool)  # nothing is to be learnt from behind an answer
-        self.closed_C[-1] = trace.finish == "stop" and grading.extract(trace.text, loose=True) is not None
+        self.closed_C[-1] = trace.finish == "stop" and grading.extract(trace.said, loose=True) is not None
 
     def prefix(self, cut: int) -> str:
         spans = self.case.spans
@@ -108,6 +116,11 @@ class SampledRescue:
         likelihood_FP = log_likelihood(search.arrived_C, search.sampled_C)
         weight_FP = np.exp(likelihood_FP - logsumexp(likelihood_FP)) * search.guide_F[:, None]
         weight_FP /= weight_FP.sum()
+        if search.coarse:
+            best = self._next_section(search, weight_FP)
+            if best is not None:
+                return best
+            search.coarse = False
         spent = search.completions >= self.samples * (math.ceil(math.log2(len(search.case.spans) + 1)) + 2)
         decided = weight_FP.sum(1).max() >= SURE
         information_C = information(weight_FP, search.arrived_C, search.sampled_C, self.batch)
@@ -119,6 +132,16 @@ class SampledRescue:
             return 0  # before a trace is given up, its start is tried
         search.open = False
         return None
+
+    def _next_section(self, search: _Search, weight_FP: np.ndarray) -> int | None:
+        """The section's beginning to sample next; None where the section is found, or nothing more is to be learnt from them."""
+        cuts = [*search.sections, len(search.case.spans)]
+        information_C = information(weight_FP, search.arrived_C, search.sampled_C, self.batch, cuts)
+        information_C[search.closed_C | (search.sampled_C >= 2 * self.samples)] = 0
+        decided = np.add.reduceat(weight_FP.sum(1), cuts).max() >= SURE
+        spent = search.completions >= self.samples * (math.ceil(math.log2(len(cuts))) + 1)
+        best = int(information_C.argmax())
+        return None if decided or spent or information_C[best] < LEAST else best
 
     def _probe(self, searches: Sequence[_Search], places: dict[int, int]) -> None:
         """One batch of each given case's cut."""
@@ -177,14 +200,19 @@ def log_likelihood(arrived_C: np.ndarray, sampled_C: np.ndarray) -> np.ndarray:
     return left_CP + right_CP
 
 
-def information(weight_FP: np.ndarray, arrived_C: np.ndarray, sampled_C: np.ndarray, count: int) -> np.ndarray:
-    """Mutual information [C], in nats, between the first faulty step and the arrivals among ``count`` more samples of each cut."""
+def information(
+    weight_FP: np.ndarray, arrived_C: np.ndarray, sampled_C: np.ndarray, count: int, cuts: Sequence[int] | None = None
+) -> np.ndarray:
+    """Mutual information [C], in nats, between the first faulty step and the arrivals among ``count`` more samples of each cut.
+
+    It is computed for ``cuts``, else for those that are worth looking at; 0 elsewhere.
+    """
     outcomes_S = np.arange(count + 1)
     level_1P = LEVELS_P[None]
     chance_F = weight_FP.sum(1)
     inside_FP = weight_FP / np.maximum(chance_F, 1e-300)[:, None]
     found = np.zeros(len(sampled_C))
-    for cut in _candidates(chance_F):
+    for cut in _candidates(chance_F) if cuts is None else cuts:
         had = int(arrived_C[cut]), int(sampled_C[cut])
         before_SP = np.exp(_beta_binomial(outcomes_S[:, None], np.array(count), level_1P, had))
         after_SP = np.exp(_beta_binomial(outcomes_S[:, None], np.array(count), RESIDUE * level_1P, had))

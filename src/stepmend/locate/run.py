@@ -8,10 +8,10 @@ from stepmend.arms import FULL
 from stepmend.context import Context
 from stepmend.engines.base import Completion
 from stepmend.keeping import Keeper
-from stepmend.locate import completers, faults, judges, locators
+from stepmend.locate import completers, faults, judges, locators, steps
 from stepmend.models import load
 from stepmend.progress import Tick, silent
-from stepmend.recipe import HOW
+from stepmend.recipe import HOW, Chat
 from stepmend.records import Continuation, Fault, Problem, Trace, digest
 
 CHUNK = 256
@@ -72,6 +72,8 @@ def locator(context: Context, keep: Callable[[Continuation], None] = lambda cont
         context.rates,
         known,
         lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
+        context.form.opening,
+        bool(context.recipe.measure.temperature),
     )
 
 
@@ -83,13 +85,15 @@ def _made_by(
     sizes = context.max_new_tokens, context.batch_size
     *others, settings = how(context)
     of = context.digest(FULL), context.digest(arm), *context.where(), settings, [p.id for p in lost], texts, *sizes
-    return digest("locate", *others, *of, *context.written_by(FULL))
+    asked = [context.prompt] if context.recipe.chat != Chat() else []
+    return digest("locate", *others, *of, *asked, *context.drawing, *context.written_by(FULL))
 
 
 def how(context: Context) -> tuple[Any, ...]:
     """What decides faults beside models and texts: versions, seed, completer, rates, judges, and the recipe's settings, which are last."""
     rates, settings = context.rates.model_dump_json(), context.settings.model_dump(exclude=HOW)
-    return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, settings
+    thoughts = [steps.OF_THOUGHTS] if context.form.thinks else []
+    return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *thoughts, settings
 
 
 def _completer_digest(context: Context) -> str:

@@ -8,9 +8,11 @@ from functools import cached_property
 from itertools import pairwise
 
 from stepmend.grading.extract import boxed
+from stepmend.grading.visible import THOUGHTS
 
 VERSION = "steps-4"
-"""Changes whenever the same text may be split otherwise."""
+"""Changes whenever the same text may be split otherwise; that of texts with thoughts, ``OF_THOUGHTS``."""
+OF_THOUGHTS = "thoughts-1"
 Span = tuple[int, int]
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
 ITEM = re.compile(r"^[ \t#*>]*\(?\d{1,3}[.)]\**[ \t]+(?=\S)", re.MULTILINE)
@@ -68,8 +70,28 @@ def split(text: str) -> list[Span]:
     whichever there is more than one of. A step that holds several calculations or displayed formulas is cut further, into the next
     finer of these, and what leads to a calculation goes with it. Blanks before a step's first word are the step's own: they belong to that
     word's token. No step begins inside a formula, and a displayed formula belongs to the words before it.
+
+    Thought and answer are split each as a text of its own: the mark that begins or ends the thought belongs to the step behind it.
     """
-    return _Splitter(text).spans() if text else []
+    marks = list(THOUGHTS.finditer(text))
+    end = answer_start(text)
+    if end is None:
+        return _behind(text, marks[0].end() if marks and not text[: marks[0].start()].strip() else 0)
+    mark = next(mark for mark in marks if mark.start() == end)
+    answer = _behind(text[end:], mark.end() - end)
+    return [*split(text[:end]), *((start + end, stop + end) for start, stop in answer)]
+
+
+def _behind(text: str, mark: int) -> list[Span]:
+    """The steps of a text, of which a mark that ends there is no part, but belongs to the first of them."""
+    found = [(start + mark, end + mark) for start, end in _Splitter(text[mark:]).spans()] if text[mark:] else []
+    return [(0, found[0][1]), *found[1:]] if found else [(0, len(text))] if text else []
+
+
+def answer_start(text: str) -> int | None:
+    """Where a thought is closed and the answer begins, with the mark that says so; None where no thought is closed and answered."""
+    ends = [mark for mark in THOUGHTS.finditer(text) if not mark["open"]]
+    return ends[-1].start() if ends and text[: ends[-1].start()].strip() and text[ends[-1].end() :].strip() else None
 
 
 def sections(text: str) -> list[Span]:
@@ -79,12 +101,17 @@ def sections(text: str) -> list[Span]:
     A text of up to SECTIONS steps has one step a section.
     """
     steps = split(text)
+    return list(pairwise([*(steps[index][0] for index in section_starts(text, steps)), len(text)]))
+
+
+def section_starts(text: str, steps: Sequence[Span]) -> list[int]:
+    """The numbers of the steps with which the sections of a text begin (``sections``)."""
     size = -(-len(steps) // SECTIONS)
     starts, index = [], 0
     while index < len(steps):
-        starts.append(steps[index][0])
+        starts.append(index)
         index = min(range(index + max(size // 2, 1), index + size + size // 2 + 1), key=lambda i: _unfit(text, steps, i, index + size))
-    return list(pairwise([*starts, len(text)]))
+    return starts
 
 
 def _unfit(text: str, steps: Sequence[Span], index: int, wanted: int) -> tuple[bool, int]:

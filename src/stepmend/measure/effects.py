@@ -21,14 +21,9 @@ def effects(
     ``right`` says of each test problem whether full precision and the quantized model both solve it.
     """
     made_by = digest(
-        "effects-2",
-        context.digest(FULL),
-        context.digest(scheme),
-        context.digest(arm),
-        context.prompt,
-        [p.id for p in test],
-        *context.written_by(FULL, scheme),
-    )
+        "effects-2", context.digest(FULL), context.digest(scheme), context.digest(arm), context.prompt, [p.id for p in test],
+        *context.drawing, *context.written_by(FULL, scheme),
+    )  # fmt: skip
     if context.finished(Effects, arm, made_by):
         return
     pad = context.tokenizer.pad_token_id

@@ -88,7 +88,7 @@ def tested(arms: Sequence[tuple[statistics.Shares, statistics.Shares]]) -> list[
     """
     p_values = [statistics.permutation(first, second) for first, second in arms]
     return [
-        Tested(statistics.paired(first > 0.5, second > 0.5), statistics.difference(second, first), p, holm)
+        Tested(statistics.paired(*map(statistics.majority, (first, second))), statistics.difference(second, first), p, holm)
         for (first, second), p, holm in zip(arms, p_values, statistics.holm(p_values), strict=True)
     ]
 

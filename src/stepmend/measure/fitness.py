@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from stepmend.grading.visible import THOUGHTS
 from stepmend.locate.steps import in_format
-from stepmend.measure.statistics import Outcomes, Paired
+from stepmend.measure.statistics import Paired, Samples, proportion
 from stepmend.recipe import Recipe
 from stepmend.records import Trace
 
@@ -15,15 +16,22 @@ CUT_OFF = 0.5
 """Share of solutions cut off by the token limit above which a run says that the limit is too low."""
 LOW_FORMAT = 0.5
 """Share of solutions in the step format below which a run names ``stepmend align``."""
+FEW, SAMPLES = ("aime", "aime25"), 16
+"""Benchmarks of so few problems that one solution of each says little, and how many of each a run asks for at least."""
 
 
 @dataclass(frozen=True)
 class Fitness:
-    """Full precision on the test problems: accuracy, the share of solutions in the step format, and of those cut off; all in [0, 1]."""
+    """Full precision on the test problems: accuracy, the share of solutions in the step format, and of those cut off; all in [0, 1].
+
+    ``thinks`` says whether most solutions hold a thought; then no step format is asked for. ``problems`` is their number.
+    """
 
     accuracy: float
     in_format: float
     cut_off: float
+    thinks: bool = False
+    problems: int = 0
 
     @property
     def weak(self) -> bool:
@@ -34,26 +42,47 @@ class Fitness:
         """A line each for low accuracy and a low share in the step format; for solutions cut off, which explain both, one line alone."""
         if self.cut_off > CUT_OFF:
             share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
-            return [f"{share}; raise measure.max_new_tokens"]
-        lines = []
+            return [f"{share}; raise measure.max_new_tokens", *self._drawn(recipe)]
+        lines = self._drawn(recipe)
         if self.weak:
             then = "restored all the same (restore.within_noise)" if recipe.restore.within_noise else "no scheme is restored"
             lines.append(
                 f"full precision solves only {100 * self.accuracy:.1f} % of the problems: {then}. Check the prompt and the chat template, "
                 f"or teach the step format: {align_command(recipe)}"
             )
-        if self.in_format < LOW_FORMAT:
+        if self.in_format < LOW_FORMAT and not self.thinks:
             lines.append(
                 f"only {100 * self.in_format:.1f} % of full precision's solutions follow the step format ('Step 1: ...' lines, answer in "
                 f"\\boxed{{}}); this teaches it: {align_command(recipe)}"
             )
         return lines
 
+    def _drawn(self, recipe: Recipe) -> list[str]:
+        """What is to be said of how solutions are drawn: thoughts greedily, or few of few problems."""
+        how, lines = "measure.temperature=0.6 and measure.top_p=0.95 are what most of their model cards ask for", []
+        if self.thinks and not recipe.measure.temperature:
+            lines.append(f"the model thinks, and was measured greedily, by which thoughts fall into loops: {how}")
+        if recipe.benchmark in FEW and self.problems and recipe.measure.samples < SAMPLES:
+            half = proportion(self.problems // 2, self.problems)
+            width = 50 * ((half.high or 0) - (half.low or 0))
+            lines.append(
+                f"{recipe.benchmark} is measured on {self.problems} problems: where half of them are right, one solution of each tells "
+                f"the accuracy to ±{width:.0f} points only. Set measure.samples to at least {SAMPLES}, with measure.temperature=0.6: "
+                "their mean does not depend on the luck of single draws"
+            )
+        return lines
 
-def fitness(traces: Iterable[Trace], right: Outcomes) -> Fitness:
+
+def fitness(traces: Iterable[Trace], right: Samples) -> Fitness:
     """The fitness of a full-precision model, from its solutions and whether they are right; there is at least one."""
-    found = [(_in_format(trace), trace.finish == "length") for trace in traces]
-    return Fitness(float(right.mean()), *(sum(of) / len(found) for of in zip(*found, strict=True)))
+    found = [(_in_format(trace), trace.finish == "length", is_thought(trace)) for trace in traces]
+    in_format, cut_off, thinking = (sum(of) / len(found) for of in zip(*found, strict=True))
+    return Fitness(float(right.mean()), in_format, cut_off, thinking > LOW_FORMAT, len(right))
+
+
+def is_thought(trace: Trace) -> bool:
+    """Whether a solution holds a thought, or begins in one."""
+    return bool(trace.opening) or THOUGHTS.search(trace.text) is not None
 
 
 def share_in_format(traces: Iterable[Trace]) -> float:
@@ -85,6 +114,6 @@ def obstacle(fit: Fitness, pair: Callable[[], Paired]) -> str | None:
         return f"full precision solves under {100 * LOW_ACCURACY:.0f} % of the problems; not restored"
     of = pair()
     if of.p >= 0.05 or of.only_first <= of.only_second:
-        counts = f"{of.n} curate problems (McNemar p = {of.p:.2g})"
+        counts = f"{of.n} curate problems ({of.test} p = {of.p:.2g})"
         return f"no loss beyond noise on {counts}; not restored (restore.within_noise=true restores all the same)"
     return None

@@ -26,6 +26,7 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mappin
         context.prompt,
         context.max_new_tokens,
         [p.id for p in problems],
+        *context.drawing,
     )
     if context.finished(Damage, arm, made_by):
         return

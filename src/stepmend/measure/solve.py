@@ -1,6 +1,12 @@
-"""Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end."""
+"""Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end.
+
+
+Where solutions are drawn (``measure.temperature``), every problem has ``measure.samples`` of them. The n-th solution of a problem is the
+same however many there are in all: more of them may be asked for later, and those that are there are kept.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -14,74 +20,167 @@ from stepmend.keeping import Grades, Keeper
 from stepmend.measure import statistics
 from stepmend.records import Problem, Trace, digest
 
+APART = 1 << 20
+"""How far the noise floor's seed is from the recipe's."""
 
-def solve(context: Context, arm: str, problems: Sequence[Problem], split: str) -> Mapping[str, Trace]:
-    """The traces of one arm on problems, by problem id, read when they are asked for; graded while others are generated, and kept."""
+
+class Solutions(Mapping[str, Trace]):
+    """An arm's first solution of every problem, by problem id; ``samples`` are all of them, sample by sample."""
+
+    def __init__(self, samples: Sequence[Mapping[str, Trace]]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, problem: str) -> Trace:
+        return self.samples[0][problem]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.samples[0])
+
+    def __len__(self) -> int:
+        return len(self.samples[0])
+
+
+class _Chosen(Mapping[str, Trace]):
+    """One solution of every problem, by its number, read when it is asked for."""
+
+    def __init__(self, of: Solutions, numbers: Mapping[str, int]) -> None:
+        self.of, self.numbers = of, numbers
+
+    def __getitem__(self, problem: str) -> Trace:
+        return self.of.samples[self.numbers[problem]][problem]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def solve(context: Context, arm: str, problems: Sequence[Problem], split: str, *, samples: int | None = None) -> Solutions:
+    """The solutions of one arm, read when they are asked for; graded while others are generated, and kept.
+
+    ``samples`` is their number a problem; None is the recipe's.
+    """
     texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
-    size, made_by = _inputs(context, arm, texts, ids)
-    graded_by = digest("grade", made_by, grading.VERSION)
-    context.dir.announce(f"{arm}: traces, {split}", made_by)
-    context.dir.announce(f"{arm}: grades, {split}", graded_by)
-    done = context.dir.of(Trace, made_by)
+    size, digests = _inputs(context, arm, texts, ids, samples)
+    graded_by = [digest("grade", made_by, grading.VERSION) for made_by in digests]
+    for n, (made_by, by) in enumerate(zip(digests, graded_by, strict=True)):
+        number = f", sample {n + 1}" if n else ""
+        context.dir.announce(f"{arm}: traces, {split}{number}", made_by)
+        context.dir.announce(f"{arm}: grades, {split}{number}", by)
+    done = [context.dir.of(Trace, made_by) for made_by in digests]
     grades = Grades(context.dir, context.verifier, graded_by, problems)
-    with context.stages.stage(f"{arm}: solve {split}", len(problems), "problems", len(done)) as tick, grades:
-        grades.add(done[problem] for problem in ids if problem in done and problem not in grades.done)
-        had = {i for i, problem in enumerate(ids) if problem in done}
-        if len(had) < len(problems):
+    asked = [(n, problem) for n in range(len(digests)) for problem in ids]
+    had = {i for i, (n, problem) in enumerate(asked) if problem in done[n]}
+    what = "problems" if len(digests) == 1 else "solutions"
+    with context.stages.stage(f"{arm}: solve {split}", len(asked), what, len(had)) as tick, grades:
+        grades.add(done[n][problem] for n, problem in asked if problem in done[n] and (n, problem) not in grades.done)
+        if len(had) < len(asked):
             with Keeper[Trace](lambda fresh: (context.dir.append(fresh), grades.add(fresh))) as keep:
-                shard = Shard(engine=context.spec(arm, size), arm=arm, made_by=made_by, texts=texts, ids=ids, done=frozenset(had))
+                shard = Shard(
+                    engine=context.spec(arm, size), arm=arm, made_by=digests, texts=texts, ids=ids, done=frozenset(had),
+                    opening=context.form.opening, **_drawn(context, arm),
+                )  # fmt: skip
                 for trace in context.executor(arm, tick).map(write, [shard]):
                     keep(trace)
                     tick(1)
-    context.dir.settle(Trace, made_by, ids)
-    context.graded |= {(arm, grade.problem): grade for grade in grades.settled()}
-    return done
+    for made_by in digests:
+        context.dir.settle(Trace, made_by, ids)
+    settled = grades.settled()
+    context.graded |= {(arm, grade.problem): grade for grade in settled if not grade.sample}
+    context.drawn |= {(arm, grade.problem, grade.sample): grade for grade in settled if grade.sample}
+    return Solutions(done)
 
 
 class Shard(BaseModel):
-    """Problems that one engine solves: texts and ids of all of a stage, and the indices of those that are ``done``, or others' to do.
+    """Problems that one engine solves: texts and ids of all of a stage, and the indices of solutions that are ``done``, or others' to do.
 
-    Every shard of a stage knows all its texts, so that an engine cuts them into the same batches, and draws the same samples.
+    ``made_by`` holds the digest of every sample; the solutions are those of all problems, sample by sample. Every shard of a stage knows
+    all its texts, so that an engine cuts them into the same batches, and draws the same samples. Traces keep ``opening``, the beginning of
+    a thought that the texts end in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: Spec
     arm: str
-    made_by: str
+    made_by: Sequence[str]
     texts: Sequence[str]
     ids: Sequence[str]
     done: frozenset[int] = frozenset()
+    opening: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
 
 def write(shard: Shard, open_engine: Open) -> Iterator[Trace]:
     """The traces of a shard, as they end."""
-    arm, made_by = shard.arm, shard.made_by
-    for i, c in open_engine(shard.engine).generate(shard.texts, done=shard.done):
-        yield Trace(problem=shard.ids[i], arm=arm, made_by=made_by, text=c.text, tokens=c.tokens, finish=c.finish)
+    texts, drawn = list(shard.texts) * len(shard.made_by), {"temperature": shard.temperature, "top_p": shard.top_p, "seed": shard.seed}
+    for i, c in open_engine(shard.engine).generate(texts, done=shard.done, **drawn):
+        n, problem = divmod(i, len(shard.ids))
+        made: dict[str, Any] = {"problem": shard.ids[problem], "arm": shard.arm, "made_by": shard.made_by[n]}
+        yield Trace(**made, sample=n, opening=shard.opening, text=c.text, tokens=c.tokens, finish=c.finish)
 
 
 def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
-    """Whether the run holds the traces of all these problems, as the arm's checkpoint would make them."""
+    """Whether the run holds all solutions of these problems, as the arm's checkpoint would make them."""
     texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
-    done = context.dir.of(Trace, _inputs(context, arm, texts, ids)[1])
-    return all(problem in done for problem in ids)
+    done = [context.dir.of(Trace, made_by) for made_by in _inputs(context, arm, texts, ids)[1]]
+    return all(problem in of for of in done for problem in ids)
 
 
-def _inputs(context: Context, arm: str, texts: Sequence[str], ids: Sequence[str]) -> tuple[int, str]:
-    """The number of slots that an arm solves in, and the digest of all that decides its traces."""
+def _inputs(
+    context: Context, arm: str, texts: Sequence[str], ids: Sequence[str], samples: int | None = None
+) -> tuple[int, list[str]]:  # fmt: skip
+    """The number of slots that an arm solves in, and of every sample the digest of all that decides it."""
+    measure = context.recipe.measure
     size = max(1, min(context.batch_size, len(texts)) * 2 // 3) if arm == AGAIN else context.batch_size
-    return size, digest(
-        "solve", arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids, *context.written_by(arm)
-    )  # fmt: skip
+    opening = [context.form.opening] if context.form.opening else []
+    of = arm, context.digest(arm), *context.where(), texts, context.max_new_tokens, size, ids, *opening, *context.written_by(arm)
+    if not measure.temperature:
+        return size, [digest("solve", *of)]
+    drawn = _drawn(context, arm)
+    return size, [digest("solve", *of, drawn, n) for n in range(samples or measure.samples)]
 
 
-def outcomes(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:
-    """Right or not, in the order of the problems; an unscored trace is not right."""
-    return np.array([context.graded[arm, problem.id].outcome == "correct" for problem in problems], dtype=bool)
+def _drawn(context: Context, arm: str) -> dict[str, Any]:
+    """How solutions are drawn, if they are; those of the noise floor by other random numbers."""
+    measure = context.recipe.measure
+    if not measure.temperature:
+        return {}
+    return {"temperature": measure.temperature, "top_p": measure.top_p, "seed": context.recipe.seed + APART * (arm == AGAIN)}
+
+
+def outcomes(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Samples:
+    """Right or not, in the order of the problems, [problems]; of several solutions each, [problems, samples]. Unscored is not right."""
+    samples = [[_is_right(context, arm, p.id, n) for p in problems] for n in range(context.recipe.measure.samples)]
+    return np.array(samples[0] if len(samples) == 1 else samples, dtype=bool).T
+
+
+def _is_right(context: Context, arm: str, problem: str, number: int) -> bool:
+    grade = context.drawn[arm, problem, number] if number else context.graded[arm, problem]
+    return grade.outcome == "correct"
+
+
+def solved(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:
+    """Whether an arm solves each problem: most of its solutions are right."""
+    return statistics.majority(outcomes(context, problems, arm))
 
 
 def regressions(context: Context, arm: str, problems: Sequence[Problem]) -> list[Problem]:
     """Problems that full precision solves and the arm does not."""
-    full, other = outcomes(context, problems, FULL), outcomes(context, problems, arm)
+    full, other = solved(context, problems, FULL), solved(context, problems, arm)
     return [problem for problem, lost in zip(problems, full & ~other, strict=True) if lost]
+
+
+def shown(context: Context, arm: str, traces: Mapping[str, Trace], *, right: bool) -> Mapping[str, Trace]:
+    """Of each problem's solutions in ``traces``, which ``solve`` gave, the first that is right, or that is not; else the first one."""
+    if not isinstance(traces, Solutions) or len(traces.samples) == 1:
+        return traces
+
+    def number(problem: str) -> int:
+        fitting = (n for n in range(len(traces.samples)) if _is_right(context, arm, problem, n) == right)
+        return next(fitting, 0)
+
+    return _Chosen(traces, {problem: number(problem) for problem in traces})

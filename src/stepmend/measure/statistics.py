@@ -20,6 +20,8 @@ from scipy.stats import binom, binomtest, norm
 Outcomes = NDArray[np.bool_]
 Shares = NDArray[np.bool_] | NDArray[np.float64]
 """Right or not, [problems]; or with several samples a problem, [problems, samples]."""
+Samples = NDArray[np.bool_]
+"""Right or not, [problems] or [problems, samples]."""
 RESAMPLES = 10_000
 LEVEL = 0.95
 Z = float(norm.ppf((1 + LEVEL) / 2))
@@ -47,6 +49,7 @@ class Paired:
     only_second: int
     both_wrong: int
     p: float
+    test: str = "McNemar"
 
     @property
     def n(self) -> int:
@@ -55,12 +58,20 @@ class Paired:
     @property
     def swapped(self) -> "Paired":
         """The same with the second arm first."""
-        return Paired(self.both_right, self.only_second, self.only_first, self.both_wrong, self.p)
+        return Paired(self.both_right, self.only_second, self.only_first, self.both_wrong, self.p, self.test)
 
 
-def paired(first: Outcomes, second: Outcomes) -> Paired:
-    """Discordant counts and the exact McNemar test (a two-sided binomial test of the discordant pairs; McNemar, 1947)."""
+def paired(first: Samples, second: Samples) -> Paired:
+    """Discordant counts and the exact McNemar test (a two-sided binomial test of the discordant pairs; McNemar, 1947).
+
+    With several samples a problem, the counts are of problems of which most samples are right, and p is that of sign flips of the
+    problems' shares (``permutation``).
+    """
     _same_length(first, second)
+    if first.ndim > 1 or second.ndim > 1:
+        p, (one, other) = permutation(first, second), (majority(of) for of in (first, second))
+        right, lost, gained, wrong = (int((a & b).sum()) for a, b in ((one, other), (one, ~other), (~one, other), (~one, ~other)))
+        return Paired(right, lost, gained, wrong, p, "sign flips")
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     return Paired(int((first & second).sum()), b, c, int((~first & ~second).sum()), mcnemar(b, c))
 
@@ -70,10 +81,17 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
-def accuracy(outcomes: Outcomes) -> Interval:
-    """Share of right outcomes, with Wilson's score interval."""
+def majority(outcomes: Shares) -> Outcomes:
+    """Whether more than half of each problem's samples are right, [problems]."""
+    return per_problem(outcomes) > 0.5
+
+
+def accuracy(outcomes: Samples) -> Interval:
+    """Share of right outcomes, with Wilson's score interval; of several samples a problem, avg@k with problems resampled as clusters."""
     if not len(outcomes):
         return Interval(None, None, None, "no problems")
+    if outcomes.ndim > 1:
+        return mean(per_problem(outcomes))
     return proportion(int(outcomes.sum()), len(outcomes))
 
 
@@ -220,10 +238,10 @@ def loses(full: Shares, other: Shares) -> bool:
     return per_problem(full).sum() > per_problem(other).sum() and permutation(full, other) < 1 - LEVEL
 
 
-def recovery(full: Outcomes, quantized: Outcomes, restored: Shares, *, seed: int = 0) -> Interval:
+def recovery(full: Samples, quantized: Samples, restored: Shares, *, seed: int = 0) -> Interval:
     """(restored - quantized) / (full - quantized) accuracy, problems resampled; undefined where the loss is within noise.
 
-    ``restored`` is [problems], or [problems, seeds], which stay together.
+    Each is [problems], or [problems, samples or seeds], which stay together.
 
     The rule for when it is defined treats quantized and restored alike, so that it favours neither. It is defined where either of them
     loses against full precision beyond noise, and what is divided by is the larger of their two losses. A restoration that recovers is
@@ -235,7 +253,7 @@ def recovery(full: Outcomes, quantized: Outcomes, restored: Shares, *, seed: int
     _same_length(full, quantized)
     _same_length(full, restored)
     if not (loses(full, quantized) or loses(full, restored)):
-        return Interval(None, None, None, _within_noise(paired(full, quantized)))
+        return Interval(None, None, None, _within_noise(full, quantized))
     arms = np.stack([per_problem(one) for one in (full, quantized, restored)], axis=1)
     means = _resampled(arms, seed)
     shares, defined = _recovered(means)
@@ -251,12 +269,13 @@ def _recovered(means: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return np.divide(means[:, 2] - means[:, 1], loss, out=np.zeros(len(loss)), where=defined), defined
 
 
-def _within_noise(pair: Paired) -> str:
-    loss = 100 * (pair.only_first - pair.only_second) / pair.n if pair.n else 0.0
-    if pair.n and not pair.both_right + pair.only_first:
+def _within_noise(full: Samples, quantized: Samples) -> str:
+    pair, delta = paired(full, quantized), per_problem(full) - per_problem(quantized)
+    loss = 100 * float(delta.mean()) if pair.n else 0.0
+    if pair.n and not full.any():
         return "full precision solves none of the problems: there is nothing to lose"
     said = f"the loss of {loss:.1f} points is within noise (" if loss > 0 else f"nothing was lost ({abs(loss):+.1f} points, "
-    return f"{said}McNemar p = {pair.p:.2g})"
+    return f"{said}{pair.test} p = {pair.p:.2g})"
 
 
 def mean(values: NDArray[np.float64], *, seed: int = 0) -> Interval:

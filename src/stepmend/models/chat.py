@@ -1,26 +1,29 @@
-"""What a model is asked, and in which form: versioned prompts, and the model's own chat template."""
+"""What a model is asked, and in which form: a prompt (``prompts.py``), a system message, and the model's own chat template."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from stepmend import inputs
+from stepmend.grading.visible import THOUGHTS
+from stepmend.models.prompts import PROMPTS, filled
+from stepmend.recipe import Chat
+from stepmend.records import InputError
 
-PROMPTS: dict[str, str] = {
-    "plain-1": "{question}",
-    "steps-1": (
-        "{question}\n\nSolve the problem step by step. Write one step a line, as in 'Step 1: 3 * 4 = 12'. "
-        "Put the final answer in \\boxed{{}} on the last line."
-    ),
-}
-"""``plain-1`` for models that write steps by themselves (the built-in reasoners, aligned parents); ``steps-1`` for all others."""
+__all__ = ["PROMPTS", "Form", "aligned", "encode", "form_of", "opening", "prompt_for", "render", "switches", "token_spans", "tokens_for"]
 
 TODAY = date(2025, 1, 1)
 """What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
-TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime, "enable_thinking": False}
-"""What chat templates are told, where they ask. Models that think on request (Qwen3) are asked for their steps instead."""
+TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
+"""What chat templates are told, where they ask."""
+SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the switch that makes a model think: Qwen3's, and that of Granite and DeepSeek-V3.1."""
+SOLUTION, THOUGHT, BUILTIN = 1024, 32_768, 180
+"""Tokens after which a solution is cut off, where the recipe does not say: of most models; of those that think, as the model cards of
+DeepSeek-R1 and Qwen3 recommend; of the built-in reasoners."""
 NEAR = 16
 """Tokens before one that may change how it is written: bytes of one character, blanks at a text's begin."""
 ALIGNED = "align.json"
@@ -36,17 +39,114 @@ def aligned(folder: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def prompt_for(folder: str, builtin: bool) -> str:
-    """The prompt of a checkpoint: the one it was aligned to, else ``plain-1`` for the built-in reasoners and ``steps-1`` for others."""
-    return aligned(folder).get("settings", {}).get("prompt", "plain-1" if builtin else "steps-1")
+def prompt_for(folder: str, builtin: bool, thinks: bool = False) -> str:
+    """The prompt of a checkpoint: the one it was aligned to, else ``plain-1`` for the built-in reasoners, ``think-1`` for models that
+    think, and ``steps-1`` for others."""
+    return aligned(folder).get("settings", {}).get("prompt", "plain-1" if builtin else "think-1" if thinks else "steps-1")
 
 
-def render(tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str, str]] = ()) -> str:
-    """The text up to where the model's answer begins, by the tokenizer's own chat template; ``shown`` are earlier turns, asked and said."""
-    turns = [part for asked, said in shown for part in (PROMPTS[prompt].format(question=asked), said)]
-    turns.append(PROMPTS[prompt].format(question=question))
+@dataclass(frozen=True)
+class Form:
+    """How a model is asked.
+
+    Attributes:
+        prompt: The prompt's name in ``PROMPTS``, or its text.
+        system: The system message; None for the template's own.
+        thinking: Whether the model is asked to think, where its chat template has a switch for it.
+        opening: The beginning of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
+    """
+
+    prompt: str
+    system: str | None = None
+    thinking: bool = False
+    opening: str = ""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether solutions are expected to begin with a thought."""
+        return self.thinking or bool(self.opening)
+
+    @property
+    def name(self) -> str:
+        """What names this form in digests and on cards: the prompt's name where there is nothing else to say."""
+        more = {"system": self.system, "thinking": self.thinking or None}
+        more = {key: value for key, value in more.items() if value is not None}
+        return json.dumps({"prompt": self.prompt, **more}, ensure_ascii=False) if more else self.prompt
+
+    def render(self, tokenizer: Any, question: str) -> str:
+        """The text up to where the model's answer begins."""
+        return render(tokenizer, self.prompt, question, system=self.system, thinking=self.thinking)
+
+
+def form_of(tokenizer: Any, folder: str, wanted: Chat | None = None, *, builtin: bool = False) -> Form:
+    """How the checkpoint in ``folder`` is asked: as the recipe wants it, and what that leaves open, by the model.
+
+    A model that can be asked to think is, unless it was aligned, for it was aligned without. Raises InputError for a system message that
+    the chat template does not take, and for a wish about thinking that it cannot fulfil.
+    """
+    wanted = wanted or Chat()
+    asks = switches(tokenizer)
+    thinking = (asks and not aligned(folder)) if wanted.thinking is None else wanted.thinking
+    opens = opening(render(tokenizer, "plain-1", "?", thinking=thinking))
+    if wanted.thinking is not None and not asks and wanted.thinking != bool(opens):
+        has = "always opens a thought" if opens else "has no switch for thinking"
+        raise InputError(f"recipe: chat.thinking = {str(wanted.thinking).lower()}: the model's chat template {has}; leave the key out")
+    thinking = thinking and asks
+    form = Form(wanted.prompt or prompt_for(folder, builtin, thinking or bool(opens)), wanted.system, thinking, opens)
+    if form.system is not None and form.system.strip() not in _rendered_system(tokenizer, form):
+        raise InputError("recipe: chat.system: the model's chat template takes no system message; put it into chat.prompt")
+    return form
+
+
+def _rendered_system(tokenizer: Any, form: Form) -> str:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return form.render(tokenizer, "?")
+    except TemplateError:  # some templates refuse the role
+        return ""
+
+
+def switches(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template has a switch for thinking: whether what it writes depends on one."""
+    off, on = (render(tokenizer, "plain-1", "?", thinking=thinking) for thinking in (False, True))
+    return off != on
+
+
+def opening(text: str) -> str:
+    """The beginning of a thought that a rendered question ends in, with the blanks behind it; empty where it ends in none."""
+    *_, last = [None, *THOUGHTS.finditer(text)]
+    return text[last.start() :] if last and last["open"] and not text[last.end() :].strip() else ""
+
+
+def tokens_for(form: Form, config: Any, *, builtin: bool = False) -> int:
+    """Tokens after which a solution is cut off, where the recipe does not say; a thought takes at most three quarters of the positions
+    that a model's configuration knows."""
+    if not form.thinks:
+        return BUILTIN if builtin else SOLUTION
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(THOUGHT, 3 * positions // 4) if positions else THOUGHT
+
+
+def render(
+    tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str, str]] = (), *, system: str | None = None, thinking: bool = False
+) -> str:
+    """The text up to where the model's answer begins, by the tokenizer's own chat template.
+
+    Args:
+        tokenizer: The model's own.
+        prompt: A name in ``PROMPTS``, or a text with ``{question}`` in it.
+        question: The question.
+        shown: Earlier turns, asked and said.
+        system: The system message; None leaves it to the template.
+        thinking: What templates with a switch for thinking are told.
+    """
+    turns = [part for asked, said in shown for part in (filled(prompt, asked), said)]
+    turns.append(filled(prompt, question))
     messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE)
+    messages = [{"role": "system", "content": system}, *messages] if system is not None else messages
+    told = {**TEMPLATE, **dict.fromkeys(SWITCHES, thinking)}
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -23,10 +23,9 @@ def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[
     arm, out = scheme.name, context.folder(scheme.name)
     libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
     recipe = context.recipe
+    of = context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries
     by = context.written_by(FULL) if scheme.calibrated else ()
-    made_by = digest(
-        "quantize", context.digest(FULL), scheme.name, context.prompt, recipe.quantize.model_dump(), recipe.seed, libraries, *by
-    )
+    made_by = digest("quantize", *of, *context.drawing[:1], *by)  # one solution of each calibration problem, however many others have
     kept = context.finished(Quantized, arm, made_by)
     if kept and context.holds(arm, kept.checkpoint):
         return
@@ -54,8 +53,9 @@ def alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sou
         found = data.problems("calibration", samples, 0)
         with suppress(InputError):  # a folder may hold training problems alone
             found, _ = leakage.kept(found, leakage.Index(data.measured(None, 0)))
-        prompt = chat.prompt_for(parent, builtin)
-        prompts = [chat.render(tokenizer, prompt, problem.question) for problem in found]
-        completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, 180 if builtin else 1024), prompts, 32)
+        form = chat.form_of(tokenizer, parent, builtin=builtin)
+        prompts = [form.render(tokenizer, problem.question) for problem in found]
+        tokens = chat.tokens_for(form, load.config_of(parent), builtin=builtin)
+        completions = complete_all(LocalEngine(load.load_model(parent), tokenizer, tokens), prompts, 32)
         texts = [p + c.text + tokenizer.eos_token for p, c in zip(prompts, completions, strict=True)]
     quantizer.quantize(parent, scheme, texts, out)

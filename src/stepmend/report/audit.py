@@ -153,7 +153,7 @@ def _key(found: Found, fault: Fault) -> str:
 
 
 def _steps(found: Found, fault: Fault) -> tuple[str, ...]:
-    text = found.traces[fault.arm][fault.problem].text
+    text = found.solution(fault.arm, fault.problem, fault.sample)[0].text
     return tuple(text[begin:end] for begin, end in steps.split(text))
 
 

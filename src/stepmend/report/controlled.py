@@ -48,14 +48,17 @@ def controls(found: Found, scheme: str) -> dict[str, Any] | None:
 def _groups(found: Found, scheme: str) -> dict[tuple[str, str], list[Control]]:
     groups: dict[tuple[str, str], list[Control]] = {}
     for arm, of in found.facts.all(Control).items():
-        if of.scheme == scheme and all(p.id in found.grades.get(arm, {}) for p in found.test):
+        if of.scheme == scheme and {p.id for p in found.test} <= found.solved(arm):
             groups.setdefault((of.control, of.budget), []).append(of)
     return groups
 
 
 def _outcomes(found: Found, of: list[Control]) -> statistics.Shares:
-    """Right or not, [problems, seeds]."""
-    return np.stack([found.outcomes(one.arm) for one in of], axis=1)
+    """Right or not, [problems, seeds]; of several solutions a problem, the share of right ones."""
+    each = [found.outcomes(one.arm) for one in of]
+    if found.samples == 1:
+        return np.stack(each, axis=1)
+    return np.stack([statistics.per_problem(one) for one in each], axis=1)
 
 
 def _sentence(rows: list[dict[str, Any]]) -> str:

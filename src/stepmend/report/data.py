@@ -26,6 +26,9 @@ def blob(found: Found) -> dict[str, Any]:
         "title": f"{found.recipe.model} on {found.recipe.benchmark}",
         "quick": found.recipe.quick,
         "n": len(found.test),
+        "samples": found.samples,
+        "drawn": {"temperature": found.recipe.measure.temperature, "top_p": found.recipe.measure.top_p},
+        "thinks": "unclosed" in effects.endings_of(found),
         "levels": found.levels,
         "arms": [_arm(found, arm) for arm in found.arms],
         "schemes": [_scheme(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms],
@@ -46,9 +49,10 @@ def _interval(interval: statistics.Interval) -> dict[str, Any]:
 def _arm(found: Found, arm: str) -> dict[str, Any]:
     outcomes, full, against = found.outcomes(arm), found.outcomes(FULL), summary.against_full(found)
     levels = found.levels
-    counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
+    counts = Counter(grade.outcome for _, _, grade in found.solutions(arm))
     return {
         "name": arm,
+        "pass_at": summary.pass_at(found, arm),
         "accuracy": _interval(statistics.accuracy(outcomes)),
         "levels": {level: _interval(statistics.accuracy(found.outcomes(arm, level))) for level in levels},
         "difference": _interval(statistics.difference(outcomes, full)),
@@ -73,14 +77,14 @@ def _subjects(found: Found) -> list[str]:
 
 def _behaviour(found: Found, arm: str, level: str) -> dict[str, Any]:
     """What else differs, on all held-out problems or one level: length against full precision (tokens), and shares of odd endings."""
-    chosen = [p.id for p in found.test if level in ("all", p.level)]
-    traces, full = ([found.traces[a][p] for p in chosen] for a in (arm, FULL))
-    grades = [found.grades[arm][p] for p in chosen]
+    chosen = [p for p in found.test if level in ("all", p.level)]
+    solutions, full = found.solutions(arm, chosen), found.solutions(FULL, chosen)
+    traces, grades = [trace for _, trace, _ in solutions], [grade for _, _, grade in solutions]
     return {
-        "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for t in full)),
-        "unscored": sum(grade.outcome == "unscored" for grade in grades) / len(chosen),
+        "length_ratio": sum(len(t.tokens) for t in traces) / max(1, sum(len(t.tokens) for _, t, _ in full)),
+        "unscored": sum(grade.outcome == "unscored" for grade in grades) / len(traces),
         "step_format": fitness.share_in_format(traces),
-        **{name: sum(map(odd, traces, grades)) / len(chosen) for name, (_, odd) in effects.ENDINGS.items()},
+        **{name: sum(map(odd, traces, grades)) / len(traces) for name, (_, odd) in effects.ENDINGS.items()},
     }
 
 
@@ -88,9 +92,9 @@ def _by_steps(found: Found, arm: str) -> list[dict[str, Any]]:
     """Accuracy by the number of steps of full precision's solution, where it is right."""
     right: dict[int, list[bool]] = {}
     for problem in found.test:
-        if found.grades[FULL][problem.id].outcome == "correct":
-            length = len(steps.split(found.traces[FULL][problem.id].text))
-            right.setdefault(min(length, STEPS), []).append(found.grades[arm][problem.id].outcome == "correct")
+        if found.solves(FULL, problem.id):
+            length = len(steps.split(found.first(FULL, problem.id, right=True)[0].text))
+            right.setdefault(min(length, STEPS), []).append(found.solves(arm, problem.id))
     return [{"steps": length, "n": len(of), "accuracy": sum(of) / len(of)} for length, of in sorted(right.items())]
 
 
@@ -121,6 +125,7 @@ def _scheme(found: Found, scheme: str) -> dict[str, Any]:
             "classes": dict(Counter(b.error_class or "not classified" for b in bullets)),
             "examples": _bullets(bullets),
         },
+        "thoughts": summary.thoughts(found, scheme),
         "located": summary.locating(found.faults.get(scheme, {}).values()),
         "damage": _damage(found, scheme),
         "regularities": regularities.regularities(found, scheme),
@@ -169,7 +174,7 @@ def _examples(found: Found, scheme: str, restored: str | None) -> list[dict[str,
     """One held-out problem of each error class: one that was restored where there is one, else one that was not."""
     test = {p.id for p in found.test}
     faults = [f for f in found.faults.get(scheme, {}).values() if f.problem in test]
-    rescued = {f.problem for f in faults if restored and found.grades[restored][f.problem].outcome == "correct"}
+    rescued = {f.problem for f in faults if restored and found.solves(restored, f.problem)}
     chosen: dict[str, Fault] = {}
     for fault in sorted(faults, key=lambda f: f.problem not in rescued):
         chosen.setdefault(fault.error_class or "not classified", fault)
@@ -193,8 +198,9 @@ def _example(found: Found, name: str, fault: Fault, scheme: str, restored: str |
 
 def _column(found: Found, arm: str, fault: Fault) -> dict[str, Any]:
     """One arm's solution of the example: its steps; in the arm that failed, tokens with their margins and the fault marked."""
-    trace, grade = found.traces[arm][fault.problem], found.grades[arm][fault.problem]
     faulty = fault if arm == fault.arm else found.faults.get(arm, {}).get(fault.problem)
+    solution = found.solution(arm, fault.problem, faulty.sample) if faulty else found.first(arm, fault.problem, right=True)
+    trace, grade = solution
     rows = []
     for begin, end in steps.split(trace.text):
         marked = faulty is not None and faulty.span is not None and begin <= faulty.span[0] < end  # as today's rules cut it

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from stepmend.facts import Effects
+from stepmend.grading.visible import visible
 from stepmend.measure import behaviour, endings, statistics
+from stepmend.measure.fitness import is_thought
 from stepmend.records import Grade, Trace
 from stepmend.report.summary import Found, final, points, span, tuning
 
@@ -17,6 +19,7 @@ MEASURES = {
 ENDINGS: dict[str, tuple[str, Callable[[Trace, Grade], bool]]] = {
     "truncated": ("cut off", lambda trace, grade: trace.finish == "length"),
     "loops": ("in a loop", lambda trace, grade: behaviour.loops(trace.text)),
+    "unclosed": ("in an unclosed thought", lambda trace, grade: not visible(trace.said).whole),
     "unboxed": ("without a boxed answer", lambda trace, grade: grade.form != "boxed"),
 }
 """Odd endings of solutions, in words and as a question."""
@@ -36,13 +39,13 @@ def effects(found: Found, scheme: str) -> dict[str, Any] | None:
         return None
     names = list(dict.fromkeys(p.level for p in found.test))
     margin = found.recipe.measure.margin
-    pairs = [statistics.paired(found.outcomes(scheme, level), found.outcomes(restored, level)) for level in names]
-    adjusted = statistics.holm([pair.p for pair in pairs])
-    levels = [{"level": name, **_row(pair, margin, p)} for name, pair, p in zip(names, pairs, adjusted, strict=True)]
+    pairs = [(found.outcomes(scheme, level), found.outcomes(restored, level)) for level in names]
+    adjusted = statistics.holm([statistics.paired(*pair).p for pair in pairs])
+    levels = [{"level": name, **_row(*pair, margin, p)} for name, pair, p in zip(names, pairs, adjusted, strict=True)]
     kept = found.facts.get(Effects, restored)
     changes = {"question": kept.question, "kl": kept.kl} if kept else {}
     measures = {name: {**of.model_dump(), "text": text} for name, text in MEASURES.items() if (of := changes.get(name))}
-    total = _row(statistics.paired(found.outcomes(scheme), found.outcomes(restored)), margin)
+    total = _row(found.outcomes(scheme), found.outcomes(restored), margin)
     endings = _endings(found, scheme, restored)
     worse = _worse(levels, total, measures, endings)
     undecided = [row.get("level") or row["ending"] for row in (*levels, *endings) if row["verdict"] == "not shown"]
@@ -74,9 +77,9 @@ def _worse(
     ]
 
 
-def _row(pair: statistics.Paired, margin: float, p: float | None = None) -> dict[str, Any]:
+def _row(first: statistics.Samples, second: statistics.Samples, margin: float, p: float | None = None) -> dict[str, Any]:
     """What two paired arms show; the change is second minus first, and ``p`` the adjusted one where several are tested."""
-    change = statistics.paired_interval(pair.swapped)
+    pair, change = statistics.paired(first, second), statistics.difference(second, first)
     shown = statistics.verdict(change, margin, p=p)
     counts = {"n": pair.n, "lost": pair.only_first, "gained": pair.only_second, "mcnemar_p": pair.p, "p": pair.p if p is None else p}
     return counts | {"value": change.value, "low": change.low, "high": change.high, "verdict": shown}
@@ -85,16 +88,24 @@ def _row(pair: statistics.Paired, margin: float, p: float | None = None) -> dict
 def _endings(found: Found, scheme: str, restored: str) -> list[dict[str, Any]]:
     """How many solutions have each odd ending, before and after, and the change of the share of those that have not."""
 
-    def odd(arm: str, of: Callable[[Trace, Grade], bool]) -> statistics.Outcomes:
-        return np.array([of(found.traces[arm][p.id], found.grades[arm][p.id]) for p in found.test], dtype=bool)
+    def odd(arm: str, of: Callable[[Trace, Grade], bool]) -> statistics.Samples:
+        columns = [[of(trace, grade) for _, trace, grade in found.solutions(arm, number=n)] for n in range(found.samples)]
+        return np.array(columns[0] if len(columns) == 1 else columns, dtype=bool).T
 
-    arms = [(odd(scheme, of), odd(restored, of)) for _, of in ENDINGS.values()]
+    kinds = endings_of(found)
+    arms = [(odd(scheme, of), odd(restored, of)) for _, of in kinds.values()]
     tested = endings.tested([(~before, ~after) for before, after in arms])
     margin = found.recipe.measure.margin
     return [
-        {"ending": text, "before": int(before.sum()), "after": int(after.sum()), **_row(of.pair, margin, of.holm)}
-        for (text, _), (before, after), of in zip(ENDINGS.values(), arms, tested, strict=True)
+        {"ending": text, "before": int(before.sum()), "after": int(after.sum()), **_row(~before, ~after, margin, of.holm)}
+        for (text, _), (before, after), of in zip(kinds.values(), arms, tested, strict=True)
     ]
+
+
+def endings_of(found: Found) -> dict[str, tuple[str, Callable[[Trace, Grade], bool]]]:
+    """The odd endings that solutions of a run may have: unclosed thoughts only where a model thinks."""
+    thinks = any(is_thought(trace) for arm in found.arms for _, trace, _ in found.solutions(arm))
+    return {name: of for name, of in ENDINGS.items() if name != "unclosed" or thinks}
 
 
 def sentences(found: Found) -> list[str]:

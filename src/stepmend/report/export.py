@@ -7,7 +7,7 @@ and ``eval.schema.json`` with ``instance_level_eval.schema.json`` of https://git
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -52,9 +52,8 @@ class ArmLog:
 
     @cached_property
     def solved(self) -> list[tuple[Problem, Trace, Grade]]:
-        """Every held-out problem with its solution and grade."""
-        traces, grades = self.found.traces[self.name], self.found.grades[self.name]
-        return [(problem, traces[problem.id], grades[problem.id]) for problem in self.found.test]
+        """Every held-out problem with its solutions, one or several, and their grades."""
+        return self.found.solutions(self.name)
 
     @property
     def correct(self) -> int:
@@ -79,7 +78,7 @@ def write(found: Found, folder: Path, tool: Tool, out: Path) -> list[Path]:
     """
     if out.exists() or out.is_symlink():
         raise InputError(f"export: {out} exists already; choose another folder with --out")
-    made = datetime.fromtimestamp((folder / "traces.jsonl").stat().st_mtime, UTC)
+    made = _made(folder)
     arms = [ArmLog(name, found, made) for name in found.arms]
 
     def fill(part: Path) -> None:
@@ -89,6 +88,18 @@ def write(found: Found, folder: Path, tool: Tool, out: Path) -> list[Path]:
 
     make_folder(out, fill)
     return [out / (arm.file + LOG[tool]) for arm in arms]
+
+
+def eval_records(found: Found, folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Every Eval Ever's figures of some arms, by file name: without their solutions, and so without any problem's text."""
+    arms = [ArmLog(name, found, _made(folder)) for name in names]
+    return {f"{arm.file}.json": _every_eval_ever(arm)[f"{arm.file}.json"] for arm in arms}
+
+
+def _made(folder: Path) -> datetime:
+    """When a run's solutions were last written; the beginning of time where they are there no more."""
+    file = folder / "traces.jsonl"
+    return datetime.fromtimestamp(file.stat().st_mtime if file.exists() else 0, UTC)
 
 
 def _inspect(arm: ArmLog) -> dict[str, str]:
@@ -108,8 +119,8 @@ def _inspect(arm: ArmLog) -> dict[str, str]:
             "created": arm.made.isoformat(timespec="seconds"),
             "model": arm.model,
             "model_args": arm.placement,
-            "dataset": {"name": arm.task, "samples": len(samples)},
-            "config": {"epochs": 1},
+            "dataset": {"name": arm.task, "samples": len(arm.found.test)},
+            "config": {"epochs": arm.found.samples},
             "packages": arm.versions,
             "metadata": {"arm": arm.name},
             "scorers": [{"name": SCORER}],
@@ -122,15 +133,15 @@ def _inspect(arm: ArmLog) -> dict[str, str]:
 
 
 def _inspect_sample(arm: ArmLog, problem: Problem, trace: Trace, grade: Grade) -> dict[str, Any]:
-    answer = {"role": "assistant", "content": trace.text, "source": "generate", "model": arm.model}
+    answer = {"role": "assistant", "content": trace.said, "source": "generate", "model": arm.model}
     choice = {"message": answer, "stop_reason": "max_tokens" if trace.finish == "length" else "stop"}
     return {
         "id": problem.id,
-        "epoch": 1,
+        "epoch": trace.sample + 1,
         "input": problem.question,
         "target": problem.answer,
         "messages": [{"role": "user", "content": problem.question, "source": "input"}, answer],
-        "output": {"model": arm.model, "choices": [choice], "completion": trace.text},
+        "output": {"model": arm.model, "choices": [choice], "completion": trace.said},
         "scores": {
             SCORER: {
                 "value": {"correct": "C", "wrong": "I", "unscored": "N"}[grade.outcome],
@@ -150,16 +161,16 @@ def _every_eval_ever(arm: ArmLog) -> dict[str, str]:
     stamp = f"{arm.made.timestamp():.0f}"
     name = f"{arm.task}/{arm.model}/{stamp}"
     lines = "".join(json.dumps(_instance(arm, name, *one), ensure_ascii=False) + "\n" for one in arm.solved)
-    n = len(arm.solved)
-    share = statistics.proportion(arm.correct, n)
-    interval = {"lower": share.low, "upper": share.high, "confidence_level": statistics.LEVEL, "method": "Wilson"}
+    share, k = statistics.accuracy(arm.found.outcomes(arm.name)), arm.found.samples
+    method = "Wilson" if k == 1 else f"bootstrap over problems, {k} solutions of each"
+    interval = {"lower": share.low, "upper": share.high, "confidence_level": statistics.LEVEL, "method": method}
     result = {
         "evaluation_result_id": name,
         "evaluation_name": arm.task,
         "source_data": {"dataset_name": arm.task, "source_type": "other"},
         "metric_config": {
             "metric_id": "accuracy",
-            "metric_name": "Accuracy",
+            "metric_name": "Accuracy" if k == 1 else f"avg@{k}",
             "metric_kind": "accuracy",
             "metric_unit": "proportion",
             "evaluation_description": "Share of problems whose final answer is right; what could not be scored counts as wrong.",
@@ -168,7 +179,7 @@ def _every_eval_ever(arm: ArmLog) -> dict[str, str]:
             "min_score": 0.0,
             "max_score": 1.0,
         },
-        "score_details": {"score": share.value, "uncertainty": {"confidence_interval": interval, "num_samples": n}},
+        "score_details": {"score": share.value, "uncertainty": {"confidence_interval": interval, "num_samples": len(arm.solved)}},
     }
     whole = {
         "schema_version": EEE_VERSION,
@@ -207,7 +218,7 @@ def _instance(arm: ArmLog, name: str, problem: Problem, trace: Trace, grade: Gra
         "sample_hash": hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest(),
         "interaction_type": "single_turn",
         "input": asked,
-        "output": {"raw": [trace.text]},
+        "output": {"raw": [trace.said]},
         "answer_attribution": [answer] if grade.extracted is not None else [],
         "evaluation": {"score": float(grade.outcome == "correct"), "is_correct": grade.outcome == "correct"},
         # The format has no place for what nobody could score, and none for how a text finished.
@@ -217,7 +228,8 @@ def _instance(arm: ArmLog, name: str, problem: Problem, trace: Trace, grade: Gra
 
 def _about(problem: Problem, trace: Trace) -> dict[str, str]:
     subject = {"subject": problem.subject} if problem.subject else {}
-    return {"level": problem.level, **subject, "output_tokens": str(len(trace.tokens))}
+    sample = {"sample": str(trace.sample + 1)} if trace.sample else {}
+    return {"level": problem.level, **subject, "output_tokens": str(len(trace.tokens)), **sample}
 
 
 LOG: dict[Tool, str] = {"inspect": ".json", "every-eval-ever": "_samples.jsonl"}

@@ -69,7 +69,7 @@ def raised(found: Found, arm: str, regressions: Sequence[Fault], own: Sequence[F
     a hundred problems; resampled over problems.
     """
     places = {problem.id: number for number, problem in enumerate(found.test)}
-    solved = {p.id for p in found.test if found.grades[arm][p.id].outcome == "correct"}
+    solved = {p.id for p in found.test if found.solves(arm, p.id)}
     change_N2 = np.zeros((len(places), 2))
     for sign, faults in ((1, regressions), (-1, [f for f in own if f.problem in solved])):
         for fault in faults:

@@ -50,8 +50,7 @@ def _round(arm: str, of: Tuned) -> dict[str, Any]:
 
 def _refused(of: Tuned) -> str:
     if endings := of.endings:  # counted only where KL was better
-        counts = f"{endings.lost} new, {endings.gained} fewer, p = {endings.p:.2g}"
-        return f"More solutions of held-out problems are cut off or loop ({counts}): {UNCHANGED}."
+        return f"More solutions of held-out problems are {endings.words}: {UNCHANGED}."
     return NOT_BETTER
 
 

@@ -1,115 +1,22 @@
 """The figures of a run, computed from its records."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from stepmend.arms import AGAIN, FULL, Arm, parse
 from stepmend.benchmarks import oracle, story
 from stepmend.engines import named
-from stepmend.facts import Card, Damage, Facts, Gate, Judged, Quantized, Tally, Tuned
+from stepmend.facts import Card, Damage, Gate, Judged, Quantized, Tally, Tuned
+from stepmend.locate import steps
 from stepmend.measure import fitness, statistics
 from stepmend.quantize import schemes
-from stepmend.recipe import Recipe
-from stepmend.records import EXECUTION, Bullet, Fault, Grade, InputError, Made, Problem, Trace
-from stepmend.store import manifest
-from stepmend.store.folder import check_files, file_of, read_facts
-from stepmend.store.log import Log, MadeLog
-
-T = TypeVar("T", bound=Made)
-
-
-@dataclass(frozen=True)
-class Found:
-    """All that counts of what a run kept; records of an arm by problem id, ``test`` the held-out problems."""
-
-    recipe: Recipe
-    facts: Facts
-    problems: dict[str, Problem]
-    traces: dict[str, Mapping[str, Trace]]
-    grades: dict[str, Mapping[str, Grade]]
-    faults: dict[str, Mapping[str, Fault]]
-    bullets: dict[str, list[Bullet]]
-
-    @property
-    def test(self) -> list[Problem]:
-        return [problem for problem in self.problems.values() if problem.split == "test"]
-
-    @property
-    def arms(self) -> list[str]:
-        """Arms that were measured, in the order of the recipe: full, then each scheme and its restored twins, round by round."""
-        order = [FULL, *(name for scheme in self.recipe.low_bit for name in (scheme, *self.restored(scheme)))]
-        solved = {arm: self.grades.get(arm, {}).keys() & self.traces.get(arm, {}).keys() for arm in order}
-        refused = {arm for arm in order if (tuned := self.facts.get(Tuned, arm)) and not tuned.accepted}  # the quantized model, unchanged
-        return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
-
-    @property
-    def levels(self) -> list[str]:
-        """The levels of the held-out problems, where there are several: one alone says the same as all."""
-        found = list(dict.fromkeys(p.level for p in self.test))
-        return found if len(found) > 1 else []
-
-    def restored(self, scheme: str) -> list[str]:
-        """The restored arms that the recipe asks for, one a round."""
-        return [str(Arm(scheme).restored(number)) for number in range(1, self.recipe.restore.rounds + 1)]
-
-    def outcomes(self, arm: str, level: str | None = None, subject: str | None = None) -> statistics.Outcomes:
-        """Right or not on the held-out problems, of one level or subject or of all."""
-        grades = self.grades[arm]
-        chosen = [p for p in self.test if level in (None, p.level) and subject in (None, p.subject)]
-        return np.array([grades[p.id].outcome == "correct" for p in chosen], dtype=bool)
-
-
-def read(folder: Path) -> Found:
-    """Read a run's folder. Raises InputError where it holds no run, or none that has measured anything yet."""
-    if not (folder / "recipe.json").exists():
-        raise InputError(f"run: {folder} holds no run (there is no recipe.json); 'stepmend run --out {folder}' makes one")
-    check_files(folder, "run")
-    try:
-        found = _read(folder)
-    except (ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"run: {folder} is damaged ({' '.join(str(error).split())[:120]}); 'stepmend run' makes it again") from None
-    if FULL not in found.arms:
-        raise InputError(f"run: {folder} has not measured anything yet, or is damaged; 'stepmend run --out {folder}' continues it")
-    return found
-
-
-def _read(folder: Path) -> Found:
-    stages = manifest.read(folder)
-    counts = None if stages is None else frozenset(stages.values())
-    facts = [fact for fact in read_facts(folder, keep=False) if counts is None or fact.get("made_by", "") in counts | {""}]
-    grades = _by_arm(folder, Grade, counts)
-    return Found(
-        Recipe.from_json(folder / "recipe.json"),
-        Facts(facts),
-        {problem.id: problem for problem in Log(file_of(folder, Problem), Problem, keep=False)},
-        _by_arm(folder, Trace, counts),
-        grades,
-        _unsolved(_by_arm(folder, Fault, counts), grades),
-        {arm: list(of.values()) for arm, of in _by_arm(folder, Bullet, counts).items()},
-    )
-
-
-def _by_arm(folder: Path, kind: type[T], counts: Set[str] | None) -> dict[str, Mapping[str, T]]:
-    """Records by arm and problem, those of the digests that count; all of an earlier version's run, of which the last ones count."""
-    log, digests = MadeLog(file_of(folder, kind), kind, keep=False), dict[str, list[str]]()
-    for made_by, arm in log.digests.items():
-        if counts is None or made_by in counts:
-            digests.setdefault(arm, []).append(made_by)
-    return {arm: log.of(*of) for arm, of in digests.items()}
-
-
-def _unsolved(faults: Mapping[str, Mapping[str, Fault]], grades: Mapping[str, Mapping[str, Grade]]) -> dict[str, Mapping[str, Fault]]:
-    """Without the faults that a model of another checkpoint under the same name no longer has."""
-    right = {arm: {p for p, grade in of.items() if grade.outcome == "correct"} for arm, of in grades.items()}
-    return {arm: {p: fault for p, fault in of.items() if p not in right.get(arm, ())} for arm, of in faults.items()}
+from stepmend.recipe import Recipe as Recipe
+from stepmend.records import EXECUTION, Fault
+from stepmend.report.found import Found as Found
+from stepmend.report.found import read as read
 
 
 def figures(found: Found) -> dict[str, Any]:
@@ -121,18 +28,28 @@ def figures(found: Found) -> dict[str, Any]:
 
 
 def _arm(found: Found, arm: str) -> dict[str, Any]:
-    counts = Counter(found.grades[arm][p.id].outcome for p in found.test)
+    solutions = found.solutions(arm)
+    counts = Counter(grade.outcome for _, _, grade in solutions)
     against = against_full(found)
+    drawn = {"samples": found.samples, "pass_at": pass_at(found, arm)} if found.samples > 1 else {}
     return {
         "n": len(found.test),
+        **drawn,
         "correct": counts["correct"],
         "wrong": counts["wrong"],
         "unscored": counts["unscored"],
         "against_full": against.get(arm),
-        "accuracy": counts["correct"] / len(found.test),
+        "accuracy": counts["correct"] / len(solutions),
         "accuracy_kept": accuracy_kept(found, arm),
-        "step_format": fitness.share_in_format([found.traces[arm][p.id] for p in found.test]),
+        "step_format": fitness.share_in_format([trace for _, trace, _ in solutions]),
     }
+
+
+def pass_at(found: Found, arm: str) -> dict[str, float]:
+    """pass@k by k, for the powers of two up to the number of samples and that number; empty where there is one solution a problem."""
+    ks = sorted({2**i for i in range(found.samples.bit_length())} | {found.samples}) if found.samples > 1 else []
+    outcomes = found.outcomes(arm)
+    return {str(k): statistics.pass_at(outcomes, k) for k in ks}
 
 
 def against_full(found: Found) -> dict[str, dict[str, Any]]:
@@ -213,7 +130,7 @@ def accuracy_kept(found: Found, arm: str) -> float | None:
 
 def fit(found: Found) -> fitness.Fitness:
     """Full precision's accuracy and step format on the held-out problems."""
-    return fitness.fitness([found.traces[FULL][p.id] for p in found.test], found.outcomes(FULL))
+    return fitness.fitness([trace for _, trace, _ in found.solutions(FULL)], found.outcomes(FULL))
 
 
 def _unrestored(found: Found, scheme: str) -> str:
@@ -229,7 +146,7 @@ def _unrestored(found: Found, scheme: str) -> str:
 def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
     """Share of regressions whose located step is exactly the oracle's; an abstention does not agree. None without an oracle."""
     judged = [
-        fault.step == oracle.judge(story.parse(problem.program), found.traces[fault.arm][fault.problem].text).step
+        fault.step == oracle.judge(story.parse(problem.program), found.solution(fault.arm, fault.problem, fault.sample)[0].text).step
         for fault in faults
         if (problem := found.problems[fault.problem]).program
     ]
@@ -238,7 +155,7 @@ def oracle_agreement(found: Found, faults: list[Fault]) -> float | None:
 
 def noise_floor(found: Found) -> dict[str, Any] | None:
     """How full precision's outcomes change when it solves the problems in other batches; None where that was not measured."""
-    if not all(p.id in found.grades.get(AGAIN, {}) for p in found.test):
+    if not found.test or not {p.id for p in found.test} <= found.solved(AGAIN):
         return None
     first, second = found.outcomes(FULL), found.outcomes(AGAIN)
     pair, change = statistics.paired(first, second), statistics.difference(second, first)
@@ -258,15 +175,18 @@ def table(found: Found) -> Table:
     levels = found.levels
     several, against = len(found.recipe.low_bit) > 1, against_full(found)
     columns = ("against full (95 %)", "p (Holm)" if several else "p", "loss recovered (95 %)")
-    shown = Table("arm", *levels, "all", *columns, title=f"{len(found.test)} held-out problems")
-    for column in shown.columns[: len(levels) + 2]:
+    k = found.samples
+    passed, title = ([f"pass@{k}"], f", avg@{k}") if k > 1 else ([], "")
+    shown = Table("arm", *levels, "all", *passed, *columns, title=f"{len(found.test)} held-out problems{title}")
+    for column in shown.columns[: len(levels) + len(passed) + 2]:
         column.no_wrap = True
     for arm in found.arms:
         outcomes = found.outcomes(arm)
         by_level = [percent(statistics.accuracy(found.outcomes(arm, level)).value) for level in levels]
         cells = [span(against[arm]), p_text(against[arm], several)] if arm in against else ["", ""]
         back = recovery_text(recovery(found, parse(arm).scheme, arm)) if parse(arm).round else ""
-        shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *cells, back)
+        passes = [percent(pass_at(found, arm)[str(k)])] if k > 1 else []
+        shown.add_row(arm, *by_level, percent(statistics.accuracy(outcomes).value), *passes, *cells, back)
     return shown
 
 
@@ -289,14 +209,16 @@ def notices(found: Found) -> list[str]:
     lines.append(f"Step format: followed by {percent(fit(found).in_format)} of full precision's solutions.")
     if noise := noise_floor(found):
         changed = noise["lost"] + noise["gained"]
-        lines.append(
-            f"Noise floor: full precision in other batches changes {changed} of {noise['n']} outcomes ({points(noise['value'])} points)."
-        )
+        again = "full precision drawn again changes the majority of" if found.samples > 1 else "full precision in other batches changes"
+        what = "problems" if found.samples > 1 else "outcomes"
+        lines.append(f"Noise floor: {again} {changed} of {noise['n']} {what} ({points(noise['value'])} points).")
     for scheme in found.recipe.low_bit:
         if (damage := found.facts.get(Damage, scheme)) and scheme in found.arms:
             lines.append(f"{scheme}: {damage_text(damage)}")
         if faults := found.faults.get(scheme):
             lines.append(f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(faults.values()).items())}")
+        if places := thoughts(found, scheme):
+            lines.append(f"{scheme}: located faults in {', '.join(f'the {name} {n}' for name, n in sorted(places.items(), reverse=True))}")
     for name, tally in judges(found).items():
         lines.append(f"judge {name}: {judge_text(tally)}")
     if engines := named.described(found.recipe.measure.engines, found.arms):
@@ -304,6 +226,17 @@ def notices(found: Found) -> list[str]:
     if found.recipe.quick:
         lines.append("A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more.")
     return lines
+
+
+def thoughts(found: Found, arm: str) -> dict[str, int]:
+    """Where an arm's located faults lie: in the thought or in the answer; empty where its solutions hold no thoughts."""
+    counts = Counter[str]()
+    for fault in found.faults.get(arm, {}).values():
+        trace = found.trace(arm, fault.problem, fault.sample)
+        if fault.span and trace and fitness.is_thought(trace):
+            answer = steps.answer_start(trace.said)
+            counts["thought" if answer is None or fault.span[0] + len(trace.opening) < answer else "answer"] += 1
+    return dict(counts)
 
 
 def damage_text(damage: Damage) -> str:

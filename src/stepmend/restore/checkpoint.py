@@ -1,7 +1,7 @@
 """A restored checkpoint in a run: made where the run does not hold it, and accepted where it is better on held-out problems."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from stepmend.context import Context
 from stepmend.facts import Endings, Tuned
 from stepmend.formats.tensors import copy
+from stepmend.grading.visible import visible
 from stepmend.measure import behaviour, statistics
+from stepmend.measure.solve import Solutions
 from stepmend.models import load
 from stepmend.recipe import Restore
 from stepmend.records import Bullet, Trace, digest
@@ -63,11 +65,18 @@ def kept(context: Context, arm: str) -> bool:
 def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], after: Mapping[str, Trace]) -> None:
     """Undo a restoration by which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
 
-    ``before`` and ``after`` are both arms' traces of held-out problems, by problem id.
+    ``before`` and ``after`` are both arms' solutions of held-out problems. All odd endings are tested together, and each kind of those that
+    occur by itself, with Holm's adjustment over the kinds.
     """
-    counts = statistics.paired(*(np.array([not odd(of[p]) for p in before]) for of in (before, after)))
-    worse = counts.p < 0.05 and counts.only_first > counts.only_second
-    changed: dict[str, Any] = {"endings": Endings(lost=counts.only_first, gained=counts.only_second, p=counts.p, n=counts.n)}
+    counts = _paired(before, after, odd)
+    found = {name: _paired(before, after, of) for name, of in ODD.items() if _any(before, of) or _any(after, of)}
+    adjusted = statistics.holm([pair.p for pair in found.values()])
+    kinds = {name: (of.only_first, of.only_second, p) for (name, of), p in zip(found.items(), adjusted, strict=True)}
+    tests = [(counts.only_first, counts.only_second, counts.p), *kinds.values()]
+    worse = any(p < 0.05 and lost > gained for lost, gained, p in tests)
+    changed: dict[str, Any] = {
+        "endings": Endings(lost=counts.only_first, gained=counts.only_second, p=counts.p, n=counts.n, kinds=kinds if worse else {})
+    }
     if worse:
         make_folder(context.folder(arm), lambda part: copy(context.folder(base), part))
         context.made(arm, checkpoint := load.checkpoint_digest(context.folder(arm)))
@@ -76,12 +85,34 @@ def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], af
 
 
 def odd(trace: Trace) -> bool:
-    """Whether a solution was cut off, or loops at its end."""
-    return trace.finish == "length" or behaviour.loops(trace.text)
+    """Whether a solution was cut off, loops at its end, or is a thought without an end."""
+    return any(of(trace) for of in ODD.values())
+
+
+ODD: dict[str, Callable[[Trace], bool]] = {
+    "cut off": lambda trace: trace.finish == "length",
+    "in a loop": lambda trace: behaviour.loops(trace.text),
+    "in an unclosed thought": lambda trace: not visible(trace.said).whole,
+}
+"""Odd endings, by their names in words."""
+
+
+def _samples(of: Mapping[str, Trace]) -> Sequence[Mapping[str, Trace]]:
+    return of.samples if isinstance(of, Solutions) else [of]
+
+
+def _paired(before: Mapping[str, Trace], after: Mapping[str, Trace], of: Callable[[Trace], bool]) -> statistics.Paired:
+    """Problems that do not end so, in both arms; of several solutions each, by most of them."""
+    both = ([[not of(traces[p]) for p in before] for traces in _samples(arm)] for arm in (before, after))
+    return statistics.paired(*(np.array(rows[0] if len(rows) == 1 else rows).T for rows in both))
+
+
+def _any(traces: Mapping[str, Trace], of: Callable[[Trace], bool]) -> bool:
+    return any(of(one) for samples in _samples(traces) for one in samples.values())
 
 
 def refused(context: Context, arm: str) -> str:
     """Why a restored checkpoint was not accepted, from what was noted of it."""
     if of := tuned(context, arm).endings:  # counted only where KL was better
-        return f"more held-out solutions are cut off or loop ({of.lost} new, {of.gained} fewer, p = {of.p:.2g})"
+        return f"more held-out solutions are {of.words}"
     return "no state was better on held-out problems"
