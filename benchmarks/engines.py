@@ -122,7 +122,7 @@ def page(name: str, spec: Spec, texts: list[str], ours: list[Completion], theirs
     gaps = [gap(engine, text, mine, theirs[i]) for i, (text, mine) in enumerate(zip(texts, ours, strict=True))]
     equal = sum(mine.text == theirs[i].text for i, mine in enumerate(ours))
     far = sum(abs(one[1]) >= TIE for one in gaps if one)
-    command, device = f"{sys.argv[1]} MODEL{' PYTHON' * (sys.argv[1] == 'serve')}", engine.model.device.type.upper()
+    command, device = f"{sys.argv[1]} {Path(spec.checkpoint).name}{' PYTHON' * (sys.argv[1] == 'serve')}", engine.model.device.type.upper()
     lines = [
         f"## {name}",
         "",
