@@ -20,7 +20,8 @@ SCHEME = "rtn-w3a16"
 VALUES = {
     "model": "builtin:qwen2", "schemes": [SCHEME],
     "measure": {"problems": 3, "batch_size": 12, "temperature": 1.5, "top_p": 0.98, "samples": 3},
-    "curate": {"problems": 30, "round": 15, "bullets": 4}, "restore": {"steps": 2, "learning_rate": 0.001, "within_noise": True},
+    "curate": {"problems": 15, "round": 15, "bullets": 4},
+    "restore": {"tune": "scales", "steps": 2, "learning_rate": 0.001, "within_noise": True},
     "locate": {"own_failures": 2},
 }  # fmt: skip
 
@@ -143,7 +144,7 @@ def test_regressions_are_majorities_and_the_first_wrong_solution_is_located(run)
             assert not any(vote.locator == "margins" for vote in fault.votes), "a drawn token proves nothing"
         made = rounds.bullets(context, SCHEME)
         curated = {p.id: p for p in context.problems("curate")}
-        low = solving.shown(context, SCHEME, solving.solve(context, SCHEME, list(curated.values())[:15], "curate 1-15"), right=False)
+        low = solving.shown(context, SCHEME, solving.solve(context, SCHEME, list(curated.values()), "curate 1-15"), right=False)
         for bullet in made:
             if bullet.problem in low:
                 assert low[bullet.problem].sample == bullet.sample

@@ -116,3 +116,16 @@ def test_what_is_shown_are_earlier_turns_in_the_same_prompt(tiny_llama):
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     assert chat.render(tokenizer, "plain-1", "B?", [("A?", "1")]) == "[user]A?[assistant]1[user]B?"
     assert chat.render(tokenizer, "steps-1", "B?", [("A?", "1")]).count("one step a line") == 2
+
+
+def test_thoughts_marked_by_special_tokens_are_seen_and_other_special_tokens_are_not(tiny_llama):
+    tokenizer = load.load_tokenizer(tiny_llama)
+    text = "[THINK]Step 1: 2 + 2 = 4[/THINK]4<|end|>"
+    plain = chat.encode(tokenizer, text)
+    assert chat.decode(tokenizer, plain) == "[THINK]Step 1: 2 + 2 = 4[/THINK]4" == tokenizer.decode(plain, skip_special_tokens=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokens = chat.encode(tokenizer, text)
+    assert "[THINK]" not in tokenizer.decode(tokens, skip_special_tokens=True)
+    assert chat.decode(tokenizer, tokens) == "[THINK]Step 1: 2 + 2 = 4[/THINK]4"
+    spans = chat.token_spans(tokenizer, tokens)
+    assert (spans[0], spans[-1]) == ((0, 7), (33, 33))

@@ -66,9 +66,9 @@ class LocalEngine:
         for row in decoder.run(rows, self.slots):
             yield row.index, self._completion(row.tokens)
 
-    def complete(self, texts: Sequence[str], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    def complete(self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[Completion]:
         """``generate``, in the order of the texts."""
-        found = dict(self.generate(texts, temperature=temperature, seed=seed))
+        found = dict(self.generate(texts, temperature=temperature, top_p=top_p, seed=seed))
         return [found[i] for i in range(len(texts))]
 
     @property
@@ -150,7 +150,7 @@ class LocalEngine:
     def _completion(self, row: Sequence[int]) -> Completion:
         length = next((i + 1 for i, token in enumerate(row) if token in self.ends), None)
         tokens = tuple(row[:length])
-        return Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), tokens, "stop" if length else "length")
+        return Completion(chat.decode(self.tokenizer, tokens), tokens, "stop" if length else "length")
 
 
 def _times(texts: Sequence[str]) -> list[list[int]]:

@@ -164,6 +164,7 @@ class _Runner:
                 self.setup.rates,
                 known,
                 lambda key, c: keep(Continuation(key=key, text=c.text, tokens=c.tokens, finish=c.finish)),
+                self.form.opening if self.form else "",
             )
 
     def _panel(self) -> Panel | None:

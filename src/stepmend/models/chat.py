@@ -1,7 +1,7 @@
 """What a model is asked, and in which form: a prompt (``prompts.py``), a system message, and the model's own chat template."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +13,9 @@ from stepmend.models.prompts import PROMPTS, filled
 from stepmend.recipe import Chat
 from stepmend.records import InputError
 
-__all__ = ["PROMPTS", "Form", "aligned", "encode", "form_of", "opening", "prompt_for", "render", "switches", "token_spans", "tokens_for"]
+__all__ = [
+    "PROMPTS", "Form", "aligned", "decode", "encode", "form_of", "opening", "prompt_for", "render", "switches", "token_spans", "tokens_for",
+]  # fmt: skip
 
 TODAY = date(2025, 1, 1)
 """What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
@@ -154,13 +156,26 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of tokens, without special ones; but those that begin or end a thought (Magistral's ``[THINK]``) are part of it."""
+    return _decoder(tokenizer)(tokens)
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    dropped = {i for i, text in special.items() if not THOUGHTS.fullmatch(text)}
+    if len(dropped) == len(special):
+        return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+    return lambda tokens: tokenizer.decode([token for token in tokens if token not in dropped], skip_special_tokens=False)
+
+
 def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tuple[int, int]]:
-    """The half-open span that each token takes in the text of all of them; special tokens take none."""
-    spans, end = [], 0
+    """The half-open span that each token takes in the text of all of them; special tokens take none (``decode``)."""
+    text_of, spans, end = _decoder(tokenizer), [], 0
     for i in range(len(tokens)):
         # A token's text is what it adds to those before it; how a text begins changes nothing far behind.
         near = tokens[max(0, i - NEAR) : i + 1]
-        before, after = (len(tokenizer.decode(part, skip_special_tokens=True)) for part in (near[:-1], near))
+        before, after = (len(text_of(part)) for part in (near[:-1], near))
         spans.append((end, end + max(0, after - before)))
         end = spans[-1][1]
     return spans

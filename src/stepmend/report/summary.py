@@ -209,8 +209,8 @@ def notices(found: Found) -> list[str]:
     lines.append(f"Step format: followed by {percent(fit(found).in_format)} of full precision's solutions.")
     if noise := noise_floor(found):
         changed = noise["lost"] + noise["gained"]
-        again = "full precision drawn again changes the majority of" if found.samples > 1 else "full precision in other batches changes"
-        what = "problems" if found.samples > 1 else "outcomes"
+        drawn = "drawn again" if found.recipe.measure.temperature else "in other batches"
+        again, what = f"full precision {drawn} changes", "outcomes" if found.samples == 1 else "problems' majorities"
         lines.append(f"Noise floor: {again} {changed} of {noise['n']} {what} ({points(noise['value'])} points).")
     for scheme in found.recipe.low_bit:
         if (damage := found.facts.get(Damage, scheme)) and scheme in found.arms:
