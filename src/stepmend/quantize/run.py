@@ -179,10 +179,11 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str]) -> tuple[Any
 @contextmanager
 def _in_float32() -> Iterator[None]:
     """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
-    from llmcompressor.modifiers.autoround import base
+    from llmcompressor.modifiers.autoround import base as imported
 
+    base: Any = imported
     original = base.AutoRound
-    base.AutoRound = partial(original, amp=False)  # pyright: ignore
+    base.AutoRound = partial(original, amp=False)
     try:
         yield
     finally:
