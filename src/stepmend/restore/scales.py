@@ -123,7 +123,6 @@ class ScaleLinear(nn.Module):
         scale_MG, codes_MN = codes.scale_MG.to(device, scale_dtype), codes.grouped().to(device)
         for name in ("quantization_scheme", "quantization_status"):  # what compressed-tensors rounds activations by
             setattr(self, name, getattr(linear, name, None))
-        self.quantization_enabled = True  # as its own layers have it
         for name, value in (*linear.named_parameters(), *linear.named_buffers()):
             if name.startswith("input_"):
                 self.register_buffer(name, value.data, persistent=False)
@@ -196,7 +195,7 @@ class ScaleLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scheme: Any = self.quantization_scheme
-        if scheme is not None and scheme.input_activations is not None and self.quantization_enabled:
+        if scheme is not None and scheme.input_activations is not None:
             from compressed_tensors.quantization.lifecycle import forward
 
             x = forward.forward_quantize(self, x, "input", scheme.input_activations)
