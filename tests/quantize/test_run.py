@@ -54,6 +54,15 @@ def test_real_architectures_reload_too(tiny, name, tmp_path):
     check_reload(tiny, name, tmp_path / "out")
 
 
+def test_autoround_exports_compressed_tensors_in_the_parents_dtype(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(schemes, "ITERATIONS", 2)
+    run.quantize(tiny_llama, schemes.parse("autoround-w4a16-g128"), calibration_texts(load.load_tokenizer(tiny_llama), 4), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["format"]) == ("compressed-tensors", "pack-quantized")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.bfloat16}
+
+
 def test_quantizing_twice_gives_the_same_bytes(tiny_llama, tmp_path):
     texts = calibration_texts(load.load_tokenizer(tiny_llama), 8)
     for name in ("one", "two"):

@@ -58,7 +58,7 @@ def test_an_adapter_that_is_another_is_refused(tiny_llama, low_bit, tmp_path, mo
         restore(tiny_llama, low_bit, tmp_path / "out", "lora")
 
 
-@pytest.mark.parametrize("scheme", ["rtn-w3a16", "gptq-w4a16-g64-asym", "rtn-w8a8", "gptq-w4a16-g128-kv8"])
+@pytest.mark.parametrize("scheme", ["rtn-w3a16", "gptq-w4a16-g64-asym", "rtn-w8a8", "gptq-w4a16-g128-kv8", "fp8-block", "nvfp4"])
 def test_a_right_export_passes_and_its_weights_are_the_tuned_ones(tiny_llama, tmp_path, dtype, scheme):
     texts = calibration_texts(load.load_tokenizer(tiny_llama), 4)
     run.quantize(tiny_llama, schemes.parse(scheme), texts, tmp_path / "low")

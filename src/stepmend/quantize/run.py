@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models import check, load
+from stepmend.models import check, load, rounding
 from stepmend.quantize import mappings, schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
@@ -27,7 +27,7 @@ BATCH = 16
 PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
 """The text on which a checkpoint, reloaded, is compared with the quantizer's model."""
 NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
-"""How far logits may be from the quantizer's own, over the largest: rounded activations turn a last bit into a whole step."""
+"""How far logits may be from the quantizer's own, over the largest: a rounded KV cache turns a last bit into a whole step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
 WHOLE = "_global_scale"
@@ -77,18 +77,17 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, w
 
 
 def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    """Logits [T, V] of the probe text."""
+    """Logits [T, V] of the probe text, inputs of linear layers not rounded."""
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
+    with torch.no_grad(), rounding.exact_inputs(model):
         return model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
 
 
 def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, experts: bool) -> None:
     """Raises InputError, and keeps nothing, where the checkpoint's logits are not those of the model that the quantizer made."""
     loaded = load.load_model(str(out))
-    rounded = scheme.activation_bits < 16 or scheme.kv_bits
     # transformers makes experts dense in the dtype of their scales, which is a 16-bit one.
-    share = NEAR["rounded" if rounded else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
+    share = NEAR["rounded" if scheme.kv_bits else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
     error = float((_logits(loaded, load.load_tokenizer(str(out))) - made_TV).abs().max())
     if not error <= share * float(made_TV.abs().max()):
         shutil.rmtree(out)
@@ -180,10 +179,11 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
 @contextmanager
 def _in_float32() -> Iterator[None]:
     """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
-    from llmcompressor.modifiers.autoround import base
+    from llmcompressor.modifiers.autoround import base as imported
 
+    base: Any = imported
     original = base.AutoRound
-    base.AutoRound = partial(original, amp=False)  # pyright: ignore
+    base.AutoRound = partial(original, amp=False)
     try:
         yield
     finally:

@@ -2,9 +2,10 @@
 
 Logits alone cannot tell: in bfloat16, a layer whose scales are off by 1 % moves them less than bfloat16's own rounding does. So every
 layer with codes and every tuned norm must hold the tuned values, to half a unit in the last place of the dtype that is computed in; the
-dequantization is the exporter's own, so that they are equal where all is right. What is left to the logits is what belongs to no single
-tensor (names, an adapter, rounded activations). In 16 bits they may differ by ``NOISE`` times what the dtype itself does to them: the
-exported model's logits in that dtype against the same model's in float32.
+dequantization is the exporter's own, so that they are equal where all is right. A layer whose inputs are rounded must give what the tuned
+one gives, on one input; behind many such layers nothing can be compared (``models/rounding.py``). What is left to the logits is what
+belongs to no single tensor (names, an adapter); inputs of layers are then not rounded on either side. In 16 bits they may differ by
+``NOISE`` times what the dtype itself does to them: the exported model's logits in that dtype against the same model's in float32.
 """
 
 import shutil
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from stepmend import formats
+from stepmend.models import rounding
 from stepmend.models.load import load_model
 from stepmend.records import InputError
 from stepmend.restore import memory, scales
 
 NOISE = 4.0
 """How many times the dtype's own noise logits may differ by: both models have it, and its largest value varies."""
-SHARES = {"32 bits": 1e-4, "16 bits": 5e-2, "rounded activations": 1e-1}
-"""How far logits may differ, over the largest: in float32; in 16 bits where there is no memory to measure the noise in; and where
-activations or keys are rounded, where a last bit turns into a whole step of their grid."""
+SHARES = {"32 bits": 1e-4, "16 bits": 5e-2, "rounded keys": 1e-1}
+"""How far logits may differ, over the largest: in float32; in 16 bits where there is no memory to measure the noise in; and where keys
+and values are rounded, where a last bit turns into a whole step of their grid."""
 EXACT = 1e-6
 """The least relative difference of two tensors that is one."""
 
@@ -34,11 +35,11 @@ def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
     Raises InputError, and keeps nothing, where a tensor or a logit differs by more.
     """
     served, ids_BT = load_model(str(out), str(model.dtype).removeprefix("torch.")), torch.tensor([ids], device=model.device)
-    wrong, error, allowed = _other_tensor(model, served), 0.0, 0.0
+    wrong, error, allowed = _other_tensor(model, served) or _other_output(model, served), 0.0, 0.0
     if not wrong:
-        with torch.no_grad():
+        with torch.no_grad(), rounding.exact_inputs(model, served):
             trained_TV, served_TV = (m(input_ids=ids_BT).logits[0].float() for m in (model.eval(), served))
-            error, allowed = float((trained_TV - served_TV).abs().max()), _allowed(str(out), served, ids_BT, served_TV)
+            error, allowed = float((trained_TV - served_TV).abs().max()), _allowed(served, ids_BT, served_TV)
         if not error <= allowed:
             wrong = f"exported logits are {error:.3g} from the trained model's ({allowed:.3g} is allowed)"
     if wrong:
@@ -64,12 +65,27 @@ def _other_tensor(model: Any, served: Any) -> str:
     return ""
 
 
-def _allowed(folder: str, served: Any, ids_BT: torch.Tensor, served_TV: torch.Tensor) -> float:
+def _other_output(model: Any, served: Any) -> str:
+    """Which layer whose inputs are rounded gives something else than the tuned one, on one random input; empty where there is none."""
+    generator, there = torch.Generator().manual_seed(0), rounding.layers(served)
+    for name, module in rounding.layers(model).items():
+        if name not in there:
+            return f"the exported {name} does not round its input"
+        weight = there[name].get_parameter("weight")
+        input_BTN = torch.randn((1, 4, weight.shape[1]), generator=generator).to(weight.device, weight.dtype)
+        with torch.no_grad():
+            tuned, found = (layer(input_BTN).float() for layer in (module, there[name]))
+        off = float((found - tuned).norm() / tuned.norm().clamp(min=1e-30))
+        if not off <= max(SHARES["32 bits"], 2 * torch.finfo(weight.dtype).eps):
+            return f"the exported {name} gives {100 * off:.2g} % else than the tuned one"
+    return ""
+
+
+def _allowed(served: Any, ids_BT: torch.Tensor, served_TV: torch.Tensor) -> float:
     """What logits may differ by. In 16 bits this brings ``served`` to float32."""
     largest = float(served_TV.abs().max())
-    low_bit = formats.detect(folder)
-    if low_bit and low_bit.rounded:
-        return SHARES["rounded activations"] * largest
+    if rounding.keys(served):
+        return SHARES["rounded keys"] * largest
     if served.dtype.itemsize > 2:
         return SHARES["32 bits"] * largest
     if memory.available(served.device) < 6 * sum(p.numel() for p in served.parameters()):  # four bytes for two, beside what they need
