@@ -132,9 +132,9 @@ def recipe_of(
     inputs = None
     if scheme.activation_bits == 8:
         inputs = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)  # pyright: ignore
-    groups = {"group_0": group(scheme.weight_bits, ["Linear"])}
-    for number, bits in enumerate(sorted({*wide.values()} - {WHOLE}), 1):
-        groups[f"group_{number}"] = group(bits, [name for name, of in wide.items() if of == bits])
+    more = sorted({*wide.values()} - {WHOLE})  # before all other layers: the first target that fits is taken
+    groups = {f"group_{i}": group(bits, [name for name, of in wide.items() if of == bits]) for i, bits in enumerate(more)}
+    groups[f"group_{len(more)}"] = group(scheme.weight_bits, ["Linear"])
     common: dict[str, Any] = {
         "config_groups": groups,
         "ignore": [*left_alone, *(name for name, of in wide.items() if of == WHOLE)],
