@@ -87,7 +87,7 @@ def test_the_recipe_makes_the_measured_checkpoint(tmp_path):
     assert ignored[-1] == "model.layers.2.self_attn.k_proj"
     recipe = tmp_path / "proposal" / proposal.RECIPE
     (modifier,) = yaml.safe_load(recipe.read_text())["default_stage"]["default_modifiers"].values()
-    assert modifier["config_groups"]["group_1"]["targets"] == ["model.layers.1.mlp.down_proj"]
+    assert modifier["config_groups"]["group_0"]["targets"] == ["model.layers.1.mlp.down_proj"]
 
     quantizer.quantize(FULL, scheme, [], tmp_path / "ours", wide)
     model = load.pretrained(FULL, dtype="float32")

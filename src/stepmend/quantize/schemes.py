@@ -215,9 +215,9 @@ def recipe_of(
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     wide = wide or {}
-    groups = {"group_0": _group(scheme, ["Linear"])}
-    for number, bits in enumerate(sorted({*wide.values()} - {WHOLE}), 1):
-        groups[f"group_{number}"] = _group(scheme, [name for name, of in wide.items() if of == bits], bits)
+    more = sorted({*wide.values()} - {WHOLE})  # before all other layers: the first target that fits is taken
+    groups = {f"group_{i}": _group(scheme, [name for name, of in wide.items() if of == bits], bits) for i, bits in enumerate(more)}
+    groups[f"group_{len(more)}"] = _group(scheme, ["Linear"])
     whole = [name for name, bits in wide.items() if bits == WHOLE]
     common: dict[str, Any] = {"config_groups": groups, "ignore": [*left_alone, *whole]}
     if scheme.kv_bits:
