@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0."""
+    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, whether all zero points are 0, and the name
+    that the format has for such blocks, if any."""
 
     rows: int
     columns: int
     bits: int
     groups: int
     symmetric: bool
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The numbers of a layer: weight = (code - zero point) * scale.
+    """The numbers of a layer: weight = (code - zero point) * scale + offset.
 
     ``codes_MN`` are int8 from -2^(bits-1) to 2^(bits-1) - 1, whatever offset the file has; ``zeros_MG`` (int8) has the same offset and is
     None where every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None where they
-    stand in that order already.
+    stand in that order already. ``factor_MG`` (float32) multiplies the scales, where several groups in a row share one: ``scale_MG`` then
+    has a column for each such set of groups, and the codes do not change. ``offset_MG`` (float32) is None where every offset is 0.
     """
 
     codes_MN: "torch.Tensor"
@@ -38,6 +41,8 @@ class Codes:
     zeros_MG: "torch.Tensor | None"
     bits: int
     order_N: "torch.Tensor | None" = None
+    factor_MG: "torch.Tensor | None" = None
+    offset_MG: "torch.Tensor | None" = None
 
     def grouped(self) -> "torch.Tensor":
         """The codes [M, N] with columns group by group."""
@@ -45,12 +50,23 @@ class Codes:
 
     def dequantize(self) -> "torch.Tensor":
         """The weight, float32 [M, N], columns as the model has them."""
-        groups = self.scale_MG.shape[1]
+        scale_MG = spread(self.scale_MG.float(), self.factor_MG)
+        groups = scale_MG.shape[1]
         centred_MGS = self.grouped().float().unflatten(1, (groups, -1))
         if self.zeros_MG is not None:
             centred_MGS = centred_MGS - self.zeros_MG.float()[:, :, None]
-        weight_MN = (centred_MGS * self.scale_MG.float()[:, :, None]).flatten(1)
+        weight_MGS = centred_MGS * scale_MG[:, :, None]
+        if self.offset_MG is not None:
+            weight_MGS = weight_MGS + self.offset_MG[:, :, None]
+        weight_MN = weight_MGS.flatten(1)
         return weight_MN if self.order_N is None else weight_MN[:, self.order_N.argsort()]
+
+
+def spread(scale_MG: "torch.Tensor", factor_MG: "torch.Tensor | None") -> "torch.Tensor":
+    """The scale of every group, [M, G], from scales that several groups share, and the groups' factors; without factors the scales."""
+    if factor_MG is None:
+        return scale_MG
+    return scale_MG.repeat_interleave(factor_MG.shape[1] // scale_MG.shape[1], dim=1) * factor_MG
 
 
 class Format(Protocol):

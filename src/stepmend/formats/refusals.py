@@ -1,6 +1,6 @@
 """Formats that are not restored: why, and what to do instead."""
 
-AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or make one with 'stepmend quantize'"
+AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or a GGUF file, or make one with 'stepmend quantize'"
 
 WHY = {
     "bitsandbytes": "its scales are quantized again, and no file holds codes with scales of their own",
@@ -12,7 +12,6 @@ WHY = {
     "mxfp8": "MXFP8 weights are no integer codes",
     "fp-quant": "FP4 weights are no integer codes",
     "nvfp4": "NVFP4 weights are no integer codes",
-    "gguf": "GGUF files are not read yet",
     "auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",
     "intel/auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",
 }

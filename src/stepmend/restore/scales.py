@@ -2,8 +2,8 @@
 2407.11062), and the export of all three into the checkpoint's own file.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
-in, so that what is trained is what is served. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
-group.
+in, plus an offset where the format has one, which stays as it is; so that what is trained is what is served. Tensor names carry their
+shape: M rows, N columns, G groups of a row, S columns of a group.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from stepmend import formats
-from stepmend.formats.base import Codes, Format
+from stepmend.formats.base import Codes, Format, spread
 from stepmend.models import load, names
 from stepmend.recipe import Restore
 from stepmend.records import InputError
@@ -100,7 +100,9 @@ class ScaleLinear(nn.Module):
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
     ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
-    None where they are all in their places. ``watch`` is called with the input of every forward pass, as it is multiplied.
+    None where they are all in their places. Where several groups share a scale, ``factor_MG`` holds the groups' factors of it, and the
+    codes are ``frozen``; ``offset_MG`` is what is added to the weights of a group, if anything. ``watch`` is called with the input of
+    every forward pass, as it is multiplied.
     """
 
     def __init__(self, linear: nn.Linear, codes: Codes, dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
@@ -113,7 +115,12 @@ class ScaleLinear(nn.Module):
         for name, value in (*linear.named_parameters(), *linear.named_buffers()):
             if name.startswith("input_"):
                 self.register_buffer(name, value.data, persistent=False)
-        self.groups, self.bits = scale_MG.shape[1], codes.bits
+        for name, value in (("factor_MG", codes.factor_MG), ("offset_MG", codes.offset_MG)):
+            self.register_buffer(name, None if value is None else value.to(device, scale_dtype), persistent=False)
+        self.factor_MG: torch.Tensor | None
+        self.offset_MG: torch.Tensor | None
+        self.frozen = codes.factor_MG is not None
+        self.groups, self.bits = (scale_MG if codes.factor_MG is None else codes.factor_MG).shape[1], codes.bits
         self.order_N: torch.Tensor | None
         self.register_buffer("order_N", None if codes.order_N is None else codes.order_N.to(device), persistent=False)
         self.zeros_MG: torch.Tensor | None
@@ -153,19 +160,37 @@ class ScaleLinear(nn.Module):
         self.rescaled = True
 
     @property
+    def made_whole(self) -> bool:
+        """Whether the whole weight is made before it is multiplied by."""
+        return self.groups > 1 or self.offset_MG is not None
+
+    @property
     def range(self) -> tuple[int, int]:
         """The least and the largest code that the format holds."""
         return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
-    def scale(self) -> torch.Tensor:
-        """The scales as stored, [M, G], in the dtype that is computed in; inside ``unrounded``, exact ones."""
+    def stored_scale(self) -> torch.Tensor:
+        """The scales as stored in the dtype that is computed in; inside ``unrounded``, exact ones."""
         return self.stored(self.change) if self.stored.rounded else self.stored.exact(self.change)
+
+    def scale(self) -> torch.Tensor:
+        """The scale of every group, [M, G]."""
+        return spread(self.stored_scale(), self.factor_MG)
+
+    def offset(self) -> torch.Tensor | float:
+        """What is added to every weight: [M, N], or 0."""
+        if self.offset_MG is None:
+            return 0.0
+        return self.offset_MG.repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
 
     def weight(self, scale_MG: torch.Tensor | None = None) -> torch.Tensor:
         """The dequantized weight, [M, N], columns group by group; ``scale_MG`` is what ``scale`` gives, where it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
         scale_MG = self.scale() if scale_MG is None else scale_MG
-        return (grouped_MGS * scale_MG[:, :, None]).to(grouped_MGS.dtype).flatten(1)
+        weight_MGS = grouped_MGS * scale_MG[:, :, None]
+        if self.offset_MG is not None:
+            weight_MGS = weight_MGS + self.offset_MG[:, :, None]
+        return weight_MGS.to(grouped_MGS.dtype).flatten(1)
 
     def placed(self, grouped_MN: torch.Tensor) -> torch.Tensor:
         """A matrix whose columns are group by group, with its columns in the model's places."""
@@ -181,7 +206,7 @@ class ScaleLinear(nn.Module):
             x = x[..., self.order_N]
         if self.watch:
             self.watch(x)
-        if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
+        if self.made_whole or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = (F.linear(x, self.centred_MN) * self.scale()[:, 0]).to(x.dtype)
@@ -207,7 +232,7 @@ def unrounded(model: Any) -> Iterator[None]:
 @contextmanager
 def made_once(model: Any) -> Iterator[None]:
     """Inside, the weights of grouped layers are made once, for all passes of a step."""
-    grouped = [layer for layer in scales(model).values() if layer.groups > 1]
+    grouped = [layer for layer in scales(model).values() if layer.made_whole]
     for layer, scale_MG in zip(grouped, scales_of(grouped), strict=True):
         layer.made = layer.weight(scale_MG)
     try:
@@ -230,7 +255,7 @@ def scales_of(layers: Sequence[ScaleLinear]) -> list[torch.Tensor]:
         scale_N = joint(change_N) if rounded else joint.exact(change_N)
         parts = scale_N.split([layer.change.numel() for layer in alike])
         found |= {i: part.view_as(layer.change) for i, part, layer in zip(places, parts, alike, strict=True)}
-    return [found[i] for i in range(len(layers))]
+    return [spread(found[i], layer.factor_MG) for i, layer in enumerate(layers)]
 
 
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
@@ -319,7 +344,7 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     for name, layer in scales(model).items():
         file = model.file_names[name]
         if layer.change.requires_grad or layer.rescaled:
-            for tensor, value in low_bit.scaled(file, layer.scale().detach()).items():
+            for tensor, value in low_bit.scaled(file, layer.stored_scale().detach()).items():
                 check_scales(tensor, low_bit.tensors.read(tensor), value.to(low_bit.tensors.dtype(tensor)).cpu())
                 found[tensor] = value
         if layer.solved:
@@ -330,8 +355,8 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raises InputError where a scale is no number, is zero, or changed its sign."""
-    if not bool((torch.isfinite(after) & (after != 0) & (after.sign() == before.sign())).all()):
+    """Raises InputError where a scale is no number, became zero, or changed its sign."""
+    if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 

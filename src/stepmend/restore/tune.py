@@ -203,7 +203,7 @@ class _Work:
         if "codes" not in self.recipe.kinds:
             return 0.0, None
         start = validation.choose(self.model) if validation else 0.0
-        before = {name: (layer.codes(), layer.scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
+        before = {name: (layer.codes(), layer.stored_scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
         moved = self._resume_codes()
         if moved is None:
             self.say(f"  codes: solving on {len(self.texts)} solutions ({sum(len(text.ids) for text in self.texts):,} tokens)")
