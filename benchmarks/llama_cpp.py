@@ -22,9 +22,8 @@ def library_file() -> Path | None:
     if named := os.environ.get("STEPMEND_LLAMA_CPP"):
         return Path(named)
     for package, pattern in PLACES:
-        if (spec := find_spec(package)) and spec.origin:
-            if found := sorted(Path(spec.origin).parent.glob(pattern)):
-                return found[0]
+        if (spec := find_spec(package)) and spec.origin and (found := sorted(Path(spec.origin).parent.glob(pattern))):
+            return found[0]
     return None
 
 
