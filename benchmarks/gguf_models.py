@@ -264,9 +264,10 @@ Made by `python benchmarks/gguf_models.py MODEL` from `docs/results/data/gguf/`.
 quantizer (`ggml_quantize_chunk`), its embeddings, which are the head, as {HEAD}. Full precision is a 4-bit GGUF release, dequantized to
 bfloat16. Bullets, anchors and held-out problems are those of the recorded run (training problems; its faults are those of rtn-w4a16-g128,
 another rounding of the same model). KL: mean divergence per token from full precision, natural log, on both recorded models' solutions of
-training problems on which nothing was chosen. In llama.cpp both models run there, and its kernels round activations to 8 bits; in stepmend
-nothing is rounded but the weights. Accuracy: GSM8K test problems in a random order, prompt `steps-1`, greedy, in llama.cpp; full precision's
-is that of the recorded run, which computed in bfloat16 on a GPU. tokens/s: llama.cpp, one thread, prompt included. Intervals: 95 %.
+training problems on which nothing was chosen. In llama.cpp both models run there, and its kernels round activations to 8 bits; in
+stepmend nothing is rounded but the weights. Accuracy: GSM8K test problems in a random order, prompt `steps-1`, greedy, in llama.cpp; full
+precision's is that of the recorded run, which computed in bfloat16 on a GPU. tokens/s: llama.cpp, one thread, prompt included. Intervals:
+95 %.
 """
 
 

@@ -78,8 +78,12 @@ class Format(Protocol):
     """
 
     name: str
-    tensors: Tensors
     rounded: bool
+
+    @property
+    def tensors(self) -> Tensors:
+        """The tensors of the checkpoint's files."""
+        ...
 
     @property
     def multiplied_in(self) -> "torch.dtype | None": ...

@@ -42,7 +42,7 @@ class GgufTensors(Tensors):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = file_in(folder)
-        self.header = gguf_header.read(self.file)
+        self.header = gguf_header.read(self.file.resolve())  # the user's own, where this is a link to it
         self.layers: dict[str, gguf_header.Tensor] = {}
         self.stored: dict[str, gguf_header.Tensor] = {}
         self.headers: dict[str, Header] = {}
@@ -52,7 +52,7 @@ class GgufTensors(Tensors):
                 continue
             if tensor.kind not in KINDS and tensor.kind not in FLOATS:
                 allowed = ", ".join([*FLOATS, *KINDS])
-                raise InputError(f"{self.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not read; allowed: {allowed}")
+                raise InputError(f"{self.header.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not read; allowed: {allowed}")
             self._place(tensor, place.name)
 
     def _place(self, tensor: gguf_header.Tensor, name: str) -> None:
@@ -199,7 +199,8 @@ class Gguf:
 
         kind, blocks_MBW = self.tensors.blocks(layer)
         if kind.offsets and not bool(torch.isfinite(gguf_blocks.float16(blocks_MBW, 2)).all()):
-            raise InputError(f"{self.tensors.file}: a minimum of {self.tensors.layers[layer].name[:100]} is no number; the file is damaged")
+            name = self.tensors.layers[layer].name[:100]
+            raise InputError(f"{self.tensors.header.file}: a minimum of {name} is no number; the file is damaged")
         return gguf_blocks.float16(blocks_MBW, kind.scale)
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> "dict[str, torch.Tensor]":

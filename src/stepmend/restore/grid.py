@@ -55,9 +55,8 @@ class Grid:
     def of(cls, layers: Sequence[ScaleLinear]) -> "Grid":
         """The grid of layers of one format and width, their rows one after the other."""
         scale_MG = torch.cat([layer.scale().detach().float() for layer in layers])
-        scale_MG = torch.where(scale_MG == 0, ZERO, scale_MG)
         zeros = [torch.zeros_like(layer.scale()) if layer.zeros_MG is None else layer.zeros_MG for layer in layers]
-        return cls(scale_MG, torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
+        return cls(_divisible(scale_MG), torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
 
     @property
     def code_scales(self) -> torch.Tensor:
@@ -263,4 +262,8 @@ def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, 
 
 def _as_stored(layers: Sequence[ScaleLinear], scale_MG: torch.Tensor) -> torch.Tensor:
     """Scales rounded to the dtype of their file."""
-    return scale_MG.to(layers[0].stored.storage).float()
+    return _divisible(scale_MG.to(layers[0].stored.storage).float())
+
+
+def _divisible(scale_MG: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale_MG == 0, ZERO, scale_MG)

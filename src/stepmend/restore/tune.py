@@ -130,6 +130,8 @@ class _Work:
         self.kinds = sorted({_kind(name, recipe) for name, p in self.model.named_parameters() if p.requires_grad})
         if recipe.kinds - {"codes"} and not self.kinds:
             raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters")
+        if recipe.kinds == {"codes"} and all(layer.frozen for layer in scales.scales(self.model).values()):
+            raise InputError(f"restore: restore.tune = codes: {quantized} has K-quants, whose codes alone are not restored; take scales")
         rows = [solution.row(self.tokenizer) for solution in anchors]
         seen = max(0, recipe.steps * recipe.batch_size - len(bullets))  # further texts would be read by full precision in vain
         self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows[:seen])
@@ -150,6 +152,8 @@ class _Work:
     def run(self, rates: dict[str, float] | None, tick: Callable[[int], None]) -> Tuned:
         """All of it, in order."""
         left = scales.untuned(self.model) if self.kind is scales else []
+        if frozen := [name for name, layer in scales.scales(self.model).items() if layer.frozen]:
+            self.say(f"  codes of {len(frozen)} quantized layers stay as they are ({frozen[0]} is one)")
         if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
         _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
@@ -200,7 +204,7 @@ class _Work:
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
         """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
-        if "codes" not in self.recipe.kinds:
+        if "codes" not in self.recipe.kinds or all(layer.frozen for layer in scales.scales(self.model).values()):
             return 0.0, None
         start = validation.choose(self.model) if validation else 0.0
         before = {name: (layer.codes(), layer.stored_scale().detach().clone()) for name, layer in scales.scales(self.model).items()}
