@@ -68,11 +68,12 @@ class Arm:
 
 
 def of_folder(path: str) -> Arm:
-    """The arm of a low-bit checkpoint that somebody else made, named after its folder or its name on the hub.
+    """The arm of a low-bit checkpoint that somebody else made, named after its folder, its name on the hub, or its GGUF file.
 
     Raises ValueError where that gives no arm's name.
     """
-    name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip("-.")[:LONGEST]
+    name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2])
+    name = re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE).strip("-.")[:LONGEST]
     if not name or name == FULL:
         raise ValueError(f"{path[:120]!r} gives an arm no name; a folder named otherwise than '.', '..' and 'full' is needed")
     return Arm(name)

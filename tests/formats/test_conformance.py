@@ -2,19 +2,22 @@
 
 import json
 import re
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
 from stepmend import formats
 from stepmend.models import load
+from stepmend.models.gguf import beside
 from stepmend.recipe import Restore
 from stepmend.restore import scales, tune
-from tests.formats import elsewhere, layouts
+from tests.formats import elsewhere, ggufs, layouts
 from tests.restore.made import bullets, quantized
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,6 +28,15 @@ FLOATS = ["fp8", "fp8-dynamic", "fp8-block", "nvfp4", "mxfp4", "mxfp8a16"]
 COARSE = {"nvfp4": 0.2, "mxfp4": 1.0, "mxfp8a16": 1.0}
 """Learning rates that bring scales in 8 bits past half a step of theirs, which is up to 6 % in E4M3, and a quarter in powers of two."""
 OTHERS = [layouts.Kind("awq"), layouts.Kind("gptq", bits=3), layouts.Kind("gptq", ordered=True), layouts.Kind("gptq", bits=8, group=0)]
+
+
+GGUF: dict[str, dict[str, str] | str] = {
+    **{kind: kind for kind in ggufs.BLOCKED if not kind.endswith("_K")},
+    # Blocks of K-quants have 256 columns, which here only the last layer of each feed-forward block has; llama.cpp mixes such files, too.
+    **{kind: {"ffn_down": kind, "ffn": "Q8_0", "blk": "Q5_0"} for kind in ggufs.BLOCKED if kind.endswith("_K")},
+}
+"""GGUF: a name -> the types of a file's layers."""
+GGUF_BITS = {kind: {int(kind[1])} | ({5, 8} if kind.endswith("_K") else set()) for kind in GGUF}
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,9 @@ class Case:
     integer: bool
 
 
-@pytest.fixture(scope="module", params=[*SCHEMES, *FLOATS, *elsewhere.GROUPS, *OTHERS], ids=lambda param: getattr(param, "name", param))
+@pytest.fixture(
+    scope="module", params=[*SCHEMES, *FLOATS, *elsewhere.GROUPS, *OTHERS, *GGUF], ids=lambda param: getattr(param, "name", param)
+)
 def case(request, tiny_llama, tmp_path_factory) -> Case:
     """A checkpoint of each format, and what restoring makes of it."""
     home = tmp_path_factory.mktemp("format")
@@ -46,15 +60,19 @@ def case(request, tiny_llama, tmp_path_factory) -> Case:
         layouts.make(tiny_llama, request.param, home / "low")
     elif request.param in elsewhere.GROUPS:
         elsewhere.make(tiny_llama, request.param, home / "low")
+    elif request.param in GGUF:
+        ggufs.make(tiny_llama, GGUF[request.param], home / "made.gguf", head="Q8_0")
+        shutil.copytree(beside(home / "made.gguf", tiny_llama), home / "low")
     else:
         quantized(tiny_llama, request.param, home / "low")
-    method = getattr(request.param, "method", "compressed-tensors")
+    method = getattr(request.param, "method", "gguf" if request.param in GGUF else "compressed-tensors")
     integer = request.param not in FLOATS
     rate = COARSE.get(str(request.param), 0.01)
     recipe = Restore.model_validate({"steps": 3, "batch_size": 2, "learning_rate": rate, "validation": 0, "solve_tokens": 1024})
     done = tune.restore(tiny_llama, home / "low", bullets(4), recipe, home / "out", seed=0)
     name = str(getattr(request.param, "name", request.param))
-    bits = {"mixed": {3, 6, 8}, "static": {8}}.get(name) or {int(found) for found in re.findall(r"(?:w|fp)(\d)", name)}
+    named = {int(found) for found in re.findall(r"(?:w|fp)(\d)", name)}
+    bits = {"mixed": {3, 6, 8}, "static": {8}, **GGUF_BITS}.get(name) or named
     return Case(method, bits, tiny_llama, home / "low", home / "out", done, integer)
 
 
@@ -83,11 +101,15 @@ def test_restore(case):
 
 def test_write(case):
     """Every byte is the checkpoint's own but for codes, scales and norms; and these have changed."""
+    weights = "made.gguf" if case.method == "gguf" else "model.safetensors"
     files = {file.name for file in case.low.iterdir()}
     assert files == {file.name for file in case.restored.iterdir()}
-    for name in files - {"model.safetensors"}:
+    for name in files - {weights}:
         assert (case.low / name).read_bytes() == (case.restored / name).read_bytes(), name
-    before, after = ((folder / "model.safetensors").read_bytes() for folder in (case.low, case.restored))
+    before, after = ((folder / weights).read_bytes() for folder in (case.low, case.restored))
+    if case.method == "gguf":
+        check_gguf(case, before, after)
+        return
     (length,) = struct.unpack("<Q", before[:8])
     assert before[: 8 + length] == after[: 8 + length]
     changed = set()
@@ -99,6 +121,29 @@ def test_write(case):
     kinds = [("weight_packed", "qweight", "proj.weight"), ("scale", "scales"), ("norm.weight",)]
     moved = [any(name.endswith(ends) for name in changed) for ends in kinds]
     assert moved == [case.integer, True, True]
+
+
+def check_gguf(case, before: bytes, after: bytes) -> None:
+    """Of a layer's blocks the scales have changed and, but for K-quants, the codes; of the rest the norms."""
+    tensors = gguf.GGUFReader(case.low / "made.gguf").tensors
+    end, changed = 0, dict[str, bool]()
+    for tensor in sorted(tensors, key=lambda one: one.data_offset):
+        start = int(tensor.data_offset)
+        assert before[end:start] == after[end:start]
+        end = start + int(tensor.n_bytes)
+        changed[tensor.name] = before[start:end] != after[start:end]
+    assert before[end:] == after[end:]
+    assert {name for name, other in changed.items() if other} == {
+        tensor.name for tensor in tensors if (tensor.name.startswith("blk.") or "norm" in tensor.name)
+    }
+    low, restored = formats.detect(case.low), formats.detect(case.restored)
+    for layer, of in low.layers.items():
+        mine, other = low.codes(layer), restored.codes(layer)
+        assert torch.equal(mine.codes_MN, other.codes_MN) == of.kind.endswith("_K"), layer
+        assert not torch.equal(mine.scale_MG, other.scale_MG), layer
+        for fixed in ("factor_MG", "offset_MG"):
+            if (value := getattr(mine, fixed)) is not None:
+                assert torch.equal(value, getattr(other, fixed)), layer
 
 
 def test_reload(case):

@@ -134,7 +134,7 @@ def test_float_codes_stay_and_that_is_said(tiny_llama, home, tmp_path):
     recipe = Restore.model_validate({"steps": 1, "batch_size": 2, "validation": 0})
     done = tune.restore(tiny_llama, home / "nvfp4", bullets(2), recipe, tmp_path / "out", seed=0, say=said.append)
     assert done.moved == 0
-    assert any("codes of 14 layers are floats and stay as they are" in line for line in said)
+    assert any("codes of 14 quantized layers stay as they are" in line for line in said)
     with pytest.raises(InputError, match=r"restore.tune = codes: .* has no such parameters"):
         alone = Restore.model_validate({"tune": "codes", "validation": 0})
         tune.restore(tiny_llama, home / "nvfp4", bullets(2), alone, tmp_path / "other", seed=0)

@@ -167,12 +167,12 @@ def test_other_formats_of_compressed_tensors_are_refused_by_name(tiny_llama, hom
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "folder"])
-def test_gguf_is_refused_by_name(tiny_llama, tmp_path, name):
+def test_what_is_called_gguf_and_is_none_is_refused(tiny_llama, tmp_path, name):
     place = tmp_path / name
     file = place if place.suffix else place / "model-Q4_0.gguf"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"GGUF")
-    assert "GGUF files are not read yet" in refusal(tiny_llama, place)
+    assert f"{file} is no GGUF file" in refusal(tiny_llama, place)
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}

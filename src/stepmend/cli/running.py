@@ -20,7 +20,8 @@ NAMES = (
 )
 SCHEMES = f"How to quantize, may be given again: {NAMES} ('stepmend schemes'); default GPTQ at 4 and 3 bits, for the demo plain rounding."
 QUANTIZED = (
-    "A low-bit checkpoint of the model, restored as it is: a folder or a hub name; may be given again. No scheme is then made by default."
+    "A low-bit checkpoint of the model, restored as it is: a folder, a hub name or a GGUF file; may be given again. No scheme is then made "
+    "by default."
 )
 SEEDS = "Seeds of located bullets and of every control (default 3)."
 ENGINE = "What writes solutions: transformers (default) or vllm; NAME=MODEL@BASE_URL: a server, for full or a scheme; may be given again."
@@ -31,7 +32,9 @@ MATCH = "What controls get as much of as located bullets (default steps)."
 @app.command()
 def run(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file of recipe keys. Without one: the demo.")] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint's folder, a hub name, builtin:qwen2 or builtin:llama.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder, a hub name, a GGUF file, builtin:qwen2 or builtin:llama.")
+    ] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=SCHEMES)] = None,
     quantized: Annotated[list[str] | None, typer.Option(help=QUANTIZED)] = None,
     benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,

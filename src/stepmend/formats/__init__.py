@@ -7,15 +7,17 @@ through it.
 from pathlib import Path
 from typing import Any
 
-from stepmend.formats import awq, compressed, gptq
+from stepmend.formats import awq, compressed, gguf, gptq
 from stepmend.formats.base import Format
 from stepmend.formats.refusals import refusal
 from stepmend.formats.tensors import Tensors, quantization_of
 from stepmend.records import InputError
 
-FORMATS: dict[str, Any] = {"compressed-tensors": compressed.Compressed, "awq": awq.Awq, "gptq": gptq.Gptq}
+FORMATS: dict[str, Any] = {"compressed-tensors": compressed.Compressed, "awq": awq.Awq, "gptq": gptq.Gptq, "gguf": gguf.Gguf}
 """Method, as a checkpoint's configuration names it -> the class that reads it."""
-UNPACKED = frozenset({"awq", "gptq"})
+TENSORS: dict[str, type[Tensors]] = {"gguf": gguf.GgufTensors}
+"""Method -> the class that reads its tensors, where these are in no safetensors files."""
+UNPACKED = frozenset({"awq", "gptq", "gguf"})
 """Methods whose packages transformers needs and we do without: their layers are made dense when they are loaded."""
 
 
@@ -43,7 +45,7 @@ def detect(folder: str | Path) -> Format | None:
         return None
     if method not in FORMATS:
         raise InputError(f"quantized: {folder}: {refusal(method)}")
-    return FORMATS[method](Tensors(Path(folder)), quantization_of(Path(folder)))
+    return FORMATS[method](TENSORS.get(method, Tensors)(Path(folder)), quantization_of(Path(folder)))
 
 
 def unpacked(folder: str | Path) -> Format | None:

@@ -18,7 +18,8 @@ class Layer:
     """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0.
 
     ``code`` and ``scale`` are the kinds of numbers that these are: ``int`` or ``float`` codes; scales in a ``float`` of 16 bits or more,
-    in ``E4M3``, or in ``E8M0`` (powers of two). ``tall`` rows share a scale.
+    in ``E4M3``, or in ``E8M0`` (powers of two). ``tall`` rows share a scale. ``kind`` is the name that the format has for such blocks, if
+    any.
     """
 
     rows: int
@@ -29,11 +30,12 @@ class Layer:
     code: Literal["int", "float"] = "int"
     scale: Literal["float", "E4M3", "E8M0"] = "float"
     tall: int = 1
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The numbers of a layer: weight = (code - zero point) * scale.
+    """The numbers of a layer: weight = (code - zero point) * scale + offset.
 
     ``codes_MN`` are int8 from -2^(bits-1) to 2^(bits-1) - 1, whatever offset the file has; ``zeros_MG`` (int8) has the same offset and is
     None where every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None where they
@@ -41,7 +43,9 @@ class Codes:
 
     Codes that are floats (E4M3, E2M1) are held as these, and stay as they are: ``integer`` is False, and the weight is code * scale.
     ``tall`` rows share a row of ``scale_MG``, which then has ceil(M / tall) rows. Where there is a ``divisor`` (float32 [1]), scales are
-    divided by it before they are used.
+    divided by it before they are used. ``factor_MG`` (float32) multiplies the scales, where several groups in a row share one:
+    ``scale_MG`` then has a column for each such set of groups, and the codes do not change. ``offset_MG`` (float32) is None where every
+    offset is 0.
     """
 
     codes_MN: "torch.Tensor"
@@ -52,6 +56,8 @@ class Codes:
     integer: bool = True
     tall: int = 1
     divisor: "torch.Tensor | None" = None
+    factor_MG: "torch.Tensor | None" = None
+    offset_MG: "torch.Tensor | None" = None
 
     def grouped(self) -> "torch.Tensor":
         """The codes [M, N] with columns group by group."""
@@ -59,18 +65,29 @@ class Codes:
 
     def dequantize(self) -> "torch.Tensor":
         """The weight, float32 [M, N], columns as the model has them."""
-        scale_MG = used(self.scale_MG.float(), self.tall, self.divisor, len(self.codes_MN))
-        centred_MGS = self.grouped().float().unflatten(1, (scale_MG.shape[1], -1))
+        scale_MG = used(self.scale_MG.float(), len(self.codes_MN), self.tall, self.divisor, self.factor_MG)
+        weight_MGS = self.grouped().float().unflatten(1, (scale_MG.shape[1], -1))
         if self.zeros_MG is not None:
-            centred_MGS = centred_MGS - self.zeros_MG.float()[:, :, None]
-        weight_MN = (centred_MGS * scale_MG[:, :, None]).flatten(1)
+            weight_MGS = weight_MGS - self.zeros_MG.float()[:, :, None]
+        weight_MGS = weight_MGS * scale_MG[:, :, None]
+        if self.offset_MG is not None:
+            weight_MGS = weight_MGS + self.offset_MG[:, :, None]
+        weight_MN = weight_MGS.flatten(1)
         return weight_MN if self.order_N is None else weight_MN[:, self.order_N.argsort()]
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the codes may not be changed."""
+        return not self.integer or self.factor_MG is not None
 
-def used(scale_PG: "torch.Tensor", tall: int, divisor: "torch.Tensor | None", rows: int) -> "torch.Tensor":
-    """What codes are multiplied with, [M, G], from scales as a file holds them: one for ``tall`` rows, to be divided by ``divisor``."""
-    scale_PG = scale_PG if divisor is None else scale_PG / divisor
-    return scale_PG if tall == 1 else scale_PG.repeat_interleave(tall, 0)[:rows]
+
+def used(
+    scale: "torch.Tensor", rows: int, tall: int = 1, divisor: "torch.Tensor | None" = None, factor_MG: "torch.Tensor | None" = None
+) -> "torch.Tensor":
+    """What codes are multiplied with, [M, G], from scales as a file holds them (see ``Codes``); ``rows`` is M."""
+    scale = scale if divisor is None else scale / divisor
+    scale = scale if tall == 1 else scale.repeat_interleave(tall, 0)[:rows]
+    return scale if factor_MG is None else scale.repeat_interleave(factor_MG.shape[1] // scale.shape[1], dim=1) * factor_MG
 
 
 class Format(Protocol):
@@ -82,8 +99,12 @@ class Format(Protocol):
     """
 
     name: str
-    tensors: Tensors
     rounded: bool
+
+    @property
+    def tensors(self) -> Tensors:
+        """The tensors of the checkpoint's files."""
+        ...
 
     @property
     def multiplied_in(self) -> "torch.dtype | None": ...

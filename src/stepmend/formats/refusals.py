@@ -1,6 +1,6 @@
 """Formats that are not restored: why, and what to do instead."""
 
-AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or make one with 'stepmend quantize'"
+AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or a GGUF file, or make one with 'stepmend quantize'"
 
 OTHER = "this layout is not read; llm-compressor's is, which writes the same numbers"
 WHY = {
@@ -13,7 +13,6 @@ WHY = {
     "mxfp8": OTHER,
     "fp-quant": OTHER,
     "nvfp4": OTHER,
-    "gguf": "GGUF files are not read yet",
     "auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",
     "intel/auto-round": "AutoRound's own format is not read; AutoRound also exports in the formats of GPTQ, AWQ and llm-compressor",
 }

@@ -128,20 +128,20 @@ class Tensors:
                 if file.is_file():
                     shutil.copyfile(file, part / file.name)
             for name, value in values.items():
-                self._put(part, name, value)
+                _put(self.headers[name], part, name, value, self.dtype(name))
 
         make_folder(out, fill)
 
-    def _put(self, part: Path, name: str, value: "torch.Tensor") -> None:
-        import torch
 
-        header = self.headers[name]
-        assert tuple(value.shape) == header.shape, f"{name}: {tuple(value.shape)}, {header.shape} in {header.file.name}"
-        data = value.to(self.dtype(name)).cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        assert len(data) == header.end - header.start, name
-        with (part / header.file.name).open("r+b") as stream:
-            stream.seek(header.start)
-            stream.write(data)
+def _put(header: Header, part: Path, name: str, value: "torch.Tensor", dtype: "torch.dtype") -> None:
+    import torch
+
+    assert tuple(value.shape) == header.shape, f"{name}: {tuple(value.shape)}, {header.shape} in {header.file.name}"
+    data = value.to(dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    assert len(data) == header.end - header.start, name
+    with (part / header.file.name).open("r+b") as stream:
+        stream.seek(header.start)
+        stream.write(data)
 
 
 def copy(folder: Path, out: Path) -> None:

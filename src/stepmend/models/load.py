@@ -11,7 +11,7 @@ from typing import Any
 
 from stepmend import formats, inputs
 from stepmend.formats import base, tensors
-from stepmend.models import decompress
+from stepmend.models import decompress, gguf
 from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
@@ -34,6 +34,11 @@ def locate(model: str) -> str:
     if folder.is_dir():
         check(folder)
         return str(folder.resolve())  # quantizing works in another directory
+    if gguf.is_file(model):
+        try:
+            return gguf.full(folder)
+        except InputError as error:
+            raise InputError(f"model: {error}") from None
     if folder.exists():
         raise InputError(f"model: {model} is a file; a checkpoint's folder is needed")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
@@ -91,13 +96,14 @@ def _first(error: Exception) -> str:
 
 
 READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
-"""What loading reads."""
+"""What loading reads; of a checkpoint without safetensors the GGUF file, too."""
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
     """Every file of a checkpoint that loading reads, in order. Raises InputError where one is a FIFO, a device, or a link to nothing."""
+    kinds = READ if any(folder.glob("*.safetensors")) else READ | {".gguf"}
     for file in sorted(folder.rglob("*")):
-        if file.suffix in READ and not file.is_dir():
+        if file.suffix in kinds and not file.is_dir():
             try:
                 inputs.regular(file)
             except InputError as error:

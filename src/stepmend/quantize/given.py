@@ -17,15 +17,19 @@ from torch import nn
 from stepmend import formats, inputs
 from stepmend.arms import of_folder
 from stepmend.formats.base import Format, Layer
-from stepmend.formats.refusals import refusal
+from stepmend.formats.packing import FLOATS
 from stepmend.formats.tensors import Tensors
-from stepmend.models import check, load, names
+from stepmend.models import check, gguf, load, names
 from stepmend.records import InputError
 
 ROWS = 256
 """Rows of the embeddings that are compared."""
 NEAR = 0.02
-"""How far these may be from full precision's, as a share: rounding to another dtype changes them by 0.4 % at most."""
+"""How far these may be from full precision's, as a share: rounding to another dtype changes them by 0.4 % at most …"""
+ROUNDED = 0.3
+"""… and rounding them to 4 bits and more by a tenth."""
+ZEROS = frozenset({"gguf"})
+"""Formats in which a group of zeros has the scale 0."""
 CARD = 1 << 20
 """Bytes of a card that is read."""
 OWN = frozenset({
@@ -52,11 +56,11 @@ class Given:
         return {"layers": counts, "given": told}
 
     def holds(self) -> str:
-        """Bits, groups and zero points of its layers, most layers first."""
+        """The blocks of its layers, or their bits, groups and zero points; most layers first."""
         counts: dict[str, int] = {}
         for layer in self.low_bit.layers.values():
-            kind = f"{layer.code}{layer.bits}, {_scales(layer)}"
-            if layer.code == "int":
+            kind = layer.kind or f"{layer.code}{layer.bits}, {_scales(layer)}"
+            if layer.code == "int" and not layer.kind:
                 kind += f", {'no zero points' if layer.symmetric else 'zero points'}"
             counts[kind] = counts.get(kind, 0) + 1
         return "; ".join(f"{count} layers {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
@@ -78,14 +82,14 @@ def look(parent: str, model: str, path: str) -> Given:
     Args:
         parent: The folder of the full-precision checkpoint.
         model: Its name as the user gave it.
-        path: The low-bit checkpoint: a folder, or a name on the hub.
+        path: The low-bit checkpoint: a folder, a name on the hub, or a GGUF file.
 
     Raises:
         InputError: where it is not of this model, holds nothing that can be restored, or is damaged.
     """
     if formats.method_of(parent):
         raise InputError(f"model: {parent} is quantized already; give its full-precision parent, and this one as --quantized")
-    folder = located(path)
+    folder = located(path, parent)
     try:
         low_bit = formats.detect(folder)
         if low_bit is None:
@@ -108,13 +112,14 @@ def look(parent: str, model: str, path: str) -> Given:
     return Given(str(of_folder(path)), folder, low_bit, tuple(layers), tuple(warnings))
 
 
-def located(path: str) -> str:
-    """The folder of a low-bit checkpoint. Raises InputError where there is none, or a GGUF file."""
-    place = Path(path).expanduser()
-    if place.suffix.lower() == ".gguf" or (place.is_dir() and any(place.glob("*.gguf")) and not any(place.glob("*.safetensors"))):
-        raise InputError(f"quantized: {path}: {refusal('gguf')}")
+def located(path: str, parent: str) -> str:
+    """The folder of a low-bit checkpoint; that of a GGUF file has the configuration and tokenizer of ``parent``.
+
+    Raises InputError where there is none.
+    """
     try:
-        return load.locate(path)
+        file = gguf.named(path)
+        return gguf.beside(file, parent) if file else load.locate(path)
     except InputError as error:
         raise InputError(f"quantized: {str(error).removeprefix('model: ')}") from None
 
@@ -167,7 +172,7 @@ def _check_scales(low_bit: Format) -> None:
         stored_MG = low_bit.scale(layer)
         scale_MG = stored_MG.float()
         # Small scales become zero when they are rounded to E4M3; in 8 bits there is no sign to use.
-        allowed_MG = scale_MG >= 0 if stored_MG.dtype == torch.float8_e4m3fn else scale_MG != 0
+        allowed_MG = scale_MG >= 0 if stored_MG.dtype == torch.float8_e4m3fn else (scale_MG != 0) | (low_bit.name in ZEROS)
         if not bool((torch.isfinite(scale_MG) & allowed_MG).all()):
             raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or no number; the checkpoint is damaged")
 
@@ -223,12 +228,13 @@ def _other_base(folder: str, model: str) -> Iterator[str]:
 
 
 def _other_embeddings(parent: str, low: Any, low_bit: Format) -> Iterator[str]:
-    """Quantizers leave embeddings as they are: other ones say that it was made of another model, or trained on."""
+    """Quantizers leave embeddings as they are, or round them: other ones say that it was made of another model, or trained on."""
     embeddings = low.get_input_embeddings()
     name = next((f"{name}.weight" for name, module in low.named_modules() if module is embeddings), "")
     full = Tensors(Path(parent))
     if not (isinstance(embeddings, nn.Embedding) and name in full and name in low_bit.tensors):
         return
     mine_RH, other_RH = (tensors.rows(name, ROWS).float() for tensors in (full, low_bit.tensors))
-    if not float((mine_RH - other_RH).norm()) <= NEAR * float(mine_RH.norm()):
+    near = NEAR if low_bit.tensors.kind(name) in FLOATS else ROUNDED
+    if not float((mine_RH - other_RH).norm()) <= near * float(mine_RH.norm()):
         yield "its embeddings are not full precision's: it may be of another model of this size, or trained on"

@@ -228,7 +228,7 @@ def _inputs(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, given: seen.append((name, given[0]))
 
-    linear = [(name, module) for name, module in low_layer.named_modules() if isinstance(module, ScaleLinear) and module.integer]
+    linear = [(name, module) for name, module in low_layer.named_modules() if isinstance(module, ScaleLinear) and not module.frozen]
     hooks = [module.register_forward_pre_hook(note(name)) for name, module in linear]
     _run(low_layer, hidden, arguments)
     for hook in hooks:

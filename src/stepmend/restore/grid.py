@@ -10,7 +10,7 @@ C = sum weight (x - z) z^T: full precision's weight, corrected for what the laye
 asymmetry too). The corrected weight is rounded column by column with error compensation (GPTQ, 2210.17323). Then two steps alternate:
 the scales of a row's groups by least squares, where scales are restored too, and each code in turn to where the sum is least (coordinate
 descent, QuantEase, 2309.01885). Neither raises the sum, but for the rounding of scales to the dtype of the file. Zero points and the
-range of codes stay as they are.
+range of codes stay as they are, as do offsets, which are taken off the corrected weight first.
 
 Tensor names carry their shape: M rows (of all linear layers that read one input), N columns, G groups of a row, S columns of a group,
 K columns of a block, T tokens, B texts.
@@ -35,6 +35,8 @@ BLOCK = 128
 """Columns whose errors are passed on together (GPTQ's lazy batches)."""
 SMOOTHED = 0.8
 """A checkpoint counts as scaled before rounding where scaling leaves at most this share of the distance between both weights."""
+ZERO = 1e-30
+"""What a scale of 0 counts as: whatever the codes of a group of zeros, they stand for 0 once this is rounded to its file's dtype."""
 LEAST, MOST = 0.25, 4.0
 """How far least squares may move a scale, as a factor of its start."""
 
@@ -54,7 +56,7 @@ class Grid:
         """The grid of layers of one format and width, their rows one after the other."""
         scale_MG = torch.cat([layer.scale().detach().float() for layer in layers])
         zeros = [torch.zeros_like(layer.scale()) if layer.zeros_MG is None else layer.zeros_MG for layer in layers]
-        return cls(scale_MG, torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
+        return cls(_divisible(scale_MG), torch.cat(zeros).float(), *layers[0].range, layers[0].centred_MN.shape[1])
 
     @property
     def code_scales(self) -> torch.Tensor:
@@ -239,7 +241,7 @@ def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, 
     They keep codes and scales where those are as good.
     """
     grid, before_MN = Grid.of(layers), torch.cat([layer.codes() for layer in layers]).float()
-    target_MN = corrected(weight_MN, sums)
+    target_MN = corrected(weight_MN, sums) - torch.cat([layer.offset() + torch.zeros_like(layer.centred_MN) for layer in layers]).float()
     hessian_NN = damped(sums.hessian)
     start = error(target_MN, hessian_NN, grid.dequantize(before_MN))
     codes_MN = gptq(target_MN, hessian_NN, grid)
@@ -260,4 +262,8 @@ def resolve(layers: Sequence[ScaleLinear], weight_MN: torch.Tensor, sums: Sums, 
 
 def _as_stored(layers: Sequence[ScaleLinear], scale_MG: torch.Tensor) -> torch.Tensor:
     """Scales rounded to the dtype of their file."""
-    return scale_MG.to(layers[0].stored.storage).float()
+    return _divisible(scale_MG.to(layers[0].stored.storage).float())
+
+
+def _divisible(scale_MG: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale_MG == 0, ZERO, scale_MG)

@@ -28,7 +28,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     lengths = sorted(loss.lengths)[-batch_size:]
     tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths, model.device))
     layers = config.num_hidden_layers
-    dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.groups > 1)
+    dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.made_whole)
     kept = element * (tokens * (layers * (STATES * width + 4 * inner_width(model)) + _outputs(model)) + 2 * dense)
     targets = sum(sorted(loss.targets)[-batch_size:]) * (2 if loss.recipe.objective == "dpo" else 1)
     targets += sum(sorted(loss.questions)[-batch_size:])
@@ -53,7 +53,7 @@ def inner_width(model: Any) -> int:
 
 def _outputs(model: Any) -> int:
     """Numbers a token that layers keep besides: outputs that one scale a row or an adapter changes, before and after."""
-    rows = sum(scaled.change.numel() for scaled in scales.scales(model).values() if scaled.groups == 1)
+    rows = sum(scaled.change.numel() for scaled in scales.scales(model).values() if not scaled.made_whole)
     return 2 * (rows + sum(getattr(m.base_layer, "out_features", 0) for m in model.modules() if hasattr(m, "lora_A")))
 
 

@@ -2,8 +2,9 @@
 2407.11062), and the export of all three into the checkpoint's own file.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
-in (of 8 bits too: E4M3, E8M0), so that what is trained is what is served. Codes that are floats (FP8, FP4) stay as they are. Tensor names
-carry their shape: M rows, N columns, G groups of a row, S columns of a group, P rows of scales, each for one row or for more of them.
+in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which stays as it is; so that what is trained is what is served.
+Codes that are floats (FP8, FP4) stay as they are. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
+group, P rows of scales, each for one row or for more of them.
 """
 
 import math
@@ -112,8 +113,8 @@ class ScaleLinear(nn.Module):
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
     ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
-    None where they are all in their places. ``integer`` says whether codes may be set. ``watch`` is called with the input of every forward
-    pass, as it is multiplied.
+    None where they are all in their places. Codes that are ``frozen`` may not be set. How scales are used, and what is added to the weights
+    of a group, is as in ``Codes``. ``watch`` is called with the input of every forward pass, as it is multiplied.
     """
 
     def __init__(self, linear: nn.Linear, codes: Codes, dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
@@ -126,16 +127,20 @@ class ScaleLinear(nn.Module):
         for name, value in (*linear.named_parameters(), *linear.named_buffers()):
             if name.startswith("input_"):
                 self.register_buffer(name, value.data, persistent=False)
-        self.groups, self.bits, self.integer, self.tall = scale_MG.shape[1], codes.bits, codes.integer, codes.tall
+        for name, value in (("divisor", codes.divisor), ("factor_MG", codes.factor_MG), ("offset_MG", codes.offset_MG)):
+            self.register_buffer(name, None if value is None else value.to(device, scale_dtype), persistent=False)
         self.divisor: torch.Tensor | None
-        self.register_buffer("divisor", None if codes.divisor is None else codes.divisor.to(device), persistent=False)
+        self.factor_MG: torch.Tensor | None
+        self.offset_MG: torch.Tensor | None
+        self.groups = (scale_MG if codes.factor_MG is None else codes.factor_MG).shape[1]
+        self.bits, self.tall, self.frozen = codes.bits, codes.tall, codes.frozen
         self.order_N: torch.Tensor | None
         self.register_buffer("order_N", None if codes.order_N is None else codes.order_N.to(device), persistent=False)
         self.zeros_MG: torch.Tensor | None
         self.register_buffer("zeros_MG", None if codes.zeros_MG is None else codes.zeros_MG.to(device), persistent=False)
         self.centred_MN: torch.Tensor
         self.register_buffer("centred_MN", torch.empty(codes_MN.shape, dtype=dtype, device=device), persistent=False)
-        if self.integer:
+        if codes.integer:
             self.set_codes(codes_MN)
         else:
             self.centred_MN.copy_(codes_MN)
@@ -171,23 +176,36 @@ class ScaleLinear(nn.Module):
         self.rescaled = True
 
     @property
+    def made_whole(self) -> bool:
+        """Whether the whole weight is made before it is multiplied by."""
+        return self.groups > 1 or self.offset_MG is not None
+
+    @property
     def range(self) -> tuple[int, int]:
         """The least and the largest code that the format holds."""
         return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
     def scale(self) -> torch.Tensor:
-        """The scales as stored, [ceil(M / tall), G], in the dtype that they are multiplied in; inside ``unrounded``, exact ones."""
+        """The scales as stored, in the dtype that they are multiplied in; inside ``unrounded``, exact ones."""
         return self.stored(self.change) if self.stored.rounded else self.stored.exact(self.change)
 
-    def used(self, scale_PG: torch.Tensor) -> torch.Tensor:
+    def used(self, scale: torch.Tensor) -> torch.Tensor:
         """What codes are multiplied with, [M, G], from what ``scale`` gives."""
-        return used(scale_PG, self.tall, self.divisor, self.centred_MN.shape[0])
+        return used(scale, self.centred_MN.shape[0], self.tall, self.divisor, self.factor_MG)
 
-    def weight(self, scale_MG: torch.Tensor | None = None) -> torch.Tensor:
-        """The dequantized weight, [M, N], columns group by group; ``scale_MG`` is what ``scale`` gives, where it is made already."""
+    def offset(self) -> torch.Tensor | float:
+        """What is added to every weight: [M, N], or 0."""
+        if self.offset_MG is None:
+            return 0.0
+        return self.offset_MG.repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
+
+    def weight(self, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """The dequantized weight, [M, N], columns group by group; ``scale`` is what ``scale()`` gives, where it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
-        scale_MG = self.used(self.scale() if scale_MG is None else scale_MG)
-        return (grouped_MGS * scale_MG[:, :, None]).to(grouped_MGS.dtype).flatten(1)
+        weight_MGS = grouped_MGS * self.used(self.scale() if scale is None else scale)[:, :, None]
+        if self.offset_MG is not None:
+            weight_MGS = weight_MGS + self.offset_MG[:, :, None]
+        return weight_MGS.to(grouped_MGS.dtype).flatten(1)
 
     def placed(self, grouped_MN: torch.Tensor) -> torch.Tensor:
         """A matrix whose columns are group by group, with its columns in the model's places."""
@@ -203,7 +221,7 @@ class ScaleLinear(nn.Module):
             x = x[..., self.order_N]
         if self.watch:
             self.watch(x)
-        if self.groups > 1 or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
+        if self.made_whole or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
         # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = (F.linear(x, self.centred_MN) * self.used(self.scale())[:, 0]).to(x.dtype)
@@ -230,7 +248,7 @@ def unrounded(model: Any) -> Iterator[None]:
 @contextmanager
 def made_once(model: Any) -> Iterator[None]:
     """Inside, the weights of grouped layers are made once, for all passes of a step."""
-    grouped = [layer for layer in scales(model).values() if layer.groups > 1]
+    grouped = [layer for layer in scales(model).values() if layer.made_whole]
     for layer, scale_MG in zip(grouped, scales_of(grouped), strict=True):
         layer.made = layer.weight(scale_MG)
     try:
@@ -344,9 +362,9 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     for name, layer in scales(model).items():
         file = model.file_names[name]
         if layer.change.requires_grad or layer.rescaled:
-            scale_MG, before_MG = layer.scale().detach(), low_bit.scale(file)
-            check_scales(file, before_MG.float(), as_stored(scale_MG, before_MG.dtype).cpu().float())
-            found |= low_bit.scaled(file, scale_MG)
+            scale, before = layer.scale().detach(), low_bit.scale(file)
+            check_scales(file, before.float(), as_stored(scale, before.dtype).cpu().float())
+            found |= low_bit.scaled(file, scale)
         if layer.solved:
             found |= low_bit.packed(file, layer.placed(layer.codes()).contiguous())
     norms = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")}
@@ -355,14 +373,14 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raises InputError where a scale is no number, is zero, or changed its sign."""
+    """Raises InputError where a scale is no number, became zero, or changed its sign."""
     if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
 
 
 def solvable(model: Any) -> list[str]:
-    """The layers being tuned whose codes are integers, by name."""
-    return [name for name, layer in scales(model).items() if layer.integer]
+    """The layers being tuned whose codes may change, by name."""
+    return [name for name, layer in scales(model).items() if not layer.frozen]
 
 
 def untuned(model: Any) -> list[str]:

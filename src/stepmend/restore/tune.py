@@ -201,11 +201,11 @@ class _Work:
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
         """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
-        layers = {name: layer for name, layer in scales.scales(self.model).items() if layer.integer}
+        layers = {name: layer for name, layer in scales.scales(self.model).items() if not layer.frozen}
         if "codes" not in self.recipe.kinds:
             return 0.0, None
-        if floats := [name for name in scales.scales(self.model) if name not in layers]:
-            self.say(f"  codes of {len(floats)} layers are floats and stay as they are ({floats[0]} is one)")
+        if frozen := [name for name in scales.scales(self.model) if name not in layers]:
+            self.say(f"  codes of {len(frozen)} quantized layers stay as they are ({frozen[0]} is one)")
         if not layers:
             return 0.0, None
         start = validation.choose(self.model) if validation else 0.0
