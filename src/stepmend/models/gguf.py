@@ -99,10 +99,10 @@ def _convert(file: Path, header: gguf_header.Header, part: Path) -> None:
 
     tokenizer = _describe(file, header, part)
     (part / file.name).symlink_to(file.resolve())
-    tensors = GgufTensors(part)
+    low_bit: Any = Gguf(GgufTensors(part), {})
     kinds = {tensor.kind for tensor in header.tensors if len(tensor.shape) > 1}
     dtype = torch.bfloat16 if kinds <= {"BF16", "F32"} and "BF16" in kinds else torch.float16 if kinds == {"F16"} else torch.float32
-    found = base.dense(Gguf(tensors, {}), [*tensors.headers], dtype, None)
+    found = base.dense(low_bit, [*low_bit.tensors.headers], dtype, None)
     (part / file.name).unlink()
     save_file({name: value.to(dtype).contiguous() for name, value in found.items()}, part / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((part / "config.json").read_text(encoding="utf-8"))
