@@ -38,6 +38,7 @@ def blamed(found: Found, scheme: str) -> dict[str, Any] | None:
     compared = tests(found, arms)
     return {
         "measure": fact.measure,
+        "measured": measure_text(fact.measure),
         "faults": fact.faults,
         "tried": fact.tried,
         "grid": grid(fact),
@@ -50,6 +51,13 @@ def blamed(found: Found, scheme: str) -> dict[str, Any] | None:
         "colours": COLOURS,
         "names": NAMES,
     }
+
+
+def measure_text(measure: str) -> str:
+    """A measure in words: its target, and where the gradient was taken."""
+    target, _, place = measure.partition(" at ")
+    where = {"full": "full precision's weights", "low": "the low-bit weights", "both": "either model's weights, averaged"}
+    return f"{target}, with gradients at {where[place]}"
 
 
 def grid(fact: Blamed) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def sentences(found: Found) -> list[str]:
     for scheme in found.recipe.low_bit:
         if of := blamed(found, scheme):
             worst = ", ".join(f"{row['name']} {row['score']:+.3f}" for row in of["worst"][:4]).replace("-", "−")
-            lines.append(f"{scheme}: blamed most, by {of['measure']} (nats a fault, {of['faults']} curate faults): {worst}")
+            lines.append(f"{scheme}: blamed most, by the {of['measured']} (nats a fault, {of['faults']} curate faults): {worst}")
             lines += [f"{scheme}: {test_text(test)}" for test in of["tests"]]
             lines += [f"{scheme}: {mixed_text(block)}" for block in of["mixed"]]
     return lines
