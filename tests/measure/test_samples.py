@@ -167,6 +167,13 @@ def test_accuracy_of_several_solutions_is_resampled_by_problem():
     assert found.high - found.low > 3 * (naive.high - naive.low)
 
 
+def test_few_problems_without_a_change_prove_no_equality():
+    outcomes = np.array([[True, False]] * 6)
+    found = statistics.difference(outcomes, outcomes)
+    assert (found.value, found.low < -0.3, found.high > 0.3) == (0, True, True)
+    assert statistics.verdict(found) == "not shown"
+
+
 def test_pass_at_k_is_the_share_of_draws_of_k_with_a_right_one():
     outcomes = np.array([[True, False, False, False], [True, True, False, True], [False] * 4])
     for k in range(1, 5):

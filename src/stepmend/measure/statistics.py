@@ -114,6 +114,9 @@ def difference(first: Shares, second: Shares, *, seed: int = 0) -> Interval:
     if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
         return paired_interval(paired(one == 1, other == 1))
     delta = one - other
+    if np.ptp(delta) < 1e-12:  # a bootstrap of equal values has no width, however few they are
+        value, around = float(delta[0]), paired_interval(Paired(len(delta), 0, 0, 0, 1.0))
+        return Interval(value, max(-1.0, value + (around.low or 0)), min(1.0, value + (around.high or 0)))
     return Interval(float(delta.mean()), *_percentiles(_resampled(delta[:, None], seed)[:, 0]))
 
 
