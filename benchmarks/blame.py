@@ -13,6 +13,7 @@ folder as it comes: the same command continues, and another --faults, --frontier
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,7 @@ def automatic(found: summary.Found, folder: Path, scheme: str, block: dict[str, 
     out = folder / "auto-round"
     quantizer.quantize(parent, own, [], out, wide)
     right = solve(parent, out, prompt, found.test, 180)
+    shutil.rmtree(out)
     mine = next(
         one for one in found.facts.all(Mixed).values() if (one.scheme, one.choice, one.budget) == (scheme, "mixed", block["budget"])
     )

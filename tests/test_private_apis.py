@@ -50,6 +50,7 @@ DEEP: dict[tuple[str, str], tuple[str, ...]] = {
     ("llmcompressor.modifiers.transform.smoothquant", "dynamic_mappings"): ("SMOOTHQUANT_DYNAMIC_MAPPING_REGISTRY",),
     ("llmcompressor.modifiers.transform.smoothquant.utils", "MAPPINGS_REGISTRY"): (),
     ("llmcompressor.pipelines.cache", "IntermediatesCache"): ("_pin_intermediate",),
+    ("llmcompressor.recipe", "Recipe"): ("from_modifiers", "yaml"),
     ("torch.utils._pytree", "tree_leaves"): ("tree",),
     ("transformers.conversion_mapping", "get_checkpoint_conversion_mapping"): ("model_type",),
     ("transformers.conversion_mapping", "get_model_conversion_mapping"): ("model",),
