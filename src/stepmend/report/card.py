@@ -64,7 +64,8 @@ def text(found: Found, scheme: str, arm: str) -> str:
     given = summary.given(found, scheme)
     note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
     tags = ["stepmend", given.get("format", "compressed-tensors"), scheme]
-    head = {"base_model": found.recipe.model, "library_name": "transformers", "tags": tags}
+    library = "gguf" if given.get("format") == "gguf" else "transformers"
+    head = {"base_model": found.recipe.model, "library_name": library, "tags": tags}
     made = f"The checkpoint `{scheme}` ({given['format']})," if given else f"Quantized as `{scheme}`, then"
     worse = measured["worse"] if measured else []
     counted = layers.layers(found, scheme)
