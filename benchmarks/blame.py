@@ -190,7 +190,7 @@ class Real:
             text = chat.render(self.run.tokenizer, "steps-1", self.problems[fault.problem].question)
             trace = self.run.traces[RECORDED[1], fault.problem]
             row = (*chat.encode(self.run.tokenizer, text), *trace.tokens[: fault.frontier])
-            (read,) = self.pair.full.read([[*row, row[-1]]], [len(row)])
+            (read,) = self.pair.full.score([[*row, row[-1]]], [len(row)])
             yield Mark(fault.problem, row, read.tokens[0])
 
     def kept(self, name: str) -> dict[str, Any]:

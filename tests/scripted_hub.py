@@ -26,7 +26,7 @@ class ScriptedHub:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None: ...
+            def log_message(self, format: str, *_: Any) -> None: ...
 
             def do_GET(self) -> None:
                 hub.answer(self, b"")

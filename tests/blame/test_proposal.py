@@ -46,8 +46,8 @@ def test_size_counts_codes_and_scales():
         (3.5, 256, "rtn-w3a16-g32"),
         (3.4, 256, "rtn-w3a16-g64"),
         (3.2, 256, "rtn-w3a16-g128"),
-        (4.2, 256, "rtn-w4a16-g128"),
-        (9.0, 256, "rtn-w4a16-g32"),
+        (4.2, 256, "w4a16"),
+        (9.0, 256, "w8a16"),
         (3.5, 192, "rtn-w3a16-g32"),
         (3.2, 192, "rtn-w3a16-g128"),  # nothing fits: the scheme itself
     ],

@@ -32,7 +32,7 @@ def shard():
     tokenizer = load.load_tokenizer(FOLDER)
     texts = [chat.render(tokenizer, "plain-1", question) for question in QUESTIONS]
     engine = Spec(kind="transformers", checkpoint=FOLDER, tokenizer=FOLDER, max_new_tokens=24, dtype="float32", slots=2)
-    return solve.Shard(engine=engine, arm=FULL, made_by="d", texts=texts, ids=["a", "b", "c"])
+    return solve.Shard(engine=engine, arm=FULL, made_by=["d"], texts=texts, ids=["a", "b", "c"])
 
 
 def test_the_same_records_here_and_elsewhere_however_the_work_is_cut(shard):

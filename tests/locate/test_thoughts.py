@@ -174,7 +174,7 @@ def test_a_reasoner_that_thinks_goes_through_the_whole_loop(run, tmp_path):
     located = [fault for fault in found.faults[SCHEME].values() if fault.span]
     assert located
     places = summary.thoughts(found, SCHEME)
-    assert places["thought"] == sum(found.trace(SCHEME, f.problem).text[slice(*f.span)].startswith("Step") for f in located)
+    assert places["thought"] == sum(found.trace(SCHEME, f.problem).text[slice(*(f.span or ()))].startswith("Step") for f in located)
     assert any(f"the thought {places['thought']}" in line for line in summary.notices(found))
     bullets = found.bullets[SCHEME]
     assert bullets

@@ -61,7 +61,7 @@ class Pair:
         """At which frontiers full precision's token comes first, with the chosen modules in full precision."""
         rows = [[*mark.row, mark.token] for mark in marks]
         with holding.restored(self.full.model, self.low.model, chosen):
-            read = self.low.read(rows, [len(mark.row) for mark in marks], [[mark.token] for mark in marks])
+            read = self.low.score(rows, [len(mark.row) for mark in marks], [[mark.token] for mark in marks])
         return [one.margins[0] > 0 for one in read]
 
     def best(self, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], tick: Tick = silent) -> tuple[str, dict[str, int]]:
@@ -91,7 +91,7 @@ def marks_of(context: Context, problems: Mapping[str, Problem], faults: Sequence
     rows = [(*chat.encode(context.tokenizer, context.prompt_of(p)), *traces[p.id].tokens[:place]) for p, place in located]
     if not rows:
         return []
-    read = context.engine(FULL).read([[*row, row[-1]] for row in rows], [len(row) for row in rows])
+    read = context.engine(FULL).score([[*row, row[-1]] for row in rows], [len(row) for row in rows])
     return [Mark(p.id, row, one.tokens[0]) for (p, _), row, one in zip(located, rows, read, strict=True)]
 
 

@@ -179,7 +179,7 @@ class Gguf:
 
     def _layer(self, tensor: gguf_header.Tensor) -> Layer:
         kind, (rows, columns) = KINDS[tensor.kind], tensor.shape
-        return Layer(rows, columns, kind.bits, columns // kind.columns * kind.groups, not kind.offsets, tensor.kind)
+        return Layer(rows, columns, kind.bits, columns // kind.columns * kind.groups, not kind.offsets, kind=tensor.kind)
 
     def codes(self, layer: str) -> Codes:
         """The codes, scales, factors and offsets of a layer."""

@@ -164,7 +164,7 @@ class SampledRescue:
         spent, steps = (search.completions, search.tokens), len(search.case.spans)
         if not steps:
             return Rescued(Vote(locator="rescue", step=None, evidence="the trace is empty"), "abstained", None, *spent)
-        log_F = logsumexp(log_likelihood(search.arrived_C, search.sampled_C), axis=1)
+        log_F = np.asarray(logsumexp(log_likelihood(search.arrived_C, search.sampled_C), axis=1))
         likelihood_F = np.exp(log_F - log_F.max())
         posterior_F = likelihood_F * search.prior_F
         posterior_F /= posterior_F.sum()

@@ -143,13 +143,14 @@ def _head(found: Found, scheme: str, parent: Parent) -> str:
     benchmarks = [found.recipe.benchmark, found.recipe.curate.benchmark]
     names = [place[0] for name in benchmarks if (source := sources.SOURCES.get(name or "")) for place in source.hub.values()]
     relation: dict[str, Any] = {"base_model": parent.name, "base_model_relation": "quantized"} if parent.name else {}
+    form = summary.given(found, scheme).get("format", "compressed-tensors")
     data = ModelCardData(
         **relation,
         **dict[str, Any](parent.licence or {}),
         datasets=list(dict.fromkeys(names)) or None,
-        library_name="transformers",
+        library_name="gguf" if form == "gguf" else "transformers",
         pipeline_tag="text-generation",
-        tags=["stepmend", summary.given(found, scheme).get("format", "compressed-tensors"), scheme],
+        tags=["stepmend", form, scheme],
     )
     return data.to_yaml()
 

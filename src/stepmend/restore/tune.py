@@ -130,7 +130,8 @@ class _Work:
         self.kinds = sorted({_kind(name, recipe) for name, p in self.model.named_parameters() if p.requires_grad})
         solvable = scales.solvable(self.model) if "codes" in recipe.kinds else []
         if not (self.kinds or solvable):
-            raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters")
+            why = "; its codes stay as they are, so take scales+norms" if recipe.kinds == {"codes"} else ""
+            raise InputError(f"restore: restore.tune = {recipe.tune}: {quantized} has no such parameters{why}")
         rows = [solution.row(self.tokenizer) for solution in anchors]
         seen = max(0, recipe.steps * recipe.batch_size - len(bullets))  # further texts would be read by full precision in vain
         self.loss = Loss(recipe, self.model, self.tokenizer, bullets, rows[:seen])
