@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from stepmend import Bullet
+from stepmend.keys import Restore
 from stepmend.models import load
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Restore
 from stepmend.restore import adapter, tune
 from stepmend.rundir import make_folder
 

@@ -19,10 +19,10 @@ import torch
 
 from stepmend import Bullet, tables
 from stepmend.engines.local import LocalEngine
+from stepmend.keys import Restore
 from stepmend.models import chat, check, load, timing
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Restore
 from stepmend.restore import tune
 from stepmend.restore.validation import Solution
 

@@ -45,9 +45,9 @@ def bullets(count: int) -> list:
 
 def walk(model: Path, scheme: str, work: Path) -> str:
     """One scheme through all steps: what was restored, or the line that refuses it before work."""
+    from stepmend.keys import Restore
     from stepmend.models import load
     from stepmend.quantize import given, run, schemes
-    from stepmend.recipe import Restore
     from stepmend.restore import tune
 
     if said := families.verb("check", str(model), "--scheme", scheme):

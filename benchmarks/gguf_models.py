@@ -27,11 +27,11 @@ from material import MODELS, RECORDED, Recorded, assembled
 
 from stepmend import Trace, grading
 from stepmend.grading.verify import Verifier
+from stepmend.keys import Restore
 from stepmend.measure import statistics
 from stepmend.models import chat, load
 from stepmend.models.gguf import beside
 from stepmend.quantize.given import look
-from stepmend.recipe import Restore
 from stepmend.report.summary import percent, points
 from stepmend.restore import tune
 from stepmend.restore.validation import Readings

@@ -22,12 +22,13 @@ from stepmend.arms import FULL
 from stepmend.benchmarks import sources
 from stepmend.context import Context
 from stepmend.curate import Solved, rounds
+from stepmend.keys import Restore
 from stepmend.measure import solve as solving
 from stepmend.models import chat, load
 from stepmend.progress import Stages
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Recipe, Restore
+from stepmend.recipe import Recipe
 from stepmend.records import Fault, Grade
 from stepmend.restore.texts import solutions
 from stepmend.restore.validation import Solution

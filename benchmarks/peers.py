@@ -22,10 +22,10 @@ from material import Material
 
 from stepmend import Bullet
 from stepmend.curate import controls
+from stepmend.keys import Restore
 from stepmend.models import load
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Restore
 from stepmend.restore import tune
 from stepmend.restore.validation import Validation
 

@@ -30,12 +30,13 @@ from stepmend.arms import FULL, Arm
 from stepmend.context import Context
 from stepmend.curate import Solved, leakage, rounds
 from stepmend.facts import Curated, Fact
+from stepmend.keys import Restore
 from stepmend.measure import solve as solving
 from stepmend.measure import statistics
 from stepmend.models import load
 from stepmend.progress import Stages
 from stepmend.quantize import schemes
-from stepmend.recipe import QUICK, Recipe, Restore, merge
+from stepmend.recipe import QUICK, Recipe, merge
 from stepmend.records import digest
 from stepmend.report.summary import percent, points
 from stepmend.restore import tune

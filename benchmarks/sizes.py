@@ -22,10 +22,10 @@ import torch
 
 from stepmend import Bullet
 from stepmend.benchmarks import story
+from stepmend.keys import Restore
 from stepmend.models import chat, load, reasoner
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
-from stepmend.recipe import Restore
 from stepmend.restore import tune
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "sizes.md"

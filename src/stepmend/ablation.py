@@ -10,8 +10,8 @@ from stepmend.arms import FULL, Arm, Budget
 from stepmend.context import Context
 from stepmend.curate import controls, rounds
 from stepmend.facts import Control, Tuned
+from stepmend.keys import Restore
 from stepmend.measure import solve as solving
-from stepmend.recipe import Restore
 from stepmend.records import Bullet, Problem, digest
 from stepmend.restore import checkpoint as restoring
 from stepmend.restore import tune

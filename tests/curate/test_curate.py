@@ -7,7 +7,7 @@ import pytest
 
 from stepmend import Bullet, Fault, InputError, Problem, Trace, curate
 from stepmend.curate import Solved, controls
-from stepmend.recipe import Restore
+from stepmend.keys import Restore
 
 SOLUTION = "Step 1: 2 + 2 = 4\nStep 2: 4 + 3 = 7\n\\boxed{7}"
 TEXT = "Step 1: 2 + 2 = 4\nStep 2: 4 + 3 = 8\n\\boxed{8}"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from stepmend import formats
+from stepmend.keys import Restore
 from stepmend.models import load, rounding
 from stepmend.models.gguf import beside
-from stepmend.recipe import Restore
 from stepmend.restore import scales, tune
 from tests.formats import elsewhere, ggufs, layouts
 from tests.restore.made import bullets, quantized

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepmend import InputError, formats
+from stepmend.keys import Restore
 from stepmend.models import load
 from stepmend.quantize import given
-from stepmend.recipe import Restore
 from stepmend.restore import scales, tune
 from tests.restore.made import bullets, quantized
 

@@ -155,13 +155,13 @@ def test_blocks_of_zeros_have_a_scale_of_zero(tiny_llama, tmp_path):
 
 
 def _recipe():
-    from stepmend.recipe import Restore
+    from stepmend.keys import Restore
 
     return Restore()
 
 
 def test_k_quants_alone_have_no_codes_to_solve(tiny_llama, tmp_path):
-    from stepmend.recipe import Restore
+    from stepmend.keys import Restore
     from stepmend.restore import tune
     from tests.restore.made import bullets
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from stepmend.grading import boxed
+from stepmend.keys import Locate
 from stepmend.locate import judges, locators
 from stepmend.locate.faults import Completer, Locator
 from stepmend.locate.judges import Judge
 from stepmend.locate.panel import Panel
 from stepmend.models import chat
-from stepmend.recipe import Locate
 from tests.locate.conftest import trace_of
 from tests.scripted_server import ScriptedServer, completion
 

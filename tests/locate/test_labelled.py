@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from stepmend import InputError
 from stepmend.cli import app
+from stepmend.keys import Locate
 from stepmend.locate import bench, labelled, labelling, reliability
 from stepmend.progress import Stages
-from stepmend.recipe import Locate
 from tests.locate.questions import said
 from tests.scripted_server import ScriptedServer, completion
 

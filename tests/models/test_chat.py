@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from stepmend import InputError
+from stepmend.keys import Chat
 from stepmend.models import chat, load
-from stepmend.recipe import Chat
 
 
 def test_a_template_that_writes_the_date_asks_the_same_tomorrow(tiny_llama):

@@ -9,9 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
+from stepmend.keys import Restore
 from stepmend.models import check, forward, load, reasoner
 from stepmend.quantize import run, schemes
-from stepmend.recipe import Restore
 from stepmend.restore import adapter, objectives, scales, tune
 from tests.restore.made import bullets
 

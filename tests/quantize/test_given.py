@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
+from stepmend.keys import Restore
 from stepmend.models import load
 from stepmend.quantize import given
-from stepmend.recipe import Restore
 from stepmend.restore import tune
 from tests.conftest import make_tiny
 from tests.formats import layouts

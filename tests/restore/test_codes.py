@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from stepmend import InputError
+from stepmend.keys import Restore
 from stepmend.models import load
-from stepmend.recipe import Restore
 from stepmend.restore import codes, scales, tune
 from stepmend.restore import grid as grids
 from stepmend.restore.objectives import chosen_row

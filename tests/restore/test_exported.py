@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
+from stepmend.keys import Restore
 from stepmend.models import load
 from stepmend.quantize import run, schemes
-from stepmend.recipe import Restore
 from stepmend.restore import exported, scales, tune
 from tests.restore.made import bullets
 from tests.texts import calibration_texts

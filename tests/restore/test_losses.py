@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from stepmend.keys import Restore
 from stepmend.models import forward, load
-from stepmend.recipe import Restore
 from stepmend.restore import objectives, scales
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stepmend import InputError
+from stepmend.keys import Restore
 from stepmend.models.reasoner import CHECKPOINTS
-from stepmend.recipe import Restore
 from stepmend.restore import memory, tune
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets, quantized
@@ -56,7 +56,7 @@ PEAK = """
 import re, sys, torch
 from pathlib import Path
 from stepmend.models.load import load_model, load_tokenizer
-from stepmend.recipe import Restore
+from stepmend.keys import Restore
 from stepmend.restore import adapter, memory, scales
 from stepmend.restore.losses import Loss
 from tests.restore.made import bullets

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from stepmend import InputError
 from stepmend.curate import controls
+from stepmend.keys import Restore
 from stepmend.models import chat, load
 from stepmend.models.reasoner import CHECKPOINTS
-from stepmend.recipe import Restore
 from stepmend.report import card
 from stepmend.restore import adapter, scales, training, tune
 from stepmend.restore.losses import Loss

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stepmend.keys import Restore
 from stepmend.models import load
-from stepmend.recipe import Restore
 from stepmend.restore import training, tune, validation
 from stepmend.restore.training import Group, train
 from stepmend.restore.validation import Readings, range_test

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stepmend.cli.common import JUDGE, app, check_out, console, finite, say
-from stepmend.recipe import LARGEST
+from stepmend.keys import LARGEST
 from stepmend.records import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure stepmend's own parts against labels.")

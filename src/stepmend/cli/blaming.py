@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stepmend.cli.common import DEMO, app, check_keys, console, finite, say, show_figures, silence
-from stepmend.recipe import LARGEST
+from stepmend.keys import LARGEST
 
 BUDGET = "Mean bits a weight of the proposal, scales included; default: 0.375 more than the scheme takes, as groups of 32 do."
 

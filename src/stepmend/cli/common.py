@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from stepmend.keys import LARGEST
 from stepmend.progress import visible
-from stepmend.recipe import LARGEST
 from stepmend.records import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)

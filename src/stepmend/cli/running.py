@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stepmend.cli.common import CONTROLS, DEMO, JUDGE, app, check_keys, check_out, console, say, show, show_figures, show_table, silence
-from stepmend.recipe import LARGEST
+from stepmend.keys import LARGEST
 from stepmend.records import InputError
 
 Match = Literal["steps", "tokens", "both"]

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 from stepmend.curate import Solved, place
+from stepmend.keys import Restore
 from stepmend.locate import steps
-from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError
 
 Pick = Callable[[Sequence[int]], int | None]

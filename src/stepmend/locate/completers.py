@@ -5,10 +5,10 @@ from typing import Any
 from stepmend.engines import budget
 from stepmend.engines.local import LocalEngine
 from stepmend.engines.openai import ServerEngine
+from stepmend.keys import Chat
 from stepmend.locate import judges
 from stepmend.locate.faults import Completer
 from stepmend.models import chat, load
-from stepmend.recipe import Chat
 from stepmend.records import InputError
 
 

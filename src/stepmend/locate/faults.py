@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepmend.engines.base import Completion, Engine, Scorer, scorer
+from stepmend.keys import Locate
 from stepmend.locate import equations, judges, kinds, locators, reference, reliability, steps, taxonomy
 from stepmend.locate.locators import Case, Margins, Rescue, Rescued
 from stepmend.locate.panel import Panel
@@ -13,7 +14,6 @@ from stepmend.locate.reliability import Reliabilities, Table
 from stepmend.locate.rescue import Asked, SampledRescue
 from stepmend.locate.vote import posterior, vote
 from stepmend.models import chat
-from stepmend.recipe import Locate
 from stepmend.records import Fault, InputError, Problem, Vote, digest
 
 VERSION = f"locate-5 {steps.VERSION} {equations.VERSION} {reliability.VERSION} {taxonomy.VERSION}"

@@ -12,6 +12,7 @@ from stepmend.engines.base import Completion
 from stepmend.engines.local import LocalEngine
 from stepmend.grading import verify
 from stepmend.keeping import Keeper
+from stepmend.keys import HOW, Locate
 from stepmend.locate import completers, faults, judges, labelled, reliability
 from stepmend.locate.bench import Solution
 from stepmend.locate.labelled import Labelled, Log
@@ -19,7 +20,6 @@ from stepmend.locate.panel import Panel
 from stepmend.locate.reliability import Reliabilities
 from stepmend.models import chat, load
 from stepmend.progress import Stages, Tick, silent
-from stepmend.recipe import HOW, Locate
 from stepmend.records import Continuation, Fault, InputError, Judgement, Trace, digest
 
 CHUNK = 64

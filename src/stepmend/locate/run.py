@@ -8,10 +8,10 @@ from stepmend.arms import FULL
 from stepmend.context import Context
 from stepmend.engines.base import Completion
 from stepmend.keeping import Keeper
+from stepmend.keys import HOW, Chat
 from stepmend.locate import completers, faults, judges, locators, steps
 from stepmend.models import load
 from stepmend.progress import Tick, silent
-from stepmend.recipe import HOW, Chat
 from stepmend.records import Continuation, Fault, Problem, Trace, digest
 
 CHUNK = 256

@@ -9,8 +9,8 @@ from typing import Any
 
 from stepmend import inputs
 from stepmend.grading.visible import THOUGHTS
+from stepmend.keys import Chat
 from stepmend.models.prompts import PROMPTS, filled
-from stepmend.recipe import Chat
 from stepmend.records import InputError
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch
 
 from stepmend import formats
 from stepmend.formats.tensors import copy
+from stepmend.keys import Restore
 from stepmend.models import check, load, names
-from stepmend.recipe import Restore
 from stepmend.rundir import make_folder, write_text
 
 FOLDER = "adapter"

@@ -11,10 +11,10 @@ from stepmend.context import Context
 from stepmend.facts import Endings, Tuned
 from stepmend.formats.tensors import copy
 from stepmend.grading.visible import visible
+from stepmend.keys import Restore
 from stepmend.measure import behaviour, statistics
 from stepmend.measure.solve import Solutions
 from stepmend.models import load
-from stepmend.recipe import Restore
 from stepmend.records import Bullet, Trace, digest
 from stepmend.restore import tune
 from stepmend.restore.validation import Solution

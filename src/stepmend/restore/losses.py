@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from stepmend.keys import Restore
 from stepmend.models.forward import head_of, in_pieces, states_of
 from stepmend.models.head import Head
-from stepmend.recipe import Restore
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from stepmend.keys import Restore
 from stepmend.models import chat, load, names
 from stepmend.models.load import TWICE, load_tokenizer
-from stepmend.recipe import Restore
 from stepmend.records import digest
 from stepmend.restore import adapter, objectives, training
 from stepmend.restore.training import Batches

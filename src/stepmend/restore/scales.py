@@ -21,8 +21,8 @@ from torch.nn.utils import parametrize
 
 from stepmend import formats
 from stepmend.formats.base import Codes, Format, used
+from stepmend.keys import Restore
 from stepmend.models import load, names
-from stepmend.recipe import Restore
 from stepmend.records import InputError
 
 FLOOR = 0.1

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from stepmend.curate import Solved
-from stepmend.recipe import Restore
+from stepmend.keys import Restore
 from stepmend.records import Bullet
 from stepmend.restore.validation import Solution
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from stepmend.formats.tensors import copy
+from stepmend.keys import Restore
 from stepmend.models.forward import head_of, hidden_of
 from stepmend.models.load import checkpoint_digest, free, load_model, load_tokenizer, placement
-from stepmend.recipe import Restore
 from stepmend.records import Bullet, InputError, digest
 from stepmend.restore import adapter, codes, exported, memory, objectives, scales
 from stepmend.restore.losses import Loss
