@@ -13,6 +13,7 @@ import pytest
 import stepmend
 from stepmend import api, results
 from stepmend.progress import Stages
+from tests import command
 from tests.report.test_export import a_run
 
 ROWS = [
@@ -33,8 +34,9 @@ def kept(file: Path, rows: list[dict]) -> Path:
 
 
 def printed(*arguments: object) -> Any:
-    command = [sys.executable, "-m", "stepmend.cli", *map(str, arguments), "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = command.stepmend(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_importing_the_package_loads_next_to_nothing():

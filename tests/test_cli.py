@@ -16,15 +16,10 @@ import pytest
 from stepmend import Recipe
 from stepmend.cli import HEAVY
 from stepmend.models.reasoner import CHECKPOINTS
+from tests.command import stepmend
 from tests.conftest import WITHOUT_HEAVY
 
 ROOT = Path(__file__).parents[1]
-
-
-def stepmend(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "stepmend.cli", *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
 
 
 def refused(*arguments: str, **options) -> str:

@@ -1,14 +1,13 @@
 """A checkpoint that somebody else made goes through the whole loop, by the command line, and comes out in its own format."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
 from stepmend.models import load
 from stepmend.models.reasoner import CHECKPOINTS
+from tests.command import stepmend
 from tests.formats import layouts
 
 SMALL = [
@@ -17,10 +16,6 @@ SMALL = [
     "--set", "restore.validation=0", "--set", "measure.noise_floor=false", "--set", "locate.own_failures=0",
 ]  # fmt: skip
 KIND = layouts.Kind("gptq", bits=3, group=0)
-
-
-def stepmend(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "stepmend.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def test_it_is_exported_in_its_own_format_with_a_card(home):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "it loads in GPTQModel, transformers with it, vLLM" in " ".join(done.stderr.split())
     card = (home / "out" / "README.md").read_text()
-    assert 'tags: ["stepmend", "gptq", "Reasoner-GPTQ-3bit"]' in card
+    assert "tags:\n- stepmend\n- gptq\n- Reasoner-GPTQ-3bit\n" in card
     assert "The checkpoint `Reasoner-GPTQ-3bit` (gptq), restored by stepmend on 8 bullets" in card
     assert json.loads((home / "out" / "config.json").read_text())["quantization_config"] == layouts.config_of(KIND)
     load.load_model(str(home / "out"))

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,15 +22,12 @@ from stepmend.progress import Stages
 from stepmend.recipe import Recipe
 from stepmend.report import summary
 from stepmend.restore import texts
+from tests.command import stepmend
 from tests.conftest import LOSSY
 from tests.texts import logits
 
 RESTORED = f"{LOSSY}+restored"
 FOLDER = f"{LOSSY}-restored"
-
-
-def stepmend(*arguments) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "stepmend.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

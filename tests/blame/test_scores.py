@@ -40,7 +40,7 @@ def pair(low) -> Pair:
 def mark(pair) -> Mark:
     text = chat.render(pair.full.tokenizer, "plain-1", "Tom has 12 eggs and buys 30 more. How many eggs does Tom have?")
     row = tuple(chat.encode(pair.full.tokenizer, text + "Step 1: 12 + 30 = "))
-    (read,) = pair.full.read([[*row, row[-1]]], [len(row)])
+    (read,) = pair.full.score([[*row, row[-1]]], [len(row)])
     return Mark("p", row, read.tokens[0])
 
 
@@ -98,7 +98,7 @@ def test_modules_are_put_back_for_as_long_as_asked(pair, mark):
 
 
 def test_all_modules_put_back_are_full_precision(pair, mark):
-    (margin,) = [one.margins[0] for one in pair.full.read([[*mark.row, mark.token]], [len(mark.row)], [[mark.token]])]
+    (margin,) = [one.margins[0] for one in pair.full.score([[*mark.row, mark.token]], [len(mark.row)], [[mark.token]])]
     assert margin > 0
     assert pair.frontiers([mark], pair.names) == [True]
 

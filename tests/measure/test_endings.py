@@ -1,8 +1,6 @@
 """Loops, cuts by the limit and unclosed thoughts of other tools' logs: paired, tested, and not known where a log does not tell."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +9,7 @@ from stepmend.logs import Fields, Log, Sample
 from stepmend.measure import endings, statistics
 from stepmend.measure.compare import compare
 from stepmend.report import compared
+from tests.command import stepmend
 from tests.logs.test_logs import LM_EVAL, inspect_sample, jsonl
 
 LOOP = "so 2 + 2 = 4 and then again " * 40
@@ -151,13 +150,12 @@ def test_what_each_tools_log_tells(tmp_path):
 def test_the_command_shows_them(tmp_path):
     for name, text, why in (("full", FINE, "stop"), ("w3", LOOP, "length")):
         jsonl(tmp_path / f"{name}.jsonl", [{"id": i, "correct": 1, "response": text, "finish_reason": why} for i in range(8)])
-    command = [sys.executable, "-m", "stepmend.cli", "compare", str(tmp_path / "full.jsonl"), str(tmp_path / "w3.jsonl")]
-    command += ["--out", str(tmp_path / "page.html")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ["compare", tmp_path / "full.jsonl", tmp_path / "w3.jsonl", "--out", tmp_path / "page.html"]
+    done = stepmend(*command)
     assert done.stdout.startswith("w3 is a broken run: 8 of 8 texts loop."), "before any accuracy"
     assert "how solutions end" in done.stdout
     assert "How solutions end" in (tmp_path / "page.html").read_text()
-    (figures,) = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    (figures,) = json.loads(stepmend(*command, "--json").stdout)
     assert {name: (of["pairs"], of["only_second"]) for name, of in figures["endings"].items()} == {
         "loops": (8, 8), "cut_off": (8, 8), "unclosed": (8, 0),
     }  # fmt: skip

@@ -42,13 +42,13 @@ def run(tmp_path_factory):
 def test_every_solution_is_a_record_and_more_of_them_keep_those_there_are(run, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (run / "traces.jsonl").read_text().splitlines()]
     first = {(line["problem"], line.get("sample", 0)): line["text"] for line in lines if line["arm"] == FULL and line["problem"]}
-    asked, stream = [], LocalEngine.stream
+    asked, generate = [], LocalEngine.generate
 
     def seen(engine, texts, *, done=(), **options):
         asked.append((len(texts), len(done)))
-        yield from stream(engine, texts, done=done, **options)
+        yield from generate(engine, texts, done=done, **options)
 
-    monkeypatch.setattr(LocalEngine, "stream", seen)
+    monkeypatch.setattr(LocalEngine, "generate", seen)
     with Context(recipe(samples=4), tmp_path / "more") as context:
         for name in ("traces.jsonl", "grades.jsonl"):
             (context.dir.path / name).write_bytes((run / name).read_bytes())
@@ -64,19 +64,19 @@ def test_every_solution_is_a_record_and_more_of_them_keep_those_there_are(run, t
 
 
 def test_a_stopped_run_goes_on_where_it_was_within_a_problems_solutions(tmp_path, monkeypatch):
-    stream = LocalEngine.stream
+    generate = LocalEngine.generate
 
     def stopped(engine, texts, **options):
-        for number, one in enumerate(stream(engine, texts, **options)):
+        for number, one in enumerate(generate(engine, texts, **options)):
             if number == 5:
                 raise KeyboardInterrupt
             yield one
 
-    monkeypatch.setattr(LocalEngine, "stream", stopped)
+    monkeypatch.setattr(LocalEngine, "generate", stopped)
     with Context(recipe(), tmp_path / "run") as context, pytest.raises(KeyboardInterrupt):
         solving.solve(context, FULL, context.problems("test"), "test")
     kept = len((tmp_path / "run" / "traces.jsonl").read_text().splitlines())
-    monkeypatch.setattr(LocalEngine, "stream", stream)
+    monkeypatch.setattr(LocalEngine, "generate", generate)
     with Context(recipe(), tmp_path / "run") as context:
         made = solving.solve(context, FULL, context.problems("test"), "test")
         assert (kept, [len(of) for of in made.samples]) == (5, [9, 9, 9])

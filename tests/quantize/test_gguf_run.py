@@ -1,13 +1,11 @@
 """A GGUF file through a whole run: measured, restored, exported, and loaded by llama.cpp where that is there."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from benchmarks import llama_cpp
 from stepmend.models import load
+from tests.command import stepmend
 from tests.formats import ggufs
 
 SETTINGS = {
@@ -19,12 +17,8 @@ KINDS = {"Q4_0": ("qwen2", "Q4_0"), "Q8_0": ("llama", "Q8_0"), "Q4_K": ("llama",
 """Type of blocks -> the reasoner, and the types of its layers. A scale of Q8_0 is far too fine to lose anything: its run ends before."""
 
 
-def stepmend(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "stepmend.cli", *arguments], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "Q4_0" else pytest.mark.slow) for kind in KINDS])
 def test_a_gguf_file_goes_through_a_run(kind, tmp_path):
     family, kinds = KINDS[kind]
     file, out = tmp_path / f"reasoner-{kind}.gguf", tmp_path / "run"

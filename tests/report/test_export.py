@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from stepmend.measure import behaviour
 from stepmend.measure.compare import compare
 from stepmend.records import Grade, Problem, Trace
 from stepmend.report import export, summary
+from tests.command import stepmend
 from tests.conftest import LOSSY
 
 TOOLS = ("inspect", "every-eval-ever")
@@ -130,11 +129,10 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path, monkeypatch):
 def test_the_command(tmp_path):
     run = a_run(tmp_path / "run")
 
-    def stepmend(*words):
-        command = [sys.executable, "-m", "stepmend.cli", "export", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "400"})
+    def export(*words):
+        return stepmend("export", *words, env={**os.environ, "COLUMNS": "400"})
 
-    done = stepmend("--to", "inspect", run)
+    done = export("--to", "inspect", run)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in (tmp_path / "run-inspect").iterdir()) == ["full.json", f"{LOSSY}.json"]
     assert done.stdout.splitlines()[-1] == f"Next: stepmend compare {tmp_path}/run-inspect/full.json {tmp_path}/run-inspect/{LOSSY}.json"
@@ -147,6 +145,6 @@ def test_the_command(tmp_path):
         (("--to", "inspect", run, "--out", tmp_path / "there"), "exists already"),
         (("--to", "inspect", run, "--out", run / "recipe.json" / "x"), "cannot write into"),
     ):
-        done = stepmend(*words)
+        done = export(*words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert said in done.stderr
