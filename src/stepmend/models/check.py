@@ -157,17 +157,17 @@ def summary(layers: Sequence[Layer]) -> dict[str, Any]:
 
 def memory(model: Any, layers: Sequence[Layer], texts: int, batch: int, tokens: int, element: int) -> dict[str, float]:
     """Bytes that tuning is expected to need by purpose, as ``restore.memory.estimate`` counts them, for bullets of ``tokens`` tokens,
-    in numbers of ``element`` bytes."""
+    in numbers of ``element`` bytes, with groups of 128."""
     from stepmend.restore import memory as estimates
 
     config = model.config.get_text_config()
     held = element * sum(prod(p.shape) for p in model.parameters())
     width, depth = config.hidden_size, config.num_hidden_layers
-    scales = sum(layer.numbers for layer in layers if layer.tuned) / 128
+    tuned = sum(layer.numbers for layer in layers if layer.tuned)
     return {
         "model": held,
-        "optimizer": 12 * scales,
+        "optimizer": 12 * tuned / 128,
         "teacher": element * width * (config.vocab_size + texts * tokens),
-        "activations": element * batch * tokens * depth * (estimates.STATES * width + 4 * estimates.inner_width(model)),
+        "activations": element * (batch * tokens * depth * (estimates.STATES * width + 4 * estimates.inner_width(model)) + tuned),
         "logits": 4 * 6 * min(batch * tokens * config.vocab_size, estimates.LOGITS),
     }
