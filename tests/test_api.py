@@ -48,7 +48,7 @@ def test_importing_the_package_loads_next_to_nothing():
 
 def test_the_stub_lists_what_is_loaded():
     listed = [line.split(" as ")[1] for line in Path(stepmend.__file__).with_suffix(".pyi").read_text().splitlines() if " as " in line]
-    assert sorted(listed) == sorted([*stepmend.PUBLIC, "locate"])
+    assert sorted(listed) == sorted([*stepmend.PUBLIC, *stepmend.CALLED])
     assert {"run", "locate", "Recipe"} <= {*dir(stepmend)}
     assert all(getattr(stepmend, name) is getattr(sys.modules[f"stepmend.{home}"], name) for name, home in stepmend.PUBLIC.items())
     with pytest.raises(AttributeError, match="no attribute 'mend'"):

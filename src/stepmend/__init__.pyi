@@ -1,3 +1,4 @@
+from stepmend.api import blame as blame
 from stepmend.api import check as check
 from stepmend.api import compare as compare
 from stepmend.api import grade as grade
@@ -22,3 +23,4 @@ from stepmend.results import RunResult as RunResult
 __version__: str
 HOMES: dict[str, tuple[str, ...]]
 PUBLIC: dict[str, str]
+CALLED: tuple[str, ...]
