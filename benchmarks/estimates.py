@@ -31,8 +31,9 @@ HEAD = """# Estimates of `stepmend check` beside measurements
 
 `python benchmarks/estimates.py MODEL` wrote this page. Each stage ran in its own process, with few problems, texts and steps. The estimate
 is for the same numbers of them and for their measured lengths: what is compared is the estimate of the machine and of the model, not the
-lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. Target: time within a factor of 2,
-memory within 20 %. Memory is the process's peak, less what it held before the model was loaded.
+lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. What does not grow with the texts is not
+estimated (loading, saving, reloading, reading prose), and with so few texts it weighs more than in a run. Target: time within a factor of
+2, memory within 20 %. Memory is the process's peak, less what it held before the model was loaded.
 
 """
 GIB = 1 << 30
