@@ -163,7 +163,7 @@ def test_text(test: dict[str, Any]) -> str:
     interval = f"{points(test['low'])} to {points(test['high'])} points, Holm p = {test['holm']:.2g}"
     shown = "more" if test["value"] > 0 and test["holm"] < 1 - statistics.LEVEL else "fewer" if test["holm"] < 1 - statistics.LEVEL else ""
     ratio = "" if test["ratio"] is None else f", {test['ratio']:.1f} times as many"
-    says = f"{shown} by blame" if shown else "no difference is shown"
+    says = f"{shown} by blame" if shown else "the difference is not significant"
     return f"with {HEADLINE} % of the weights in full precision, {counts}{ratio} ({interval}): {says}"
 
 
