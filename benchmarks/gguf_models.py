@@ -266,8 +266,8 @@ bfloat16. Bullets, anchors and held-out problems are those of the recorded run (
 another rounding of the same model). KL: mean divergence per token from full precision, natural log, on both recorded models' solutions of
 training problems on which nothing was chosen. In llama.cpp both models run there, and its kernels round activations to 8 bits; in
 stepmend nothing is rounded but the weights. Accuracy: GSM8K test problems in a random order, prompt `steps-1`, greedy, in llama.cpp; full
-precision's is that of the recorded run, which computed in bfloat16 on a GPU. tokens/s: llama.cpp, one thread, prompt included, arms in turn: on
-a busy machine their ratios count. Intervals: 95 %.
+precision's is that of the recorded run, which computed in bfloat16 on a GPU. tokens/s: llama.cpp, one thread, prompt included, arms in
+turn: on a busy machine their ratios count. Intervals: 95 %.
 """
 
 
