@@ -25,7 +25,7 @@ def write(
         out: the GGUF file.
         kind_of: the type of a matrix, by its name in the file; what is no matrix is F32.
         blocks: the bytes of a float32 matrix in a type that has blocks, row by row.
-        head: the type of a head of its own; None where the embeddings are the head.
+        head: the type of the head; None where it is tied to the embeddings.
         alignment: of the tensors, in bytes.
         texts: whether the tokenizer goes along; llama.cpp else takes token ids alone.
         name: what the file calls itself.

@@ -65,7 +65,7 @@ class Pair:
         return [one.margins[0] > 0 for one in read]
 
     def best(self, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], tick: Tick = silent) -> tuple[str, dict[str, int]]:
-        """The measure whose modules bring back most frontiers of faults that it was not scored on, and the counts by measure.
+        """The measure that brings back most frontiers of held-out faults, and the counts by measure.
 
         Two halves, each judged by the other's scores; the plain measure where none is better.
         """

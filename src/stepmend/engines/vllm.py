@@ -14,7 +14,7 @@ from stepmend.records import InputError, digest
 AT_ONCE = 256
 """Texts that vLLM is given at once: it hands out nothing before all are done, so a stop loses no more than these."""
 PROMPT = 2048
-"""Tokens that a question may have; behind it rescue continues a solution, which may be as long as a solution can be."""
+"""Tokens that a question may have. Rescue appends the start of a solution to it, of up to ``max_new_tokens`` tokens."""
 
 
 @dataclass
