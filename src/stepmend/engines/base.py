@@ -4,11 +4,15 @@
 in this process; both), ``vllm.VLLMEngine`` (vLLM, in this process) and ``openai.ServerEngine`` (any OpenAI-compatible server).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from stepmend.records import InputError
+from stepmend.records import InputError, digest
+
+SEEDS = 1 << 31
+"""Servers take seeds below this."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,14 @@ def scorer(engine: Engine) -> Scorer:
     if not isinstance(engine, Scorer):
         raise InputError(f"engine: {engine.identity} generates and does not score; margins need an engine that does (transformers)")
     return engine
+
+
+def seeded(texts: Sequence[str], seed: int, done: Collection[int]) -> list[tuple[int, str, int]]:
+    """The texts that are not ``done``: index, text and a seed, which differs for the n-th of equal texts and depends on nothing else."""
+    times: Counter[str] = Counter()
+    asked: list[tuple[int, str, int]] = []
+    for i, text in enumerate(texts):
+        times[text] += 1
+        if i not in done:
+            asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
+    return asked

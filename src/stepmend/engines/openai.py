@@ -5,7 +5,6 @@ a solution. So the model's own chat template is applied here, by its tokenizer, 
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -13,13 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from stepmend.engines.base import Completion
+from stepmend.engines.base import Completion, seeded
 from stepmend.engines.servers import Servers, UnfinishedError, key_variable
 from stepmend.models import chat
 from stepmend.records import InputError, digest
-
-SEEDS = 1 << 31
-"""Servers take seeds below this."""
 
 
 class _Reply(BaseModel):
@@ -67,12 +63,7 @@ class ServerEngine:
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
-        times: Counter[str] = Counter()
-        asked: list[tuple[int, str, int]] = []
-        for i, text in enumerate(texts):
-            times[text] += 1
-            if i not in done:
-                asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
+        asked = seeded(texts, seed, done)
         with Servers(self.timeout) as servers:
             client = servers.client(self.url, self._key(), retries=4)
             pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")

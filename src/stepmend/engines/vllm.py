@@ -1,15 +1,13 @@
 """Completions by vLLM in this process (extra ``vllm``), through its offline class ``LLM`` (https://docs.vllm.ai). It does not score."""
 
 import importlib
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepmend.engines.base import Completion
-from stepmend.engines.openai import SEEDS
+from stepmend.engines.base import Completion, seeded
 from stepmend.models import chat, load
-from stepmend.records import InputError, digest
+from stepmend.records import InputError
 
 AT_ONCE = 256
 """Texts that vLLM is given at once: it hands out nothing before all are done, so a stop loses no more than these."""
@@ -40,12 +38,7 @@ class VLLMEngine:
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """See ``base.Engine``. Raises InputError where vLLM cannot load the checkpoint."""
-        times: Counter[str] = Counter()
-        asked: list[tuple[int, str, int]] = []
-        for i, text in enumerate(texts):
-            times[text] += 1
-            if i not in done:
-                asked.append((i, text, int(digest(seed, times[text], text), 16) % SEEDS))
+        asked = seeded(texts, seed, done)
         for start in range(0, len(asked), AT_ONCE):
             part = asked[start : start + AT_ONCE]
             prompts = [{"prompt_token_ids": list(chat.encode(self.tokenizer, text))} for _, text, _ in part]
