@@ -12,6 +12,7 @@ import pytest
 import typer.main
 import yaml
 
+from stepmend import grid
 from stepmend.cli import app
 from stepmend.quantize import schemes
 from stepmend.recipe import Recipe, merge, override
@@ -80,6 +81,11 @@ def test_every_recipe_that_is_shown_is_one():
     for text in recipes:
         made = Recipe.make(yaml.safe_load(text))
         assert [schemes.parse(name).name for name in made.schemes] == [*made.schemes]
+
+
+def test_the_grid_that_is_shown_is_one():
+    (text,) = [text for _, text in blocks("yaml") if text.startswith("models:")]
+    assert len(grid.cells(grid.Grid.model_validate(yaml.safe_load(text)))) == 8
 
 
 @pytest.mark.parametrize("page", [page for page in [*PAGES, ROOT / "CONTRIBUTING.md"] if page.parent == ROOT], ids=lambda page: page.name)

@@ -17,6 +17,7 @@ from stepmend.records import InputError
 from stepmend.results import Check, Comparison, Graded, Grades, Located, Location, RunResult
 
 if TYPE_CHECKING:
+    from stepmend.executors.ray import Ray
     from stepmend.logs import Fields
     from stepmend.models.timing import Work
     from stepmend.recipe import Recipe
@@ -36,6 +37,8 @@ def run(
     seeds: int = 3,
     match: Literal["steps", "tokens", "both"] = "steps",
     reuse: Sequence[str | Path] = (),
+    ray: "str | Ray | None" = None,
+    cpus_per_worker: int = 1,
     progress: Listener | Stages | None = None,
 ) -> RunResult:
     """Take a model through the whole loop: ``stepmend run``. The same call continues a run that was stopped.
@@ -49,10 +52,13 @@ def run(
         match: What controls get as much of as located bullets.
         reuse: Folders of other runs, from which is taken what was made from the same: traces, grades, faults, bullets, checkpoints.
             They are not changed.
+        ray: A Ray cluster that generates, scores and locates: its address, ``auto``, ``local`` for Ray on this machine, or a
+            ``executors.ray.Ray`` that is connected. Records are those of a run without it.
+        cpus_per_worker: CPU cores of one of its workers, where it has no GPUs.
         progress: Called with every ``Update``.
 
     Raises:
-        InputError: The recipe, the model or the folder will not do; before any work.
+        InputError: The recipe, the model, the folder or the cluster will not do; before any work.
     """
     from stepmend.curate import controls as of_controls
 
@@ -65,10 +71,13 @@ def run(
     of_controls.check(names, made.restore)
     from stepmend import ablation, pipeline
     from stepmend.context import Context
+    from stepmend.executors.ray import Ray
     from stepmend.report import page, summary
 
-    folder = Path(out)
-    with Context(made, folder, _stages(progress), [Path(other) for other in reuse]) as context:
+    folder, stages = Path(out), _stages(progress)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Ray(ray, cpus_per_worker, stages.say)) if isinstance(ray, str) else ray
+        context = stack.enter_context(Context(made, folder, stages, [Path(other) for other in reuse], cluster))
         pipeline.run(context)
         if names:
             ablation.run(context, names, seeds, ("steps", "tokens") if match == "both" else (match,))

@@ -1,6 +1,6 @@
 """What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -10,13 +10,15 @@ from stepmend.benchmarks import sources
 from stepmend.curate import leakage
 from stepmend.engines import budget
 from stepmend.engines import named as engines
-from stepmend.engines.base import Engine
+from stepmend.engines.base import Engine, Scorer
 from stepmend.engines.local import LocalEngine
 from stepmend.engines.make import make
 from stepmend.engines.named import Spec
+from stepmend.engines.spread import Spread
 from stepmend.engines.vllm import VLLMEngine
 from stepmend.executors.base import Executor
 from stepmend.executors.local import Local
+from stepmend.executors.ray import Ray
 from stepmend.facts import F, Placement, Seconds, name_of
 from stepmend.grading import verify
 from stepmend.locate import completers, faults, judges, reliability
@@ -33,10 +35,19 @@ from stepmend.rundir import RunDir
 class Context:
     """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
 
-    def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = ()) -> None:
-        """``reuse``: other runs, from which is taken what fits. Raises InputError for a model, scheme or folder that will not do, before
-        any work."""
-        self.recipe, self.stages = recipe, stages or Stages()
+    def __init__(
+        self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = (), cluster: Ray | None = None
+    ) -> None:
+        """Raises InputError for a model, scheme or folder that will not do, before any work.
+
+        Args:
+            recipe: The recipe.
+            out: The run's folder.
+            stages: Shows progress.
+            reuse: Other runs, from which is taken what fits.
+            cluster: Generates and scores in place of this process.
+        """
+        self.recipe, self.stages, self.cluster = recipe, stages or Stages(), cluster
         self.schemes = [schemes.parse(name) for name in recipe.schemes]
         self.parent = load.locate(recipe.model)
         for scheme in self.schemes:
@@ -69,12 +80,20 @@ class Context:
             self.problems(split)  # what is not there is said before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
+        if cluster:
+            self._check_device(cluster)
         self.dir = RunDir(out, recipe, problems, reuse)
         try:
             self._begin(builtin)
         except BaseException:  # else the folder stays locked for as long as this process lives
             self.dir.close()
             raise
+
+    def _check_device(self, cluster: Ray) -> None:
+        """Raises InputError where workers would compute on another kind of device than this process: their last bits would differ."""
+        here, there = load.placement(self.parent, "float32")[0], cluster.device
+        if here != there:
+            raise InputError(f"ray: workers compute on {there}, this process on {here}; start the command on a machine like the workers'")
 
     def _check_codes(self) -> None:
         """Raises InputError where codes alone are to be restored, and those of a scheme or checkpoint are floats, which stay."""
@@ -206,6 +225,7 @@ class Context:
             dtype=self.placed.dtype,
             slots=min(size, self.placed.fit or size),
             server=(server.name, server.model, server.url) if server else None,
+            content=self.digest(arm) if self.cluster else "",
         )
 
     def written_by(self, *arms: str) -> tuple[str, ...]:
@@ -229,6 +249,8 @@ class Context:
         def written(count: int) -> None:
             tick(0, count)
 
+        if self.cluster and spec.kind != "openai":
+            return self._spread(spec, written)
         if spec.kind == "transformers":
             return replace(self.engine(arm), slots=spec.slots, written=written)
         if spec.kind == "openai":
@@ -238,6 +260,14 @@ class Context:
             self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
         self._vllm.written = written
         return self._vllm
+
+    def scorer(self, arm: str) -> Scorer:
+        """What scores texts with an arm's model: in this process, or on the cluster."""
+        return self._spread(self.spec(arm, self.batch_size)) if self.cluster else self.engine(arm)
+
+    def _spread(self, spec: Spec, written: Callable[[int], None] = lambda count: None) -> Spread:
+        assert self.cluster
+        return Spread(self.cluster, spec, self.tokenizer, self.placed.device, written)
 
     def keep(self, *arms: str) -> None:
         """Let go of all loaded models but these; their memory is free at once."""

@@ -26,6 +26,8 @@ QUANTIZED = (
 SEEDS = "Seeds of located bullets and of every control (default 3)."
 ENGINE = "What writes solutions: transformers (default) or vllm; NAME=MODEL@BASE_URL: a server, for full or a scheme; may be given again."
 REUSE = "Another run's folder, from which is taken what was made from the same inputs; may be given again. It is not changed."
+RAY = "A Ray cluster that generates, scores and locates: local (Ray on this machine), auto or an address. Records stay the same."
+WORKER = "With --ray: CPU cores of a worker; on a cluster with GPUs a worker has one GPU (default 1)."
 MATCH = "What controls get as much of as located bullets (default steps)."
 
 
@@ -52,6 +54,8 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     reuse: Annotated[list[Path] | None, typer.Option(help=REUSE)] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY)] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=4096, help=WORKER)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
 ) -> None:
     """Take a model through the whole loop, and show it on one page.
@@ -72,14 +76,17 @@ def run(
     made = recipes.Recipe.make(recipes.quick(values) if quick else values)
     if quick and out == DEMO:
         out = Path("runs/quick")
+    if cpus_per_worker and ray is None:
+        raise InputError("ray: --cpus-per-worker goes with --ray")
     screen = console(stderr=True)
-    _run(made, out, screen, control, seeds, match, reuse or ())
+    _run(made, out, screen, control, seeds, match, reuse or (), ray, cpus_per_worker or 1)
     export = f"stepmend restore {out} --export DIR; " if any(out.glob("*-restored*/config.json")) else ""
     say(screen, f"Next: {export}to check the located steps yourself: stepmend audit {out}")
 
 
 def _run(
-    recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = ()
+    recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = (),
+    ray: str | None = None, cpus: int = 1,
 ) -> None:  # fmt: skip
     """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
     from stepmend.curate import controls
@@ -92,7 +99,10 @@ def _run(
     from stepmend import api
     from stepmend.progress import Stages
 
-    api.run(recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", reuse=reuse, progress=Stages(screen))
+    api.run(
+        recipe, out, controls=names, seeds=seeds or 3, match=match or "steps", reuse=reuse, ray=ray, cpus_per_worker=cpus,
+        progress=Stages(screen),
+    )  # fmt: skip
     show_figures(out, screen)
 
 

@@ -6,7 +6,7 @@ Tensor names carry their shape: B rows, T tokens, V vocabulary.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class LocalEngine:
 
         The n-th ones of equal texts are in batches of their own, which are the same however many there are in all.
         """
-        for number, batch in enumerate(chain.from_iterable(_batches_of(texts, group, self.slots) for group in _times(texts))):
+        for number, batch in enumerate(batches_of(texts, self.slots)):
             if not all(i in done for i in batch):
                 made = self.generate_batch([texts[i] for i in batch], temperature=temperature, top_p=top_p, seed=seed + number)
                 self.written(sum(len(one.tokens) for one in made))
@@ -111,7 +111,7 @@ class LocalEngine:
         that ``TOKENS`` hold them; logits are made in pieces and not kept.
         """
         found: dict[int, Scored] = {}
-        for group in self._groups([len(row) for row in rows]):
+        for group in groups([len(row) for row in rows], self.model.device):
             # Place t is predicted from t - 1.
             counts = [len(rows[i]) - begins[i] for i in group]
             where = [(r, begins[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
@@ -126,12 +126,6 @@ class LocalEngine:
             for i, count, end in zip(group, counts, ends, strict=True):
                 found[i] = Scored(tuple(tokens[end - count : end]), tuple(margins[end - count : end]))
         return [found[i] for i in range(len(rows))]
-
-    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        for alike in forward.alike(lengths, self.model.device):
-            size = max(1, TOKENS // max(1, lengths[alike[0]]))
-            for start in range(0, len(alike), size):
-                yield alike[start : start + size]
 
     def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
         """The model's choice at each place, and the margin there of the token asked about (its own choice, where none is)."""
@@ -165,9 +159,19 @@ def _times(texts: Sequence[str]) -> list[list[int]]:
     return groups
 
 
-def _batches_of(texts: Sequence[str], group: Sequence[int], size: int) -> Iterator[list[int]]:
-    for batch in batches([texts[i] for i in group], size):
-        yield [group[i] for i in batch]
+def batches_of(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Indices of the texts in an engine's batches: those of each text's first occurrence, then of each second one, and so on."""
+    for group in _times(texts):
+        for batch in batches([texts[i] for i in group], size):
+            yield [group[i] for i in batch]
+
+
+def groups(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """Indices of rows that are scored in one pass."""
+    for alike in forward.alike(lengths, device):
+        size = max(1, TOKENS // max(1, lengths[alike[0]]))
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:

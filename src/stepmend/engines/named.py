@@ -28,7 +28,7 @@ class Spec(BaseModel):
     """An engine and what it is to serve, as plain data: any process can make the engine of it (``engines/make.py``).
 
     ``checkpoint`` and ``tokenizer`` are folders; ``server`` is (name, model, address) of a server. ``slots`` is how many solutions are
-    written at once in this process.
+    written at once in this process. ``content`` is the checkpoint's digest: a folder may come to hold another checkpoint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +40,7 @@ class Spec(BaseModel):
     dtype: str
     slots: int
     server: tuple[str, str, str] | None = None
+    content: str = ""
 
 
 def split(spec: str) -> tuple[str, str]:

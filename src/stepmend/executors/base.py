@@ -27,6 +27,11 @@ Task = Callable[[S, Open], Iterator[R]]
 class Executor(Protocol):
     """Does a task with every shard."""
 
+    @property
+    def workers(self) -> int:
+        """How many shards are done at the same time."""
+        ...
+
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
         """The records that the task makes of the shards, as they come. Raises what the task raises; what came before it stays made."""
         ...

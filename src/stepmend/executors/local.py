@@ -11,6 +11,7 @@ class Local:
     """The executor of a machine alone; ``open`` gives the engines that this process has loaded."""
 
     open: Open
+    workers: int = 1
 
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
         """See ``base.Executor``."""

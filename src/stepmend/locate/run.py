@@ -36,8 +36,8 @@ def locate(
             if missing:
                 with Keeper[Continuation](context.dir.append) as keep:
                     by = locator(context, keep, tick)
-                    engine = context.engine(quantized) if quantized else None
-                    found = by.locate(missing, [cases[p.id] for p in missing], engine, made_by, worked=worked, alone=arm == FULL)
+                    scorer = context.scorer(quantized) if quantized else None
+                    found = by.locate(missing, [cases[p.id] for p in missing], scorer, made_by, worked=worked, alone=arm == FULL)
                 context.dir.append(found)
                 done |= {fault.problem: fault for fault in found}
                 tick(len(missing))

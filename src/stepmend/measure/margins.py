@@ -35,7 +35,7 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mappin
         for begin in range(0, len(problems), READ):
             part = problems[begin : begin + READ]
             prompts, traces = [context.prompt_of(p) for p in part], [full[p.id] for p in part]
-            found += locators.margins_of(prompts, traces, context.engine(FULL), context.engine(arm))
+            found += locators.margins_of(prompts, traces, context.scorer(FULL), context.scorer(arm))
             kinds += [[damages.kind(context.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]
             tick(len(part))
     figures = damages.damage([m.full for m in found], [m.quantized for m in found], kinds)

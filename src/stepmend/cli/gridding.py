@@ -1,0 +1,103 @@
+"""The verb that runs a grid of models, benchmarks and seeds."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepmend.cli.common import app, console, say, show_table, silence
+from stepmend.cli.running import RAY, WORKER
+from stepmend.records import InputError
+
+
+@app.command()
+def grid(
+    file: Annotated[Path, typer.Argument(help="A YAML file: models, schemes, benchmarks, seeds, and recipe, the keys of all runs.")],
+    out: Annotated[Path, typer.Option(help="The grid's folder; the same command continues a stopped grid.")] = Path("runs/grid"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs with tokens, hours and memory, and do nothing.")] = False,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY)] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=4096, help=WORKER)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Run every model with every benchmark and seed, over all schemes: one folder, one table, one page.
+
+    A run that fails is reported, and the others go on; exit code 1 then.
+
+    Example: [bold]stepmend grid grid.yaml --out runs/grid --dry-run[/]
+    """
+    from stepmend import grid as grids
+
+    crossed = grids.Grid.read(file)
+    found = grids.cells(crossed)
+    if cpus_per_worker and ray is None:
+        raise InputError("ray: --cpus-per-worker goes with --ray")
+    silence()
+    if dry_run:
+        _dry(found, as_json)
+        return
+    from stepmend import api
+    from stepmend.executors.ray import Ray
+    from stepmend.progress import Stages
+
+    screen = console(stderr=True)
+    stages = Stages(screen)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Ray(ray, cpus_per_worker or 1, stages.say)) if ray is not None else None
+        rows = grids.run(crossed, out, lambda recipe, folder: api.run(recipe, folder, ray=cluster, progress=stages), stages.say)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _show(rows, out)
+    if any(row["state"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def _dry(found: list[Any], as_json: bool) -> None:
+    """List the runs of a grid and what they take on this machine; a model that would be refused says so in its row."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from stepmend import api
+    from stepmend import grid as grids
+
+    checked: dict[str, Any] = {}
+    rows = []
+    for cell in found:
+        model, names = cell.recipe.model, cell.recipe.schemes
+        if model not in checked:
+            try:
+                checked[model] = grids.cost(api.check(model, names), len(names))
+            except InputError as error:
+                checked[model] = {"why": str(error)}
+        rows.append({"cell": cell.name, **checked[model]})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("run", "tokens", "hours", "memory")
+    for row in rows:
+        table.add_row(row["cell"], *([escape(row["why"]), "", ""] if "why" in row else _cost(row)))
+    show_table(console(), table)
+    hours, tokens = (sum(row.get(name, 0.0) for row in rows) for name in ("hours", "tokens"))
+    refused = sum("why" in row for row in rows)
+    say(console(), f"{len(rows)} runs, {tokens:,.0f} tokens, {hours:,.2g} hours on this machine, one after another; {refused} refused")
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    return [f"{row['tokens']:,.0f}", f"{row['hours']:.2f}", f"{row['GiB']:.1f} GiB"]
+
+
+def _show(rows: list[dict[str, Any]], out: Path) -> None:
+    """The table, and where the page is."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from stepmend.report.summary import percent
+
+    table = Table("run", "scheme", "full", "quantized", "restored")
+    for row in rows:
+        shares = ["" if row[name] is None else percent(row[name]) for name in ("full", "quantized", "restored")]
+        table.add_row(row["cell"], row["scheme"], *(shares if row["state"] == "done" else [escape(row["why"] or row["state"]), "", ""]))
+    show_table(console(), table)
+    say(console(), f"The page: {out / 'report.html'}")
