@@ -28,8 +28,29 @@ from stepmend.models.reasoner import CHECKPOINTS
 
 PAGE = Path(__file__).parents[1] / "docs/results/cluster.md"
 FOLDER, SLOTS, NEW = str(CHECKPOINTS / "qwen2"), 32, 180
-PROBLEMS, ARMS = 1319, 3
-"""A run that the simulation is of: test problems, and arms that solve them."""
+PROBLEMS = 1319
+"""Test problems of the simulation."""
+TEXT = """# Ray beside one process
+
+`python benchmarks/cluster.py` wrote this page: {texts} problems, the built-in Qwen2 reasoner, {slots} slots, one thread a worker, {cores} cores;
+{rounds} rounds in turn; medians, and the least and largest ratio of a round. Completions were the same in every round.
+
+| | seconds | ratio |
+|---|---|---|
+| this process, no Ray | {alone:.1f} | |
+| one worker | {one:.1f} | {overhead} of this process's seconds; target: at most 1.05 |
+| two workers | {two:.1f} | {gain} times as fast as one; target: at least 1.6 |
+
+## Simulated: more workers
+
+{problems:,} problems, one arm, at the measured {each:.1f} ms a problem and {serial:.2f} ms of the driver a problem, cut into pieces as a run cuts
+them, which take 0.8 to 1.2 of their mean time. Not measured. The limits: a piece is done by one worker, so the last one decides; and the
+driver's part does not get faster. Quantizing, tuning and the report are not spread.
+
+| workers | seconds | times as fast as one | busy |
+|---|---|---|---|
+{rows}
+"""
 
 
 def timed(engine: Spread, texts: list[str]) -> tuple[float, list[str]]:
@@ -104,22 +125,11 @@ def page(seconds: dict[str, list[float]], texts: int, workers: int) -> str:
     each = statistics.median(alone) / texts
     serial = max(0.0, statistics.median(one) - statistics.median(alone)) / texts
     rows = [(k, simulated(each, PROBLEMS, k, SLOTS, serial)) for k in (1, 2, 8, 64)]
-    lines = [
-        "# Ray beside one process", "",
-        f"`python benchmarks/cluster.py` wrote this page: {texts} problems, the built-in Qwen2 reasoner, {SLOTS} slots, one thread a worker, {workers} cores;",
-        f"{len(alone)} rounds in turn, medians (least to largest of the rounds' ratios). Completions were the same in every round.", "",
-        "| | seconds | ratio |", "|---|---|---|",
-        f"| this process, no Ray | {statistics.median(alone):.1f} | |",
-        f"| one worker | {statistics.median(one):.1f} | {ratio(one, alone)} of this process's seconds: the overhead; at most 1.05 is wanted |",
-        f"| two workers | {statistics.median(two):.1f} | {ratio(one, two)} times as fast as one; at least 1.6 is wanted |", "",
-        "## Simulated: more workers", "",
-        f"{PROBLEMS:,} problems, one arm, at the measured {each * 1000:.1f} ms a problem and {serial * 1000:.2f} ms of the driver, pieces cut as a run cuts them and",
-        "taking 0.8 to 1.2 of their mean time. Not measured. What limits it: pieces are whole, so the last one decides; and what the driver does a",
-        "problem does not get faster. Quantizing, tuning and the report are not spread.", "",
-        "| workers | seconds | times as fast as one | busy |", "|---|---|---|---|",
-        *[f"| {k} | {spent:.1f} | {rows[0][1] / spent:.1f} | {100 * each * PROBLEMS / k / spent:.0f} % |" for k, spent in rows],
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return TEXT.format(
+        texts=texts, slots=SLOTS, cores=workers, rounds=len(alone), alone=statistics.median(alone), one=statistics.median(one),
+        two=statistics.median(two), overhead=ratio(one, alone), gain=ratio(one, two), problems=PROBLEMS, each=each * 1000, serial=serial * 1000,
+        rows="\n".join(f"| {k} | {s:.1f} | {rows[0][1] / s:.1f} | {100 * each * PROBLEMS / k / s:.0f} % |" for k, s in rows),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
