@@ -3,8 +3,8 @@
 python benchmarks/cluster.py                # some ten minutes on two idle cores
 python benchmarks/cluster.py --texts 120    # fewer problems
 
-The built-in Qwen2 reasoner solves the same problems in this process, on one Ray worker and on two, in turn, each with one thread; workers have
-loaded the model before the clock starts. The simulation puts the measured seconds of one problem on more workers.
+The built-in Qwen2 reasoner solves the same problems in this process, on one Ray worker and on two, in turn, each with one thread; workers
+have loaded the model before the clock starts. The simulation puts the measured seconds of one problem on more workers.
 """
 
 import argparse
@@ -32,8 +32,8 @@ PROBLEMS = 1319
 """Test problems of the simulation."""
 TEXT = """# Ray beside one process
 
-`python benchmarks/cluster.py` wrote this page: {texts} problems, the built-in Qwen2 reasoner, {slots} slots, one thread a worker, {cores} cores;
-{rounds} rounds in turn; medians, and the least and largest ratio of a round. Completions were the same in every round.
+`python benchmarks/cluster.py` wrote this page: {texts} problems, the built-in Qwen2 reasoner, {slots} slots, one thread a worker, {cores}
+cores; {rounds} rounds in turn; medians, and the least and largest ratio of a round. Completions were the same in every round.
 
 | | seconds | ratio |
 |---|---|---|
@@ -43,8 +43,8 @@ TEXT = """# Ray beside one process
 
 ## Simulated: more workers
 
-{problems:,} problems, one arm, at the measured {each:.1f} ms a problem and {serial:.2f} ms of the driver a problem, cut into pieces as a run cuts
-them, which take 0.8 to 1.2 of their mean time. Not measured. The limits: a piece is done by one worker, so the last one decides; and the
+{problems:,} problems, one arm, at the measured {each:.1f} ms a problem and {serial:.2f} ms of the driver a problem, cut into pieces as a run
+cuts them, which take 0.8 to 1.2 of their mean time. Not measured. The limits: a piece is done by one worker, so the last one decides; and the
 driver's part does not get faster. Quantizing, tuning and the report are not spread.
 
 | workers | seconds | times as fast as one | busy |
@@ -127,7 +127,8 @@ def page(seconds: dict[str, list[float]], texts: int, workers: int) -> str:
     rows = [(k, simulated(each, PROBLEMS, k, SLOTS, serial)) for k in (1, 2, 8, 64)]
     return TEXT.format(
         texts=texts, slots=SLOTS, cores=workers, rounds=len(alone), alone=statistics.median(alone), one=statistics.median(one),
-        two=statistics.median(two), overhead=ratio(one, alone), gain=ratio(one, two), problems=PROBLEMS, each=each * 1000, serial=serial * 1000,
+        two=statistics.median(two), overhead=ratio(one, alone), gain=ratio(one, two), problems=PROBLEMS, each=each * 1000,
+        serial=serial * 1000,
         rows="\n".join(f"| {k} | {s:.1f} | {rows[0][1] / s:.1f} | {100 * each * PROBLEMS / k / s:.0f} % |" for k, s in rows),
     )  # fmt: skip
 
