@@ -43,9 +43,9 @@ cores; {rounds} rounds in turn; medians, and the least and largest ratio of a ro
 
 ## Simulated: more workers
 
-{problems:,} problems, one arm, at the measured {each:.1f} ms a problem and {serial:.2f} ms of the driver a problem, cut into pieces as a run
-cuts them, which take 0.8 to 1.2 of their mean time. Not measured. The limits: a piece is done by one worker, so the last one decides; and the
-driver's part does not get faster. Quantizing, tuning and the report are not spread.
+{problems:,} problems, one arm, at the measured {each:.1f} ms a problem and {serial:.2f} ms of the driver a problem, cut into pieces as a
+run cuts them, which take 0.8 to 1.2 of their mean time. Not measured. The limits: a piece is done by one worker, so the last one decides;
+and the driver's part does not get faster. Quantizing, tuning and the report are not spread.
 
 | workers | seconds | times as fast as one | busy |
 |---|---|---|---|

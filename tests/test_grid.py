@@ -82,7 +82,7 @@ def test_a_dry_run_says_what_each_cell_takes_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [row.keys() >= {"tokens", "hours", "GiB"} for row in rows] == [True, False]
-    assert rows[0]["tokens"] == 900 * 64 * 3 and rows[0]["hours"] > 0 and "why" in rows[1]
+    assert rows[0]["tokens"] == 18 * 60 * 3 and rows[0]["hours"] > 0 and "why" in rows[1]
     assert not out.exists()
     shown = stepmend("grid", file, "--out", out, "--dry-run")
     assert "2 runs" in shown.stdout and "1 refused" in shown.stdout

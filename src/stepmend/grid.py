@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stepmend.arms import FULL, parse
+from stepmend.benchmarks import sources
 from stepmend.recipe import Recipe, merge
 from stepmend.records import InputError, digest
 from stepmend.report import page, summary
@@ -147,15 +148,20 @@ def _figures(figures: dict[str, Any], scheme: str) -> dict[str, Any]:
     }
 
 
-def cost(check: "Check", schemes: int) -> dict[str, float]:
-    """Tokens that a cell writes, its hours, and GiB of memory, from a check of its model on this machine.
+def cost(cell: Cell, check: "Check") -> dict[str, float]:
+    """Tokens that a cell's arms write on the test problems, its hours, and GiB of memory, from a check of its model on this machine.
 
-    Full precision solves the test problems, and each scheme's model does before and after restoring.
+    Full precision solves the test problems, and each scheme's model does before and after restoring. Raises InputError where the problems
+    cannot be read.
     """
-    work, seconds, arms = check.work, check.seconds, 1 + 2 * schemes
-    times = {"quantize": 1, "solve": arms, "locate": 1 + schemes, "restore": schemes}
-    spent = sum(seconds.get(stage, 0.0) * count for stage, count in times.items())
-    return {"tokens": work.problems * work.solution * arms, "hours": spent / 3600, "GiB": sum(check.memory.values()) / (1 << 30)}
+    recipe, work, schemes = cell.recipe, check.work, len(cell.recipe.low_bit)
+    data = sources.Data(recipe.benchmark, recipe.data, recipe.question_field, recipe.answer_field)
+    problems, arms = len(data.measured(recipe.measure.problems, recipe.seed)), 1 + 2 * schemes
+    length = min(work.solution, recipe.measure.max_new_tokens or work.solution)
+    share = problems * length / (work.problems * work.solution)
+    times = {"quantize": 1.0, "solve": arms * share, "locate": (1 + schemes) * share, "restore": float(schemes)}
+    spent = sum(check.seconds.get(stage, 0.0) * count for stage, count in times.items())
+    return {"tokens": problems * length * arms, "hours": spent / 3600, "GiB": sum(check.memory.values()) / (1 << 30)}
 
 
 def write(out: Path, table: list[dict[str, Any]]) -> None:

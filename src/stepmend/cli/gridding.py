@@ -56,7 +56,6 @@ def grid(
 
 def _dry(found: list[Any], as_json: bool) -> None:
     """List the runs of a grid and what they take on this machine; a model that would be refused says so in its row."""
-    from rich.markup import escape
     from rich.table import Table
 
     from stepmend import api
@@ -65,20 +64,20 @@ def _dry(found: list[Any], as_json: bool) -> None:
     checked: dict[str, Any] = {}
     rows = []
     for cell in found:
-        model, names = cell.recipe.model, cell.recipe.schemes
-        if model not in checked:
-            try:
-                checked[model] = grids.cost(api.check(model, names), len(names))
-            except InputError as error:
-                checked[model] = {"why": str(error)}
-        rows.append({"cell": cell.name, **checked[model]})
+        model = cell.recipe.model
+        try:
+            checked[model] = checked.get(model) or api.check(model, cell.recipe.schemes)
+            rows.append({"cell": cell.name, **grids.cost(cell, checked[model])})
+        except InputError as error:
+            rows.append({"cell": cell.name, "why": str(error)})
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     table = Table("run", "tokens", "hours", "memory")
     for row in rows:
-        table.add_row(row["cell"], *([escape(row["why"]), "", ""] if "why" in row else _cost(row)))
+        table.add_row(row["cell"], *(["refused", "", ""] if "why" in row else _cost(row)))
     show_table(console(), table)
+    _say_why(rows)
     hours, tokens = (sum(row.get(name, 0.0) for row in rows) for name in ("hours", "tokens"))
     refused = sum("why" in row for row in rows)
     say(console(), f"{len(rows)} runs, {tokens:,.0f} tokens, {hours:,.2g} hours on this machine, one after another; {refused} refused")
@@ -88,9 +87,15 @@ def _cost(row: dict[str, Any]) -> list[str]:
     return [f"{row['tokens']:,.0f}", f"{row['hours']:.2f}", f"{row['GiB']:.1f} GiB"]
 
 
+def _say_why(rows: list[dict[str, Any]]) -> None:
+    """A line for every run that was refused or failed."""
+    for name, why in {row["cell"]: row.get("why") for row in rows}.items():
+        if why:
+            say(console(), f"{name}: {why}")
+
+
 def _show(rows: list[dict[str, Any]], out: Path) -> None:
     """The table, and where the page is."""
-    from rich.markup import escape
     from rich.table import Table
 
     from stepmend.report.summary import percent
@@ -98,6 +103,7 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     table = Table("run", "scheme", "full", "quantized", "restored")
     for row in rows:
         shares = ["" if row[name] is None else percent(row[name]) for name in ("full", "quantized", "restored")]
-        table.add_row(row["cell"], row["scheme"], *(shares if row["state"] == "done" else [escape(row["why"] or row["state"]), "", ""]))
+        table.add_row(row["cell"], row["scheme"], *(shares if row["state"] == "done" else [row["state"], "", ""]))
     show_table(console(), table)
+    _say_why(rows)
     say(console(), f"The page: {out / 'report.html'}")
