@@ -67,7 +67,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on_and_the_same_command_continu
     assert all(row["full"] is not None and row["problems"] == 18 for row in rows[:1])
     assert "config.json" in rows[1]["why"]
     page = (out / "report.html").read_text()
-    assert f'<a href="{rows[0]["cell"]}/report.html">' in page and "failed: " in page
+    assert f'<a href="{rows[0]["cell"]}/report.html">' in page and " failed: " in page
     traces = {folder: (folder / "traces.jsonl").read_bytes() for folder in Path(out).iterdir() if (folder / "traces.jsonl").exists()}
     assert len(traces) == 1
     again = stepmend("grid", file, "--out", out, "--json")
