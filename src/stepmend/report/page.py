@@ -59,7 +59,7 @@ def html(found: Found) -> str:
     figures = {name: section.figures(found) for name, section in (HEADER | BODY).items()}
     drawn = {name: _draw(f"{name}.html.j2", of=of) if of else "" for name, of in figures.items()}
     header = "".join(drawn[name] for name in HEADER)
-    body = "\n".join(drawn[name].rstrip("\n") + "\n" if drawn[name] else "" for name in BODY)
+    body = "\n".join(drawn[name].strip("\n") + "\n" if drawn[name] else "" for name in BODY)
     blob = {"title": f"{found.recipe.model} on {found.recipe.benchmark}", "figures": summary.figures(found), **to_jsonable_python(figures)}
     return render(blob, "page.html.j2", header=Markup(header), body=Markup(body))
 
