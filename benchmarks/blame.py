@@ -36,7 +36,8 @@ from stepmend.models import chat, load
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.records import Fault
-from stepmend.report import blamed, summary
+from stepmend.report import summary
+from stepmend.report.sections import blame as blamed
 from stepmend.report.summary import percent, points
 
 PAGE = Path(__file__).parents[1] / "docs/results/blame.md"
@@ -74,17 +75,17 @@ def of_run(folder: Path, auto_round: bool) -> list[str]:
         fact, of = found.facts.get(Blamed, scheme), blamed.blamed(found, scheme)
         if fact is None or of is None:
             continue
-        tried = ", ".join(f"{name} {count}" for name, count in of["tried"].items())
+        tried = ", ".join(f"{name} {count}" for name, count in of.tried.items())
         lines = [
             f"## {found.recipe.model}, {scheme}", "",
             f"{fact.faults} curate faults, {len(found.test)} test problems of {found.recipe.benchmark}. Measure: {fact.measure}. "
             f"Frontiers of unseen curate faults that came back, by measure: {tried}.", "",
-            *module_table(fact), "", *rescue_table(of["curve"]), "",
+            *module_table(fact), "", *rescue_table(of.curve), "",
         ]  # fmt: skip
-        lines += [f"- {blamed.test_text(test)[0].upper()}{blamed.test_text(test)[1:]}." for test in of["tests"]] + [""]
-        lines += [line for block in of["mixed"] for line in mixed_table(block)]
-        if auto_round and of["mixed"]:
-            lines += automatic(found, folder, scheme, of["mixed"][0])
+        lines += [f"- {blamed.test_text(test)[0].upper()}{blamed.test_text(test)[1:]}." for test in of.tests] + [""]
+        lines += [line for block in of.mixed for line in mixed_table(block)]
+        if auto_round and of.mixed:
+            lines += automatic(found, folder, scheme, of.mixed[0])
         parts.append("\n".join(lines) + "\n")
     return parts
 

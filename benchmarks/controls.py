@@ -9,12 +9,12 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import sections
 
 from stepmend.arms import FULL
-from stepmend.report import controlled, summary
+from stepmend.report import summary
+from stepmend.report.sections import controls
 from stepmend.report.summary import percent, points
 
 ROOT = Path(__file__).parents[1]
@@ -54,21 +54,22 @@ def run(name: str, out: Path, quick: bool) -> None:
 def section(name: str, out: Path) -> str:
     """What was measured under one loss, in Markdown."""
     found = summary.read(out)
-    of: dict[str, Any] = controlled.controls(found, SCHEME) or {}
-    first, bullets = of["located"], summary.figures(found)["schemes"][SCHEME]["bullets"]
+    of = controls.controls(found, SCHEME)
+    assert of, "the run measured no controls"
+    first, bullets = of.located, summary.figures(found)["schemes"][SCHEME]["bullets"]
     full, low = (found.outcomes(arm).mean() for arm in (FULL, SCHEME))
     changes = ", ".join(f"`{change}`" for change in VARIANTS[name][0]) or "the default"
     lines = [
         f"## {name}", "",
-        f"{changes}; {FAMILY}, `{SCHEME}`, {len(found.test)} problems, {bullets} bullets, {first['seeds']} seeds. Full precision "
-        f"{percent(full)}, quantized {percent(low)}.", "", f"**{of['sentence']}**", "",
+        f"{changes}; {FAMILY}, `{SCHEME}`, {len(found.test)} problems, {bullets} bullets, {first.seeds} seeds. Full precision "
+        f"{percent(full)}, quantized {percent(low)}.", "", f"**{of.sentence}**", "",
         "| arm | accuracy | located ahead by | p | tokens |", "|---|---|---|---|---|",
-        f"| located | {percent(first['accuracy'])} | | | {first['tokens']:,.0f} |",
+        f"| located | {percent(first.accuracy)} | | | {first.tokens:,.0f} |",
     ]  # fmt: skip
-    for row in of["rows"]:
-        change = {key: points(value) for key, value in row["difference"].items()}
+    for row in of.rows:
+        change = {key: points(value) for key, value in vars(row.difference).items() if key != "reason"}
         ahead = f"{change['value']} ({change['low']} to {change['high']})"
-        lines.append(f"| {row['name']} | {percent(row['accuracy'])} | {ahead} | {row['p']:.2g} | {row['tokens']:,.0f} |")
+        lines.append(f"| {row.name} | {percent(row.accuracy)} | {ahead} | {row.p:.2g} | {row.tokens:,.0f} |")
     return "\n".join(lines) + "\n"
 
 

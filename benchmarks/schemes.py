@@ -61,7 +61,7 @@ def rows(found: summary.Found) -> list[str]:
         quantizing = getattr(found.facts.get(Quantized, scheme), "seconds", None) or 0.0
         cells = [
             scheme, summary.percent(arm.mean()), loss,
-            summary.p_text(of, several=True), summary.percent(back),
+            summary.p_text(of["mcnemar_p"], of["holm"], several=True), summary.percent(back),
             summary.recovery_text(summary.recovery(found, scheme)), str(of["bullets"]),
             summary.percent(agreement), f"{quantizing:.0f}", "–" if seconds is None else f"{seconds:.0f}",
         ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["llmcompressor", "peft", "transformers", "stepmend.cli", "stepmend.context"])
+CONTEXT.set_forkserver_preload(["llmcompressor", "peft", "transformers", "stepmend.cli", "stepmend.context", "tests.freeze"])
 SECONDS = 600
 """After which a command is ended: a test that waits for ever says nothing."""
 

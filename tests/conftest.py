@@ -1,9 +1,12 @@
 """Shared by all tests: tiny random checkpoints of the real architectures, the built-in reasoners, and one small finished run."""
 
+import gc
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,13 @@ def float32():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         patch.setattr(load, "placement", lambda folder, dtype="auto": (device, torch.float32))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """What the libraries hold is not searched for garbage again: where a model is freed, that would take longer than the test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -92,16 +102,23 @@ def make_tiny(family: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tinies(tmp_path_factory) -> Callable[[str], str]:
+    """A tiny random checkpoint of a real family, made when it is first asked for."""
+    home = tmp_path_factory.mktemp("tiny")
+    return cache(lambda family: make_tiny(family, home / family))
+
+
 @pytest.fixture(scope="session", params=["qwen2.5", "qwen3", "llama3.2"])
-def tiny(request, tmp_path_factory) -> str:
+def tiny(request, tinies) -> str:
     """A tiny random checkpoint of each real family."""
-    return make_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+    return tinies(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> str:
+def tiny_llama(tinies) -> str:
     """The tiny Llama checkpoint alone, for what needs just one model."""
-    return make_tiny("llama3.2", tmp_path_factory.mktemp("tiny-llama") / "llama")
+    return tinies("llama3.2")
 
 
 WITHOUT_HEAVY = """
@@ -122,7 +139,7 @@ LOSSY = "rtn-w3a16"
 """One scale a row at three bits: what loses most."""
 RUN = [
     "run", "--model", "builtin:qwen2", "--scheme", "gptq-w4a16-g128", "--scheme", LOSSY, "--set", "measure.problems=24",
-    "--set", "measure.batch_size=12", "--set", "curate.problems=216", "--set", "curate.round=108", "--set", "curate.bullets=12",
+    "--set", "measure.batch_size=36", "--set", "curate.problems=216", "--set", "curate.round=108", "--set", "curate.bullets=12",
     "--set", "restore.steps=60", "--set", "restore.batch_size=4", "--set", "restore.within_noise=true", "--set", "restore.validation=0",
     "--set", "quantize.calibration=9",
 ]  # fmt: skip

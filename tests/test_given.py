@@ -11,7 +11,7 @@ from tests.command import stepmend
 from tests.formats import layouts
 
 SMALL = [
-    "--set", "measure.problems=12", "--set", "measure.batch_size=12", "--set", "curate.problems=216", "--set", "curate.round=108",
+    "--set", "measure.problems=12", "--set", "measure.batch_size=36", "--set", "curate.problems=216", "--set", "curate.round=108",
     "--set", "curate.bullets=8", "--set", "restore.steps=20", "--set", "restore.batch_size=4", "--set", "restore.within_noise=true",
     "--set", "restore.validation=0", "--set", "measure.noise_floor=false", "--set", "locate.own_failures=0",
 ]  # fmt: skip

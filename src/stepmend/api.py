@@ -118,7 +118,7 @@ def blame(
     from stepmend.context import Context
     from stepmend.models import load
     from stepmend.quantize import schemes
-    from stepmend.report import blamed
+    from stepmend.report.sections.blame import mixed
 
     recipe = recipes.Recipe.from_json(folder / "recipe.json")
     for name in named:
@@ -138,7 +138,7 @@ def blame(
                 proposal.compare(context, name, modules, fact, budget, lambda context=context: pipeline.calibration(context))
         found = summary.read(folder)
         for name in named:
-            proposal.offer(context.parent, name, blamed.mixed(found, name), folder / proposal.FOLDER)
+            proposal.offer(context.parent, name, mixed(found, name), folder / proposal.FOLDER)
     page.write(found, folder / "report.html")
     return RunResult.of(folder, found)
 

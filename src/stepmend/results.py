@@ -13,7 +13,7 @@ from stepmend.grading import files
 from stepmend.measure.broken import broken, is_degenerate
 from stepmend.measure.statistics import Interval, Verdict
 from stepmend.records import Fault, InputError, Outcome
-from stepmend.report import compared, summary
+from stepmend.report import compared, summary, terminal
 
 if TYPE_CHECKING:
     import pandas
@@ -307,7 +307,7 @@ class RunResult:
                 _made(SchemeFigures, {**values, "name": name, "loss_recovered": _made(Interval, values["loss_recovered"])})
                 for name, values in of["schemes"].items()
             ),
-            tuple(summary.notices(found)),
+            tuple(terminal.notices(found)),
         )
 
     @property

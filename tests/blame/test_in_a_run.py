@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stepmend.facts import Blamed, Mixed, Rescue
-from stepmend.report import blamed, data, page, summary
+from stepmend.report import page, summary
+from stepmend.report.sections import blame
 from tests.conftest import LOSSY
 from tests.test_cli import refused, stepmend
 
@@ -37,11 +38,11 @@ def test_all_modules_are_scored_and_choices_tried(blamed_run):
     assert {(one.choice, one.share) for one in rescues} == {(c, s) for c in ("blame", "error", "relative", "random") for s in (5, 10, 20)}
     total = sum(row.weights for row in fact.modules)
     assert all(one.weights <= one.share / 100 * total for one in rescues)
-    of = blamed.blamed(found, LOSSY)
+    of = blame.blamed(found, LOSSY)
     assert of
-    assert [row["n"] for row in of["curve"]] == [len(rescues[0].regressions)] * 12
-    assert [test["choice"] for test in of["tests"]] == ["random", "error", "relative"]
-    assert all(test["holm"] >= test["p"] for test in of["tests"])
+    assert [row["n"] for row in of.curve] == [len(rescues[0].regressions)] * 12
+    assert [test["choice"] for test in of.tests] == ["random", "error", "relative"]
+    assert all(test["holm"] >= test["p"] for test in of.tests)
 
 
 def test_proposal_and_peers_are_measured_within_the_budget(blamed_run):
@@ -51,7 +52,7 @@ def test_proposal_and_peers_are_measured_within_the_budget(blamed_run):
     assert all(one.size <= one.budget == 3.6 for one in facts.values())
     assert facts["mixed"].wide
     assert facts["uniform"].made == "rtn-w3a16-g32"
-    (block,) = blamed.mixed(found, LOSSY)
+    (block,) = blame.mixed(found, LOSSY)
     offered = blamed_run / "blame" / f"{LOSSY}-3.6" / "recipe.yaml"
     assert offered.exists() == block["wins"]
     assert not any((blamed_run / name).exists() for one in facts.values() for name in [one.arm.replace("+", "-")])  # no checkpoint is kept
@@ -67,22 +68,22 @@ def test_the_same_command_finds_all_of_it(blamed_run):
 
 
 def test_the_page_shows_it(blamed_run, finished_run):
-    shown = page.render(data.blob(summary.read(blamed_run)))
+    shown = page.html(summary.read(blamed_run))
     assert f"Which modules caused the faults: {LOSSY}" in shown
     assert shown.count("color-mix") == 28
     assert "lost problems solved again" in shown
-    assert "Which modules caused" not in page.render(data.blob(summary.read(finished_run)))
+    assert "Which modules caused" not in page.html(summary.read(finished_run))
 
 
 def test_a_run_that_lost_nothing_is_shown_without_a_curve(blamed_run):
     found = summary.read(blamed_run)
     for fact in found.facts.all(Rescue).values():
         found.facts.put(fact.model_copy(update={"regressions": (), "frontiers": (0, 0)}))
-    of = blamed.blamed(found, LOSSY)
+    of = blame.blamed(found, LOSSY)
     assert of
-    assert of["tests"] == []
-    assert {row["rescued"] for row in of["curve"]} == {row["frontiers"] for row in of["curve"]} == {None}
-    shown = page.render(data.blob(found))
+    assert of.tests == []
+    assert {row["rescued"] for row in of.curve} == {row["frontiers"] for row in of.curve} == {None}
+    shown = page.html(found)
     assert "Which modules caused the faults" in shown
     assert "lost problems solved again" not in shown
 

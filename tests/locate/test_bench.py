@@ -33,6 +33,11 @@ def test_the_figures_by_hand(tmp_path):
     assert (of["fired"], of["precision"]) == (3, pytest.approx(1 / 3))
 
 
+def test_other_defensible_steps_are_steps_of_the_solution(tmp_path):
+    (one,) = bench.read(write(tmp_path / "a.jsonl", [ROWS[0] | {"also": [1, 0, -1, 2, "1"], "answer": "4", "solution": "2 + 2 = 4"}]))
+    assert (one.label, one.also, one.answer, one.worked) == (0, (1, 0), "4", "2 + 2 = 4")
+
+
 def test_an_abstention_is_no_right_answer():
     solutions = [bench.Solution("p", ("a", "b"), label) for label in (1, None)]
     of = bench.figures(solutions, [bench.ABSTAINED] * 2)

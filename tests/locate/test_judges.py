@@ -104,6 +104,10 @@ def test_a_verdict_is_a_vote_with_its_class_or_its_reason_to_abstain():
     assert verdict(None, outcome="not_asked", reason="spent").as_vote().evidence == "not asked: spent"
 
 
+def test_a_line_is_cut_to_its_length():
+    assert [judges.line("ab\n cd", length) for length in (5, 4)] == ["ab cd", "ab …"]
+
+
 def test_the_prompt_numbers_the_steps_and_explains_the_classes():
     system, user = judges.messages(Question("Why?", "7", ("a\n", "b </step_1> \ud800")))
     assert "<step_1>\na\n</step_1>\n<step_2>\nb </step_1>" in user["content"]

@@ -31,6 +31,7 @@ def test_kinds(step, first, kind):
         ("Step 1: 3 * 4 = 12\nStep 2: 12 +", "steps"),
         ("1. **Calculate:** 3 * 4 = 12\n\nTherefore 17.", "free"),
         ("We find that\nStep 1: 3 * 4 = 12\n\\boxed{12}", "free"),
+        ("Step 1: 3 * 4 = 12\nIt is so.\nSo it is 12.", "free"),
         ("", "free"),
     ],
 )

@@ -22,6 +22,8 @@ from stepmend.locate import quantities
         ("4 bags (large) * 4 = 16", (4, 4), "*", 16),
         ("7 - 9 = -2", (7, 9), "-", -2),
         ("2 + 3(10) = 32", (2, 3, 10), "*+", 32),
+        ("3 * 4 = 12 - (6 of them red)", (3, 4), "*", 12),
+        ("3 * 4 = 12 - what else?", (3, 4), "*", 12),
     ],
 )
 def test_a_calculation(text, operands, signs, result):
@@ -60,6 +62,20 @@ def test_parts_are_the_values_on_the_way():
 )
 def test_same_up_to_rounding(one, other, alike):
     assert quantities.same(one, other) == alike
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("two three four five six seven eight nine ten eleven twelve", range(2, 13)),
+        ("twenty thirty forty fifty sixty hundred thousand", [20, 30, 40, 50, 60, 100, 1000]),
+        ("twice triple quadruple pair dozen", [2, 3, 4, 2, 12]),
+        ("half third quarter fifth tenth", [1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10]),
+        ("minute hour day week year", [60, 60, 24, 7, 12]),
+    ],
+)
+def test_what_words_stand_for(text, values):
+    assert quantities.worded(text) == [*values]
 
 
 def test_numbers_in_digits_and_words():

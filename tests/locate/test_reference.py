@@ -41,6 +41,21 @@ def test_a_share_and_its_percentage_are_one_value():
     assert step_of("30/100 = 0.3\n0.3*50 = 15", "30 / 100 * 100 = 30", "30 * 50 / 100 = 15", answer="15") is None
 
 
+def test_a_share_is_no_more_than_one_and_a_half():
+    assert reference.among(1.5, [150])
+    assert reference.among(150, [1.5])
+    assert not reference.among(1.51, [151])
+    assert not reference.among(151, [1.51])
+
+
+def test_sums_of_factors_are_no_values():
+    assert step_of("2*3*4 = 24", "2 + 3 = 5", "20 + 4 = 24", answer="24") == 0
+
+
+def test_the_answer_itself_is_a_value():
+    assert step_of("8 - 4 = 4, and there are 30", "8 - 4 = 4\n", "60 + 60 = 120\n") is None
+
+
 def test_the_item_of_a_plan_that_orders_the_wrong_operation():
     steps = ["1. Find the profit of a bag.\n", "2. Subtract the profit from the bags.\n", "Step 1: 8 - 4 = 4\n", "Step 2: 30 - 4 = 26\n"]
     assert step_of(SOLUTION, *steps) == 1

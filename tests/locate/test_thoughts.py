@@ -18,7 +18,8 @@ from stepmend.locate.rescue import SampledRescue
 from stepmend.measure import behaviour
 from stepmend.measure import solve as solving
 from stepmend.records import Problem, Trace
-from stepmend.report import effects, export, page, summary
+from stepmend.report import export, page, summary, terminal
+from stepmend.report.sections import effects, regularities
 from stepmend.restore import checkpoint as restoring
 from tests import thinking
 
@@ -173,9 +174,9 @@ def test_a_reasoner_that_thinks_goes_through_the_whole_loop(run, tmp_path):
     assert not any(visible(trace.said).text.startswith("Step") for trace in closed)
     located = [fault for fault in found.faults[SCHEME].values() if fault.span]
     assert located
-    places = summary.thoughts(found, SCHEME)
+    places = regularities.thoughts(found, SCHEME)
     assert places["thought"] == sum(found.trace(SCHEME, f.problem).text[slice(*(f.span or ()))].startswith("Step") for f in located)
-    assert any(f"the thought {places['thought']}" in line for line in summary.notices(found))
+    assert any(f"the thought {places['thought']}" in line for line in terminal.notices(found))
     bullets = found.bullets[SCHEME]
     assert bullets
     for bullet in bullets:

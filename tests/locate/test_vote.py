@@ -124,6 +124,13 @@ def test_tables_by_benchmark_then_by_text_then_the_default(tmp_path):
     assert reliability.read(file) == rates
 
 
+def test_the_defaults_are_probabilities():
+    assert all(0 < likelier < 1 for likelier in reliability.FREE.values()), "calculations are where faults are"
+    for table in DEFAULT.tables.values():
+        assert 0 < table.none < 0.05
+        assert all(rates.exact + rates.early + rates.late == pytest.approx(1) for rates in table.locators.values())
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"version": "reliability-0", "tables": {}}', '{"version": "reliability-1", "tables": 3}'])
 def test_a_file_that_holds_no_rates_is_one_line(tmp_path, content):
     file = tmp_path / "rates.json"

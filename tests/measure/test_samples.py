@@ -14,7 +14,7 @@ from stepmend.engines.local import LocalEngine
 from stepmend.measure import compare, fitness, statistics
 from stepmend.measure import solve as solving
 from stepmend.records import Grade, Trace
-from stepmend.report import export, page, summary
+from stepmend.report import export, page, summary, terminal
 
 SCHEME = "rtn-w3a16"
 VALUES = {
@@ -116,7 +116,7 @@ def test_a_run_is_paired_by_problem_and_shown(run, tmp_path):
     for said in ("Accuracy is avg@3", "<th>pass@3</th>", "Chen et al., 2021", "sign-flip test"):
         assert said in text
     assert "solved greedily" not in text
-    shown = summary.table(found)
+    shown = terminal.table(found)
     assert [column.header for column in shown.columns][5] == "pass@3"
     assert "avg@3" in shown.title
     for tool in ("inspect", "every-eval-ever"):

@@ -145,3 +145,27 @@ def test_a_model_that_solves_nothing_is_not_said_to_have_lost_nothing():
 def test_arms_of_different_problems_are_refused():
     with pytest.raises(ValueError, match="3 against 4"):
         statistics.paired(np.ones(3, bool), np.ones(4, bool))
+
+
+def test_a_loss_within_noise_is_said_in_points():
+    full = np.ones(400, bool)
+    assert statistics.recovery(full, np.arange(400) >= 2, full).reason == "the loss of 0.5 points is within noise (McNemar p = 0.5)"
+    assert (
+        statistics.recovery(full[:10], np.arange(10) >= 3, full[:10]).reason == "the loss of 30.0 points is within noise (McNemar p = 0.25)"
+    )
+
+
+def test_sign_flips_never_say_that_chance_is_out_of_the_question():
+    first = np.ones((60, 4), bool)
+    second = np.repeat(np.array([[False, True, True, True], [False, False, True, True]]), 30, axis=0)
+    assert statistics.permutation(first, second) == 1 / (statistics.RESAMPLES + 1)
+
+
+def test_a_margin_that_is_just_reached_is_not_kept():
+    assert statistics.verdict(statistics.Interval(0.0, -0.5, 0.5), margin=50) == "not shown"
+    assert statistics.verdict(statistics.Interval(-0.3, -0.5, 0.0), margin=50) == "not shown"
+    assert statistics.verdict(statistics.Interval(None, None, None, "no problems")) == "not shown"
+
+
+def test_a_tie_of_a_problems_samples_is_no_majority():
+    assert statistics.majority(np.array([[True, False], [True, True], [False, False]])).tolist() == [False, True, False]

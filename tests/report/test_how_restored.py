@@ -8,7 +8,8 @@ from rich.console import Console
 
 from stepmend import InputError
 from stepmend.recipe import Recipe
-from stepmend.report import card, page, restoring, summary
+from stepmend.report import card, page, summary, terminal
+from stepmend.report.sections import restoring, verdict
 from tests.report.test_restoring import FULL, LOW, RESTORED, SCHEME, N, found
 
 NOTE = {
@@ -23,7 +24,7 @@ ARMS = {"full": FULL, SCHEME: LOW, RESTORED: set(range(45))}
 def html(note, arms=ARMS, **restore) -> str:
     """The page, with its text on one line."""
     run = found(arms, {f"restore-{RESTORED}": note} if note else {}, **restore)
-    return " ".join(page.render(page.data.blob(run)).split())
+    return " ".join(page.html(run).split())
 
 
 def visible(text: str) -> str:
@@ -54,14 +55,14 @@ def test_the_page_says_how_a_scheme_was_restored():
 
 def test_solved_codes_that_were_not_better_are_said_to_be_kept_as_they_were():
     (of,) = restoring.restoring(found(ARMS, {f"restore-{RESTORED}": {**NOTE, "solved": [0.002, 0.003], "moved": 0.0}}), SCHEME)
-    assert [row["note"] for row in of["states"]][1] == "not better: quantized codes kept"
+    assert [row.note for row in of.states][1] == "not better: quantized codes kept"
 
 
 def test_stages_that_were_left_out_have_no_row():
     (of,) = restoring.restoring(found(ARMS, {f"restore-{RESTORED}": {**NOTE, "solved": None}}), SCHEME)
-    assert [(row["state"], row["kl"]) for row in of["states"]] == [("quantized", 0.00138), ("tuned", 0.00081)]
+    assert [(row.state, row.kl) for row in of.states] == [("quantized", 0.00138), ("tuned", 0.00081)]
     (of,) = restoring.restoring(found(ARMS, {f"restore-{RESTORED}": {**NOTE, "curve": [], "rates": {}, "tested": {}}}), SCHEME)
-    assert [row["state"] for row in of["states"]] == ["quantized", "codes solved"]
+    assert [row.state for row in of.states] == ["quantized", "codes solved"]
     assert "<polyline" not in html({**NOTE, "curve": [], "rates": {}, "tested": {}})
 
 
@@ -112,7 +113,7 @@ def test_each_round_has_its_part():
     notes = {f"restore-{RESTORED}": NOTE, f"restore-{RESTORED}-2": REFUSED}
     run = found({**ARMS, RESTORED + "-2": LOW}, notes, rounds=2)
     assert summary.final(run, SCHEME) == RESTORED, "the second round gave nothing better"
-    text = page.render(page.data.blob(run))
+    text = page.html(run)
     assert f"<h3>{RESTORED}</h3>" in text
     assert f"<h3>{RESTORED}-2</h3>" in text
     assert restoring.NOT_BETTER in text
@@ -126,7 +127,7 @@ def test_loss_recovered_and_accuracy_kept_are_two_figures():
     assert of["loss_recovered"]["value"] == 0.5  # (45 - 30) / (60 - 30)
     assert of["accuracy_kept"] == {"quantized": 30 / N, "restored": 45 / N}
     assert [arm["accuracy_kept"] for arm in figures["arms"].values()] == [1.0, 0.5, 0.75]
-    sentence = summary.recovery_sentence(run, SCHEME)
+    (sentence,) = map(verdict.sentence, verdict.figures(run))
     assert sentence.startswith("accuracy kept 50.0 % quantized, 75.0 % restored; loss recovered 50.0 % (")
     text = card.text(run, SCHEME, RESTORED)
     assert "Loss recovered, (restored − quantized) / (full − quantized): 50.0 % (" in text
@@ -142,8 +143,8 @@ def test_accuracy_kept_of_a_model_that_solves_nothing_is_undefined():
 def test_no_figure_is_called_recovery_alone():
     run = found(ARMS, {f"restore-{RESTORED}": NOTE})
     screen = Console(width=110, file=io.StringIO())
-    screen.print(summary.table(run))
-    said = " ".join(summary.notices(run)) + screen.file.getvalue() + card.text(run, SCHEME, RESTORED)  # pyright: ignore
+    screen.print(terminal.table(run))
+    said = " ".join(terminal.notices(run)) + screen.file.getvalue() + card.text(run, SCHEME, RESTORED)  # pyright: ignore
     for text in (visible(html(NOTE)), said):
         assert "recovery" not in text.lower().replace("recovery stays", "")
         assert "recovered" in text
@@ -151,7 +152,7 @@ def test_no_figure_is_called_recovery_alone():
 
 def test_a_loss_within_noise_is_said_to_be_undefined_by_its_name():
     run = found({"full": FULL, SCHEME: FULL - {1}, RESTORED: FULL})
-    assert summary.recovery_sentence(run, SCHEME) == (
+    assert verdict.sentence(*verdict.figures(run)) == (
         "accuracy kept 98.3 % quantized, 100.0 % restored; loss recovered undefined, the loss of 1.7 points is within noise (McNemar p = 1)"
     )
 

@@ -20,7 +20,7 @@ def test_card_and_page_say_how_many_layers_were_restored_and_why_others_were_not
     assert f"Layers: {TEXT}" in text
     facts = json.loads(text.split("```json")[1].split("```")[0])["layers"]
     assert (facts["codes"], facts["solved"], facts["untuned"], facts["dense"]) == (38, 13, 24, {"an embedding": 1, "the head": 1})
-    assert TEXT in page.render(page.data.blob(run))
+    assert TEXT in page.html(run)
 
 
 def test_what_was_not_restored_is_counted_as_quantized_alone():
@@ -37,4 +37,4 @@ def test_an_adapter_changes_no_codes():
 
 def test_runs_that_noted_no_layers_say_nothing_of_them():
     assert layers.layers(found(ARMS, {f"restore-{RESTORED}": {"bullets": 7}}), SCHEME) is None
-    assert "<h4>layers</h4>" not in page.render(page.data.blob(found(ARMS)))
+    assert "<h4>layers</h4>" not in page.html(found(ARMS))

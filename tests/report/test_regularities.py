@@ -6,7 +6,7 @@ import pytest
 from stepmend import Fault, Grade, Problem
 from stepmend.facts import Facts
 from stepmend.recipe import Recipe
-from stepmend.report.regularities import regularities
+from stepmend.report.sections.regularities import regularities
 from stepmend.report.summary import Found
 
 N = 400

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from stepmend.benchmarks import oracle, story
-from stepmend.report import data, page, summary
+from stepmend.report import page, summary, terminal
 from tests.conftest import LOSSY, WITHOUT_HEAVY
 
 RESTORED = f"{LOSSY}+restored"
@@ -84,7 +84,7 @@ def test_the_page_is_one_file_that_needs_no_network(finished_run):
     text = (finished_run / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=|@import|url\(|https?://""", text)
     (blob,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert {"full", LOSSY, RESTORED} <= {arm["name"] for arm in json.loads(blob)["arms"]}
+    assert {"full", LOSSY, RESTORED} <= {arm["name"] for arm in json.loads(blob)["accuracy"]["arms"]}
     for heading in ("What it cost", "How problems moved", "What kind of error", "Where it starts", "One problem of each kind", "Run card"):
         assert heading in text
     assert 'class="step faulty"' in text
@@ -96,11 +96,11 @@ def test_one_level_alone_is_not_shown_beside_all(found):
     problems = {name: problem.model_copy(update={"level": "only"}) for name, problem in found.problems.items()}
     same = replace(found, problems=problems)
     assert same.levels == []
-    names = [str(column.header) for column in summary.table(same).columns]
+    names = [str(column.header) for column in terminal.table(same).columns]
     assert names.count("all") == 1
     assert "only" not in names
-    assert "<summary>by level" in page.render(data.blob(found))
-    assert "<summary>by level" not in page.render(data.blob(same))
+    assert "<summary>by level" in page.html(found)
+    assert "<summary>by level" not in page.html(same)
 
 
 def test_nothing_a_model_writes_can_break_the_page(found):
@@ -110,7 +110,7 @@ def test_nothing_a_model_writes_can_break_the_page(found):
     for arm in (LOSSY, RESTORED):
         texts = {p: trap + trace.text[len(trap) :] for p, trace in found.traces[arm].items()}
         found.traces[arm] = {p: trace.model_copy(update={"text": texts[p]}) for p, trace in found.traces[arm].items()}
-    text = page.render(page.data.blob(found))
+    text = page.html(found)
     assert "<script>alert" not in text
     assert "</script><b>" not in text
 

@@ -9,7 +9,8 @@ from stepmend import InputError
 from stepmend.facts import Control, Effects, Facts
 from stepmend.recipe import Recipe
 from stepmend.records import Grade, Problem, Trace
-from stepmend.report import card, controlled, effects, page, summary
+from stepmend.report import card, page, summary
+from stepmend.report.sections import controls, effects
 from stepmend.store.notes import as_facts
 
 SCHEME, N = "rtn-w3a16-g128", 60
@@ -39,34 +40,34 @@ MEASURE = {"before": 1.0, "after": 1.5, "n": N, "value": 0.5, "low": 0.4, "high"
 def test_nothing_worse_is_said_where_nothing_is():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL - {3}})
     of = effects.effects(run, SCHEME)
-    assert (of["gained"], of["lost"], of["worse"]) == (30, 1, [])
-    assert "nothing is shown to be worse" in effects.sentences(run)[0]
-    assert (of["accuracy"]["n"], of["accuracy"]["verdict"], of["margin"]) == (N, "not worse", 1.0)
-    assert "accuracy +48.3 (+32.4 to +62.7) points" in effects.sentences(run)[0]
-    assert "n = 60: not worse by more than 1.0 points (95 %)" in effects.sentences(run)[0]
+    assert (of.accuracy.gained, of.accuracy.lost, of.worse) == (30, 1, [])
+    assert "nothing is shown to be worse" in effects.lines(effects.figures(run))[0]
+    assert (of.accuracy.n, of.accuracy.verdict, of.margin) == (N, "not worse", 1.0)
+    assert "accuracy +48.3 (+32.4 to +62.7) points" in effects.lines(effects.figures(run))[0]
+    assert "n = 60: not worse by more than 1.0 points (95 %)" in effects.lines(effects.figures(run))[0]
 
 
 def test_what_is_shown_neither_way_is_said():
     of = effects.effects(found({"full": FULL, SCHEME: LOW, RESTORED: LOW}), SCHEME)
-    assert (of["worse"], of["accuracy"]["verdict"]) == ([], "not shown")
-    assert of["undecided"] == ["easy", "hard", "cut off", "in a loop", "without a boxed answer"]
-    assert "not shown to be within 1.0 points; not shown either way: easy, hard" in of["shown"]
+    assert (of.worse, of.accuracy.verdict) == ([], "not shown")
+    assert of.undecided == ["easy", "hard", "cut off", "in a loop", "without a boxed answer"]
+    assert "not shown to be within 1.0 points; not shown either way: easy, hard" in of.shown
     wide = found({"full": FULL, SCHEME: LOW, RESTORED: LOW})
     wide = replace(wide, recipe=Recipe.make({"schemes": [SCHEME], "measure": {"margin": 20}}))
-    assert (effects.effects(wide, SCHEME)["undecided"], effects.effects(wide, SCHEME)["accuracy"]["verdict"]) == ([], "not worse")
+    assert (effects.effects(wide, SCHEME).undecided, effects.effects(wide, SCHEME).accuracy.verdict) == ([], "not worse")
 
 
 def test_a_level_that_got_worse_is_said_though_the_whole_got_better():
     lost = set(range(0, 20, 2))  # ten easy ones, while every hard one is won
     of = effects.effects(found({"full": FULL, SCHEME: LOW, RESTORED: (FULL - lost) - {i for i in range(30, N) if i % 2 == 0}}), SCHEME)
-    assert of["gained"] > of["lost"]
-    assert [line.split(":")[0] for line in of["worse"]] == ["easy"]
+    assert of.accuracy.gained > of.accuracy.lost
+    assert [line.split(":")[0] for line in of.worse] == ["easy"]
 
 
 def test_loss_on_text_and_kl_count_only_beyond_noise():
     arms = {"full": FULL, SCHEME: LOW, RESTORED: FULL}
     worse = found(arms, {f"effects-{RESTORED}": {"question": MEASURE, "kl": {**MEASURE, "low": -0.1}}})
-    assert effects.effects(worse, SCHEME)["worse"] == ["loss on the questions' text (nats a token): 1.0000 before, 1.5000 after"]
+    assert effects.effects(worse, SCHEME).worse == ["loss on the questions' text (nats a token): 1.0000 before, 1.5000 after"]
 
 
 def test_the_last_round_is_what_counts():
@@ -88,13 +89,13 @@ def controls_of(located: set[int], other: set[int], span="step", control="random
 
 
 def test_located_steps_mattered_where_they_are_better_beyond_noise():
-    of = controlled.controls(controls_of(FULL, LOW), SCHEME)
-    (row,) = of["rows"]
-    assert row["difference"]["value"] == 0.5
-    assert row["p"] < 0.01
-    assert (row["seeds"], row["tokens"]) == (3, 100)
-    assert "mattered here: +50.0 points" in of["sentence"]
-    assert "did harm here" in controlled.controls(controls_of(LOW, FULL), SCHEME)["sentence"]
+    of = controls.controls(controls_of(FULL, LOW), SCHEME)
+    (row,) = of.rows
+    assert row.difference.value == 0.5
+    assert row.p < 0.01
+    assert (row.seeds, row.tokens) == (3, 100)
+    assert "mattered here: +50.0 points" in of.sentence
+    assert "did harm here" in controls.controls(controls_of(LOW, FULL), SCHEME).sentence
 
 
 @pytest.mark.parametrize(("control", "budget"), [("random-step", "tokens"), ("shuffled-step", "steps")])
@@ -105,20 +106,20 @@ def test_a_claim_must_hold_against_either_step_under_every_budget(control, budge
         run.grades[arm], run.traces[arm] = run.grades["full"], run.traces["full"]
         fact = run.facts.get(Control, f"{SCHEME}+random-step-steps-s{seed}")
         run.facts.put(fact.model_copy(update={"arm": arm, "control": control, "budget": budget}))
-    sentence = controlled.controls(run, SCHEME)["sentence"]
+    sentence = controls.controls(run, SCHEME).sentence
     assert (
         sentence == f"Located steps were not shown to matter here: +0.0 points (−8.9 to +8.9, p = 1) against {control}, at equal {budget}."
     )
 
 
 def test_what_is_not_shown_is_said_to_be_not_shown():
-    assert "not shown to matter" in controlled.controls(controls_of(FULL, FULL - {1}), SCHEME)["sentence"]
-    assert "(seeds: 1; take at least 3)" in controlled.controls(controls_of(FULL, LOW, seeds=1), SCHEME)["sentence"]
+    assert "not shown to matter" in controls.controls(controls_of(FULL, FULL - {1}), SCHEME).sentence
+    assert "(seeds: 1; take at least 3)" in controls.controls(controls_of(FULL, LOW, seeds=1), SCHEME).sentence
     assert (
         "not tested: neither random-step nor shuffled-step"
-        in controlled.controls(controls_of(FULL, LOW, control="sft-chosen"), SCHEME)["sentence"]
+        in controls.controls(controls_of(FULL, LOW, control="sft-chosen"), SCHEME).sentence
     )
-    assert controlled.controls(found({"full": FULL, SCHEME: LOW}), SCHEME) is None
+    assert controls.controls(found({"full": FULL, SCHEME: LOW}), SCHEME) is None
 
 
 def test_the_page_shows_controls_effects_and_leakage(tmp_path):
@@ -199,17 +200,17 @@ def test_the_guard_refuses_what_was_not_measured(checkpoint, tmp_path):
 def test_odd_endings_count_beyond_noise():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL})
     said = effects.effects(run, SCHEME)
-    assert [row["ending"] for row in said["endings"]] == ["cut off", "in a loop", "without a boxed answer"]
-    assert (said["endings"][2]["before"], said["endings"][2]["after"], said["worse"]) == (N, N, [])
+    assert [row.name for row in said.endings] == ["cut off", "in a loop", "without a boxed answer"]
+    assert (said.endings[2].before, said.endings[2].after, said.worse) == (N, N, [])
     for count, worse in ((2, []), (12, ["solutions cut off: 0 before, 12 after (p = 0.0015)"])):
         traces = {i: t.model_copy(update={"finish": "length"}) if int(i[1:]) < count else t for i, t in run.traces[RESTORED].items()}
         run.traces[RESTORED] = traces
-        assert effects.effects(run, SCHEME)["worse"] == worse
+        assert effects.effects(run, SCHEME).worse == worse
 
 
 def test_a_preference_won_at_the_chosen_texts_cost_is_said():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"restore-{RESTORED}": {"chosen_change": -0.25}}, objective="dpo")
-    assert effects.effects(run, SCHEME)["worse"] == [
+    assert effects.effects(run, SCHEME).worse == [
         "the bullets' own chosen texts: 0.250 nats a token less likely (raise restore.keep_chosen)"
     ]
 

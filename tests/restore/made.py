@@ -1,5 +1,10 @@
 """Bullets, and a quantized checkpoint to tune on them."""
 
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from stepmend import Bullet
 from stepmend.models import load
 from stepmend.quantize import run, schemes
@@ -23,6 +28,22 @@ def bullets(count: int = 8) -> list[Bullet]:
     return made
 
 
-def quantized(parent: str, scheme: str, out) -> None:
+def each(names: list[str]) -> list[tuple[str, str]]:
+    """Every scheme on one family, and two on the others, whose layers have biases or whose attention norms: a product shows no more."""
+    return [("llama3.2", name) for name in names] + [
+        (family, name) for family in ("qwen2.5", "qwen3") for name in ("gptq-w3a16-g128-asym", "smoothquant-w8a8")
+    ]
+
+
+@cache
+def _once(parent: str, scheme: str) -> TemporaryDirectory[str]:
+    """A checkpoint, made once a process; its folder goes when the process ends."""
+    home = TemporaryDirectory()
     texts = calibration_texts(load.load_tokenizer(parent), 8)
-    run.quantize(parent, schemes.parse(scheme), texts, out)
+    run.quantize(parent, schemes.parse(scheme), texts, Path(home.name) / "low")
+    return home
+
+
+def quantized(parent: str, scheme: str, out) -> None:
+    """A copy of a parent's checkpoint at a scheme. The parent must stay as it is."""
+    shutil.copytree(Path(_once(parent, scheme).name) / "low", out)

@@ -11,7 +11,7 @@ from stepmend.restore import codes, scales, tune
 from stepmend.restore import grid as grids
 from stepmend.restore.objectives import chosen_row
 from stepmend.restore.validation import Readings, Solution
-from tests.restore.made import bullets, quantized
+from tests.restore.made import bullets, each, quantized
 from tests.texts import calibration_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # llm-compressor and its own libraries warn of their own affairs
@@ -174,7 +174,7 @@ def test_what_a_quantizer_scaled_before_rounding_is_found_and_rounding_alone_is_
     assert all(bool((factor == 1).all()) for factor in grids.smoothing(weight_MN, rounded_MN))
 
 
-@pytest.mark.parametrize("scheme", FORMATS)
+@pytest.mark.parametrize(("tiny", "scheme"), each(FORMATS), indirect=["tiny"])
 def test_codes_alone_come_nearer_to_full_precision_in_every_format(tiny, scheme, tmp_path):
     quantized(tiny, scheme, tmp_path / "low")
     texts = solutions(tiny, 24)

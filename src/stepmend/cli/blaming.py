@@ -1,6 +1,7 @@
 """The verb that says which modules of a low-bit model caused its faults."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -34,13 +35,14 @@ def blame(
     silence()
     from stepmend import api
     from stepmend.progress import Stages
-    from stepmend.report import blamed, summary
+    from stepmend.report import summary
+    from stepmend.report.sections.blame import blamed
 
     screen = console(stderr=True)
     api.blame(folder, scheme, budget=budget, seeds=seeds, others=others, progress=Stages(screen))
     found = summary.read(folder)
     if as_json:
-        print(json.dumps({name: of for name in found.recipe.low_bit if (of := blamed.blamed(found, name))}, indent=2))
+        print(json.dumps({name: asdict(of) for name in found.recipe.low_bit if (of := blamed(found, name))}, indent=2))
         return
     show_figures(folder, screen)
     offered = sorted((folder / "blame").glob("*/recipe.yaml"))

@@ -115,13 +115,11 @@ def show(folder: Path, screen: "Console") -> None:
 
 def show_figures(folder: Path, screen: "Console") -> None:
     """Print a run's table and what a reader of it must be told."""
-    from stepmend.report import blamed, controlled, effects, regularities, summary
+    from stepmend.report import summary, terminal
 
     found = summary.read(folder)
-    show_table(screen, summary.table(found))
-    lines = [*summary.notices(found), *effects.sentences(found), *controlled.sentences(found), *regularities.sentences(found)]
-    lines += blamed.sentences(found)
-    for line in lines:
+    show_table(screen, terminal.table(found))
+    for line in terminal.lines(found):
         say(screen, line)
     say(screen, f"\nThe page: {folder / 'report.html'}")
 

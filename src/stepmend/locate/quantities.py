@@ -89,16 +89,6 @@ def calculations(text: str) -> list[Calculation]:
     return found
 
 
-def statements(text: str) -> list[float]:
-    """Numbers that are set, not computed: what stands after an equality sign or a colon, alone, with no expression before it."""
-    found = []
-    for line in re.split(r"[\n;¦]", _readable(text)):
-        match = re.search(r"(?:[=:]|\b(?:is|are|was|were|has|have|had)\b)\s*(\d[\d,]*(?:\.\d+)?)\b(?!\s*[-+*/^=%])", line)
-        if match and _trailing(line[: match.start()]) is None:
-            found.append(float(match[1].replace(",", "")))
-    return found
-
-
 def _calculation(left: ast.expr, result: float) -> Calculation | None:
     value = _evaluate(left)
     if value is None:

@@ -15,8 +15,9 @@ from stepmend.files import copy_tree, make_folder
 from stepmend.inputs import text as text_of
 from stepmend.measure import statistics
 from stepmend.records import InputError
-from stepmend.report import effects, layers, summary
+from stepmend.report import layers, summary
 from stepmend.report.export import eval_records
+from stepmend.report.sections.effects import effects
 from stepmend.report.summary import Found, final, percent
 
 ADAPTED = """```python
@@ -86,16 +87,16 @@ def export(found: Found, folder: Path, scheme: str, out: Path, *, guard: bool, p
         raise InputError(f"export: {checkpoint} is not there any more; 'stepmend restore {folder}' makes it again")
     if out.exists():
         raise InputError(f"export: {out} exists already; choose another folder")
-    measured = effects.effects(found, scheme)
-    if guard and measured and measured["missing"]:
-        raise InputError(f"export: refused by --guard, not measured: {'; '.join(measured['missing'])}; 'stepmend restore {folder}' does")
-    if guard and measured and measured["worse"]:
-        raise InputError(f"export: refused by --guard, restoring made something worse beyond noise: {'; '.join(measured['worse'])}")
-    if guard and measured and measured["accuracy"]["verdict"] != "not worse":
-        shown = statistics.verdict_text(measured["accuracy"]["verdict"], measured["margin"])
+    measured = effects(found, scheme)
+    if guard and measured and measured.missing:
+        raise InputError(f"export: refused by --guard, not measured: {'; '.join(measured.missing)}; 'stepmend restore {folder}' does")
+    if guard and measured and measured.worse:
+        raise InputError(f"export: refused by --guard, restoring made something worse beyond noise: {'; '.join(measured.worse)}")
+    if guard and measured and measured.accuracy.verdict != "not worse":
+        shown = statistics.verdict_text(measured.accuracy.verdict, measured.margin)
         raise InputError(
-            f"export: refused by --guard, accuracy against the quantized model: {summary.span(measured['accuracy'])} points on "
-            f"{measured['accuracy']['n']} problems, {shown}; more test problems, or a larger measure.margin, may show it"
+            f"export: refused by --guard, accuracy against the quantized model: {summary.span(vars(measured.accuracy))} points on "
+            f"{measured.accuracy.n} problems, {shown}; more test problems, or a larger measure.margin, may show it"
         )
 
     def fill(part: Path) -> None:
@@ -176,9 +177,9 @@ def text(found: Found, scheme: str, arm: str, parent: Parent | None = None) -> s
 
 def _body(found: Found, scheme: str, arm: str) -> str:
     given = summary.given(found, scheme)
-    note, measured, restore = summary.tuning(found, scheme), effects.effects(found, scheme), found.recipe.restore
+    note, measured, restore = summary.tuning(found, scheme), effects(found, scheme), found.recipe.restore
     made = f"The checkpoint `{scheme}` ({given['format']})," if given else f"Quantized as `{scheme}`, then"
-    worse = measured["worse"] if measured else []
+    worse = measured.worse if measured else []
     counted = layers.layers(found, scheme)
     kept = summary.card(found)
     kept |= {"model": _name(kept["model"])} if kept.get("model") else {}
@@ -205,8 +206,8 @@ def _body(found: Found, scheme: str, arm: str) -> str:
         f"The restored model, {summary.beside_full(found, arm)}.",
         *(
             [
-                f"Turned right: {measured['gained']}; turned wrong: {measured['lost']}.",
-                f"Against the quantized model: {effects.verdict_text(measured)}.",
+                f"Turned right: {measured.accuracy.gained}; turned wrong: {measured.accuracy.lost}.",
+                f"Against the quantized model: {measured.text}.",
             ]
             if measured
             else []

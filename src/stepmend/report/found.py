@@ -48,6 +48,11 @@ class Found:
         return [arm for arm in order if self.test and arm not in refused and all(p.id in solved[arm] for p in self.test)]
 
     @property
+    def measured(self) -> list[str]:
+        """The schemes of the recipe whose quantized arm was measured."""
+        return [scheme for scheme in self.recipe.low_bit if scheme in self.arms]
+
+    @property
     def levels(self) -> list[str]:
         """The levels of the held-out problems, where there are several: one alone says the same as all."""
         found = list(dict.fromkeys(p.level for p in self.test))

@@ -1,13 +1,21 @@
-"""The paper's two regularities (2505.11574), tested on one run: do faults come early, and which classes of faults are raised?"""
+"""The paper's two regularities (2505.11574), tested on one run: do faults come early, and which classes of faults are raised?
 
+Beside them, how locating ended, and what became of the judges' questions.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stepmend.arms import FULL
-from stepmend.measure import statistics
+from stepmend.facts import Judged
+from stepmend.locate import steps
+from stepmend.measure import fitness, statistics
 from stepmend.records import Fault
+from stepmend.report import summary
 from stepmend.report.summary import Found
 
 FEW = 10
@@ -19,6 +27,35 @@ PLACED = "Full precision's own are placed by samples, of which one in eight must
 """What a reader must know of the first test: a regression is placed by one greedy continuation."""
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme: both tests, how locating its regressions ended, and whether their faults lie in the thought or in the answer."""
+
+    scheme: str
+    early: dict[str, Any]
+    classes: dict[str, Any]
+    located: dict[str, int]
+    thoughts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Regularities:
+    """All schemes; and what became of the judges' questions, by judge, in words."""
+
+    schemes: list[Scheme]
+    judges: dict[str, str]
+
+
+def figures(found: Found) -> Regularities:
+    """Every scheme that was measured."""
+    return Regularities([_scheme(found, scheme) for scheme in found.measured], judges(found))
+
+
+def _scheme(found: Found, scheme: str) -> Scheme:
+    tests = regularities(found, scheme)
+    return Scheme(scheme, tests["early"], tests["classes"], locating(found, scheme), thoughts(found, scheme))
+
+
 def regularities(found: Found, arm: str) -> dict[str, Any]:
     """Both tests for one quantized arm: figures with 95 % bootstrap intervals, and a sentence each."""
     test = {problem.id for problem in found.test}
@@ -27,10 +64,45 @@ def regularities(found: Found, arm: str) -> dict[str, Any]:
     return {"early": early(regressions, own), "classes": raised(found, arm, regressions, own)}
 
 
-def sentences(found: Found) -> list[str]:
-    """Both tests in words, for every scheme that was measured; those without enough faults to say anything are left out."""
-    of = {scheme: regularities(found, scheme) for scheme in found.recipe.low_bit if scheme in found.arms}
-    return [f"{scheme}: {test['sentence']}" for scheme, tests in of.items() for test in tests.values() if "Too few" not in test["sentence"]]
+def judges(found: Found) -> dict[str, str]:
+    """What became of the judges' questions, by judge, in words; empty where none was asked."""
+    judged = found.facts.get(Judged)
+    return {name: summary.judge_text(tally) for name, tally in judged.judges.items()} if judged else {}
+
+
+def locating(found: Found, arm: str) -> dict[str, int]:
+    """How locating ended, by outcome; and how many of the located faults have no error class."""
+    faults = found.faults.get(arm, {}).values()
+    counts = Counter(fault.outcome for fault in faults)
+    named = {name: counts[name] for name in ("located", "abstained", "misread", "unrescuable")}
+    return named | {"unclassified": sum(fault.step is not None and fault.error_class is None for fault in faults)}
+
+
+def thoughts(found: Found, arm: str) -> dict[str, int]:
+    """Where an arm's located faults lie: in the thought or in the answer; empty where its solutions hold no thoughts."""
+    counts = Counter[str]()
+    for fault in found.faults.get(arm, {}).values():
+        trace = found.trace(arm, fault.problem, fault.sample)
+        if fault.span and trace and fitness.is_thought(trace):
+            answer = steps.answer_start(trace.said)
+            counts["thought" if answer is None or fault.span[0] + len(trace.opening) < answer else "answer"] += 1
+    return dict(counts)
+
+
+def located(found: Found, scheme: str) -> list[str]:
+    """How locating a scheme's faults ended, in words; nothing where none was looked for."""
+    if not found.faults.get(scheme):
+        return []
+    lines = [f"{scheme}: regressions {', '.join(f'{name} {n}' for name, n in locating(found, scheme).items())}"]
+    if places := thoughts(found, scheme):
+        lines.append(f"{scheme}: located faults in {', '.join(f'the {name} {n}' for name, n in sorted(places.items(), reverse=True))}")
+    return lines
+
+
+def lines(of: Regularities) -> list[str]:
+    """Both tests in words, for every scheme; those without enough faults to say anything are left out."""
+    tests = [(one.scheme, test["sentence"]) for one in of.schemes for test in (one.early, one.classes)]
+    return [f"{scheme}: {sentence}" for scheme, sentence in tests if "Too few" not in sentence]
 
 
 def place(fault: Fault) -> float | None:

@@ -1,10 +1,12 @@
 """Which modules caused a scheme's faults: scores, what was rescued with them in full precision, and the proposal, from what a run kept."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stepmend.facts import Blamed, Mixed, Rescue
+from stepmend import facts
+from stepmend.facts import Mixed, Rescue
 from stepmend.measure import statistics
 from stepmend.report.summary import Found, percent, points
 
@@ -25,32 +27,65 @@ WORST = 8
 """Modules that a sentence or a table of the worst names."""
 
 
-def blamed(found: Found, scheme: str) -> dict[str, Any] | None:
-    """Scores by module, the rescue curve, the tests at 5 % of the weights, and the proposals; None where blame was not asked for.
+@dataclass(frozen=True)
+class Blame:
+    """One scheme: scores by module, the rescue curve, the tests at 5 % of the weights, and the proposals.
 
     ``curve``: by choice and share, the shares of lost problems that are rescued, of other problems that are lost, and of frontiers that
-    come back; random choices are averaged. ``tests``: blame against each other choice, over the lost problems.
+    come back; random choices are averaged. ``tests``: blame against each other choice, over the lost problems. ``mixed``: by budget.
     """
-    fact = found.facts.get(Blamed, scheme)
+
+    measure: str
+    measured: str
+    faults: int
+    tried: dict[str, int]
+    grid: dict[str, Any]
+    worst: list[dict[str, Any]]
+    curve: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+    mixed: list[dict[str, Any]]
+    headline: int
+    sentences: list[str]
+    colours: dict[str, str]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """Every scheme that blame was asked for, on ``n`` test problems."""
+
+    n: int
+    schemes: dict[str, Blame]
+
+
+def figures(found: Found) -> Blamed | None:
+    """Every scheme that blame was asked for; None where it was for none."""
+    schemes = {scheme: of for scheme in found.recipe.low_bit if (of := blamed(found, scheme))}
+    return Blamed(len(found.test), schemes) if schemes else None
+
+
+def blamed(found: Found, scheme: str) -> Blame | None:
+    """What ``stepmend blame`` found of a scheme; None where blame was not asked for."""
+    fact = found.facts.get(facts.Blamed, scheme)
     if fact is None:
         return None
     arms = [one for one in found.facts.all(Rescue).values() if one.scheme == scheme and one.arm in found.grades]
     compared = tests(found, arms)
-    return {
-        "measure": fact.measure,
-        "measured": measure_text(fact.measure),
-        "faults": fact.faults,
-        "tried": fact.tried,
-        "grid": grid(fact),
-        "worst": [row.model_dump() for row in sorted(fact.modules, key=lambda row: -row.score)[:WORST]],
-        "curve": curve(found, arms),
-        "tests": compared,
-        "mixed": mixed(found, scheme),
-        "headline": HEADLINE,
-        "sentences": [test_text(test) for test in compared],
-        "colours": COLOURS,
-        "names": NAMES,
-    }
+    return Blame(
+        fact.measure,
+        measured=measure_text(fact.measure),
+        faults=fact.faults,
+        tried=fact.tried,
+        grid=grid(fact),
+        worst=[row.model_dump() for row in sorted(fact.modules, key=lambda row: -row.score)[:WORST]],
+        curve=curve(found, arms),
+        tests=compared,
+        mixed=mixed(found, scheme),
+        headline=HEADLINE,
+        sentences=[test_text(test) for test in compared],
+        colours=COLOURS,
+        names=NAMES,
+    )
 
 
 def measure_text(measure: str) -> str:
@@ -60,7 +95,7 @@ def measure_text(measure: str) -> str:
     return f"{target}, with gradients at {where[place]}"
 
 
-def grid(fact: Blamed) -> dict[str, Any]:
+def grid(fact: facts.Blamed) -> dict[str, Any]:
     """The heat map: parts of a layer as columns, layers as rows, and in each cell a module's score and its share of the largest one."""
     parts = list(dict.fromkeys(row.part for row in fact.modules))
     layers = sorted({row.layer for row in fact.modules})
@@ -117,10 +152,10 @@ def tests(found: Found, arms: list[Rescue]) -> list[dict[str, Any]]:
 
 def mixed(found: Found, scheme: str) -> list[dict[str, Any]]:
     """Proposals by budget, each with what it is compared with; ``wins`` where it beats uniform bits of its size, p < 5 %."""
-    facts = [one for one in found.facts.all(Mixed).values() if one.scheme == scheme and one.arm in found.grades]
+    made = [one for one in found.facts.all(Mixed).values() if one.scheme == scheme and one.arm in found.grades]
     blocks = []
-    for budget in sorted({one.budget for one in facts}):
-        of = {one.choice: one for one in facts if one.budget == budget}
+    for budget in sorted({one.budget for one in made}):
+        of = {one.choice: one for one in made if one.budget == budget}
         if {"mixed", "uniform"} <= of.keys() and all(p.id in found.grades[one.arm] for one in of.values() for p in found.test):
             blocks.append(_block(found, budget, of))
     return blocks
@@ -145,15 +180,13 @@ def _block(found: Found, budget: float, of: dict[str, Mixed]) -> dict[str, Any]:
     return {"budget": budget, "rows": rows, "wide": of["mixed"].wide, "wins": wins}
 
 
-def sentences(found: Found) -> list[str]:
+def lines(of: Blamed | None) -> list[str]:
     """What a reader must be told, a scheme at a time."""
     lines = []
-    for scheme in found.recipe.low_bit:
-        if of := blamed(found, scheme):
-            worst = ", ".join(f"{row['name']} {row['score']:+.3f}" for row in of["worst"][:4]).replace("-", "−")
-            lines.append(f"{scheme}: blamed most, by the {of['measured']} (nats a fault, {of['faults']} curate faults): {worst}")
-            lines += [f"{scheme}: {test_text(test)}" for test in of["tests"]]
-            lines += [f"{scheme}: {mixed_text(block)}" for block in of["mixed"]]
+    for scheme, one in of.schemes.items() if of else ():
+        worst = ", ".join(f"{row['name']} {row['score']:+.3f}" for row in one.worst[:4]).replace("-", "−")
+        lines.append(f"{scheme}: blamed most, by the {one.measured} (nats a fault, {one.faults} curate faults): {worst}")
+        lines += [f"{scheme}: {said}" for said in (*one.sentences, *map(mixed_text, one.mixed))]
     return lines
 
 
