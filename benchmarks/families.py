@@ -13,16 +13,22 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "families.md"
 WORK = ROOT / "runs" / "families"
+TOKENIZER = WORK / "tokenizer"
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["llmcompressor", "peft", "transformers", "stepmend.cli", "stepmend.context"])
+"""Processes that start at once: forked from one that has imported the libraries."""
 
 
 def words(text: str) -> list[str]:
@@ -234,7 +240,7 @@ def run_of(model: Path, data: Path, out: Path, schemes: tuple[str, ...], *keys: 
 
 def walk(family: str, work: Path) -> dict[str, Any]:
     """Take one family through every step: what each said, and the traceback of what failed."""
-    from stepmend.models import load, reasoner
+    from stepmend.models import load
 
     model, data, run = work / "model", work / "data", work / "distill"
     said: dict[str, str] = {}
@@ -253,7 +259,7 @@ def walk(family: str, work: Path) -> dict[str, Any]:
     def make() -> None:
         import torch
 
-        tokenizer = reasoner.make_tokenizer()
+        tokenizer = load.read_tokenizer(str(TOKENIZER))
         made = build(family, len(tokenizer))
         teach(made.train(), tokenizer)
         made.to(torch.bfloat16).save_pretrained(model)
@@ -292,11 +298,15 @@ def verdict_of(said: dict[str, str]) -> str:
 
 
 def one(family: str) -> None:
-    """A family in this process; its result is kept."""
+    """A family in this process; its result is kept, and what it says on the screen is not shown."""
+    import gc
     import shutil
     import tempfile
 
-    start = time.perf_counter()
+    gc.freeze()  # what the libraries hold need not be looked through again each time that a model is given back
+    start, null = time.perf_counter(), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     with tempfile.TemporaryDirectory() as folder:
         found = walk(family, Path(folder))
         if os.environ.get("FAMILIES_KEEP"):
@@ -315,10 +325,13 @@ def attend(family: str, again: bool) -> dict[str, Any]:
     file = WORK / f"{family}.json"
     if again or not file.exists():
         file.unlink(missing_ok=True)
-        try:
-            done = subprocess.run([sys.executable, __file__, "--here", family], capture_output=True, text=True, timeout=LIMIT, check=False)
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-        except subprocess.TimeoutExpired:
+        child = CONTEXT.Process(target=one, args=(family,))
+        child.start()
+        child.join(LIMIT)
+        last = f"ended with status {child.exitcode}"
+        if child.is_alive():
+            child.kill()
+            child.join()
             last = f"not done after {LIMIT:.0f} s"
         if not file.exists():
             keep({"family": family, "verdict": "fails", "steps": {"process": last}, "traces": {}, "seconds": LIMIT})
@@ -375,17 +388,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these families alone; the page is not written")
     parser.add_argument("--again", action="store_true", help="run them again")
     parser.add_argument("--promised", action="store_true", help="no further than the families that are promised")
-    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="families at once")
     given = parser.parse_args()
-    if given.here:
-        one(given.here)
-        return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = given.only or [*PROMISED, *([] if given.promised else sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*PROMISED}))]
+    if not TOKENIZER.exists():
+        from stepmend.models import reasoner
+
+        reasoner.make_tokenizer().save_pretrained(TOKENIZER)
     found = []
-    for family in names:
-        found.append(attend(family, given.again))
+    workers = ThreadPoolExecutor(given.jobs)
+    for result in workers.map(partial(attend, again=given.again), names):
+        family = result["family"]
+        found.append(result)
         faults = "; ".join(f"{step}: {line}" for step, line in found[-1]["steps"].items() if line != "works")
         print(f"{family}: {found[-1]['verdict']} ({found[-1]['seconds']:.0f} s) {faults}", flush=True)
         if given.only:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from stepmend.models import check
+from stepmend.models import check, configs
 
 OPERATIONS = 60
 """Small operations of a decoder layer: norms, rotations, residual sums, the activation, and what the cache is written with."""
@@ -102,11 +102,8 @@ def probe(model: Any, slots: int, device: str, dtype: torch.dtype, clock: Callab
     """The speeds of this machine, in about two seconds."""
     config = model.config.get_text_config()
     width = config.hidden_size
-    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)  # state-space models have none of attention
-    inner = getattr(config, "intermediate_size", None)
-    inner = inner if isinstance(inner, int) else 4 * width
+    (heads, _, head_width), inner = configs.heads(config), configs.inner(config)
     by_columns = device == "cpu" and dtype == torch.float32  # as engines.decode stores them for writing
-    head_width = getattr(config, "head_dim", None) or width // heads
     keys = torch.zeros((1, heads, 256, head_width), device=device, dtype=dtype)
 
     def seconds(of: Callable[[], Any]) -> float:
