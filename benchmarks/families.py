@@ -53,7 +53,7 @@ TRAIN, TEST, TOKENS = 176, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
 
 SMALL: dict[str, int] = {
-    **dict.fromkeys(words("hidden_size n_embd d_model dim embed_dim word_embed_proj_dim embedding_size decoder_hidden_size"), 64),
+    **dict.fromkeys(words("hidden_size n_embd d_model dim embed_dim word_embed_proj_dim embedding_size decoder_hidden_size emb_dim"), 64),
     **dict.fromkeys(words("intermediate_size ffn_hidden_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim d_ff d_inner"), 128),
     **dict.fromkeys(words("moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size"), 64),
     **dict.fromkeys(words("num_hidden_layers n_layer num_layers n_layers decoder_layers encoder_layers num_decoder_layers"), 2),
@@ -84,7 +84,17 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 32},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_d_head": 32},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    **{name: {"num_key_value_heads": 4} for name in ("deepseek_v2", "deepseek_v3", "deepseek_v32")},
+    **{name: {"num_key_value_heads": 4} for name in words("deepseek_v3 deepseek_v32 axk1 axk2 minicpm3 youtu glm4_moe_lite glm_moe_dsa")},
+    "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "zaya": {"num_experts_per_tok": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "qwen_sparse_attention"]},
+    "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 357, "num_kv_shared_layers": 0},
+    "gemma4_text": {"vocab_size_per_layer_input": 357, "hidden_size_per_layer_input": 16},
+    "longcat_flash": {"expert_ffn_hidden_size": 64, "num_key_value_heads": 4},
+    **{name: {"bos_token_id": 2} for name in ("cwm", "mllama_text_model", "modernbert-decoder")},
     **{name: {"layer_types": ["linear_attention", "full_attention"]} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
     "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
 }
@@ -113,7 +123,7 @@ def build(family: str, vocabulary: int) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     torch.manual_seed(0)
-    names = {**MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    names = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
     kind, config = getattr(transformers, names[family]), small(CONFIG_MAPPING[family], family, vocabulary)
     with torch.device("meta"):
         size = sum(p.numel() for p in kind(config).parameters())

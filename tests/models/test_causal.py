@@ -12,7 +12,7 @@ from stepmend.quantize import run, schemes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ENCODERS = ("bert", "roberta", "electra", "rembert", "roformer")
-BOTH_WAYS = ("xlnet", "cpmant", "prophetnet", "doge")
+BOTH_WAYS = ("xlnet", "cpmant", "prophetnet", "doge", "xlm")
 CAUSAL = ("llama", "bart", "gpt_neox_japanese", "mamba", "bloom", "qwen3_next", "olmoe")
 
 
@@ -24,7 +24,7 @@ def meta(family: str) -> object:
 
 @pytest.mark.parametrize("family", [*ENCODERS, *BOTH_WAYS])
 def test_what_reads_both_ways_is_refused_with_and_without_numbers(family):
-    with pytest.raises(InputError, match=r"^model: [\w-]+ (is an encoder here|does not read from left to right)"):
+    with pytest.raises(InputError, match=r"^model: [\w-]+ (is an encoder here|does not read from left to right|attends to what follows)"):
         causal.refuse(meta(family))
     with pytest.raises(InputError, match=r"^model: [\w-]+ does not read from left to right"):
         causal.check(families.build(family, 300).eval())
@@ -44,6 +44,15 @@ def test_check_and_quantize_refuse_an_encoder(tmp_path):
     with pytest.raises(InputError, match="bert is an encoder here"):
         run.quantize(str(tmp_path), schemes.parse("rtn-w4a16-g32"), [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
+def test_a_type_with_a_text_model_of_another_configuration_is_what_its_configuration_names(family, tmp_path):
+    model = families.build(family, 300)
+    model.save_pretrained(tmp_path)
+    config = load.config_of(str(tmp_path))
+    assert load.kind_of(config) is type(model)
+    assert sum(p.numel() for p in load.skeleton(config).parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_numbers_that_differ_from_layer_to_layer():

@@ -59,6 +59,11 @@ def test_what_does_not_grow_with_the_texts_is_counted_too():
 
 def test_validation_is_counted_by_states_and_passes():
     assert (WORK.states, replace(WORK, steps=4).states) == (30, 24)
+    size, one = size_of("Llama"), replace(WORK, taught=0, steps=0, batch=0, held_out=2)
+    assert (size.vocabulary, size.head) == (300, 300 * 64)
+    read = timing.reading(size, SPEED) + size.head * SPEED.many + 8 * 300 * SPEED.move
+    more = timing.stages(size, SPEED, replace(one, solution=one.solution + 100), "cpu", {"rtn"})["restore"]
+    assert more - timing.stages(size, SPEED, one, "cpu", {"rtn"})["restore"] == pytest.approx(20 * 100 * read)
     assert WORK.passes == 30 * 3 * 3, "48 solutions in three parts, each of up to three lengths"
     assert replace(WORK, held_out=4).passes == 30 * 2
 

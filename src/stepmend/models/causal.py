@@ -31,6 +31,8 @@ def refuse(model: Any) -> None:
     kind = model.config.model_type
     if why := BOTH_WAYS.get(kind):
         raise InputError(f"model: {kind} does not read from left to right ({why}); {WHAT}")
+    if getattr(model.config, "causal", None) is False:
+        raise InputError(f"model: {kind} attends to what follows, too (config.json: causal is false); {WHAT}")
     sides = {getattr(module, name, None) for module in model.modules() for name in ("is_decoder", "is_causal")}
     if getattr(model.config, "is_decoder", None) is False and False in sides:
         raise InputError(f"model: {kind} is an encoder here (config.json: is_decoder is false) and attends to what follows, too; {WHAT}")

@@ -320,13 +320,15 @@ def kind_of(config: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    kinds: list[Any] = []
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        kind: Any = auto._model_mapping.get(type(config), None)  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(kind, tuple):
-            named = [one for one in kind if one.__name__ in (config.architectures or [])]
-            kind = (named or list(kind))[0]
-        if kind is not None:
-            return kind
+        found: Any = auto._model_mapping.get(type(config), ())  # pyright: ignore[reportAttributeAccessIssue]
+        kinds += found if isinstance(found, tuple) else (found,)
+    named = [
+        kind for kind in kinds if kind.__name__ in (config.architectures or [])
+    ]  # some types have a text model of another configuration
+    if kinds:
+        return (named or kinds)[0]
     raise InputError(f"model: {config.model_type} is no causal model; one that continues a text is needed")
 
 

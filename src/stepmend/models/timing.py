@@ -61,6 +61,8 @@ TRIALS = 7
 """Batches forward and backward before tuning: the longest one, and those that the range test takes its direction from."""
 GROUPS = 3
 """Passes of a batch whose texts are not of like length."""
+DISTILLED = 8
+"""Passes over a place's logits of comparing two distributions (two softmaxes, a divergence), and as many going backward."""
 PROSE = 3 * 650
 """Tokens of plain prose: read by full precision, and by the low-bit model before and after."""
 
@@ -129,6 +131,10 @@ class Size:
     """Numbers in quantized layers."""
     held: int
     """Numbers of the model."""
+    vocabulary: int
+    """Logits of a place."""
+    head: int
+    """Numbers of the head."""
 
 
 def size_of(model: Any, layers: list[check.Layer]) -> Size:
@@ -148,6 +154,8 @@ def size_of(model: Any, layers: list[check.Layer]) -> Size:
         sum(layer.columns for layer in quantized),
         sum(layer.numbers for layer in layers if layer.quantized),
         sum(p.numel() for p in model.parameters()),
+        config.vocab_size,
+        config.hidden_size * config.vocab_size,
     )
 
 
@@ -239,7 +247,9 @@ def _restoring(size: Size, speed: Speed, work: Work) -> float:
     read, text = reading(size, speed), work.prompt + work.solution
     solving = STREAMS * work.solved * read + (2 * work.solved * size.squares + SOLVED * size.rounding + 8 / 3 * size.cubes) * speed.many
     solving += size.columns * COLUMN * speed.small + size.quantized * 2.5 * BLOCK * speed.move
+    compared = size.head * speed.many + DISTILLED * size.vocabulary * speed.move  # full precision's logits are made again each time
     batches = work.steps + TRIALS
-    tuning = (3 * batches * work.batch + work.taught + work.states * work.held_out / 2) * text * read + PROSE * read
+    tuning = batches * work.batch * text * (3 * read + compared + DISTILLED * size.vocabulary * speed.move) + work.taught * text * read
+    tuning += (PROSE + work.states * work.held_out / 2 * text) * (read + compared)
     dequantized = batches * GROUPS * (DEQUANTIZED + SCALED) + work.passes * DEQUANTIZED
     return 3 * loading(size, speed) + solving + tuning + dequantized * size.quantized * speed.move
