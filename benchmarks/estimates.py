@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ HEAD = """# Estimates of `stepmend check` beside measurements
 
 `python benchmarks/estimates.py MODEL` wrote this page. Each stage ran in its own process, with few problems, texts and steps. The estimate
 is for the same numbers of them and for their measured lengths: what is compared is the estimate of the machine and of the model, not the
-lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. What does not grow with the texts is not
-estimated (loading, saving, reloading, reading prose), and with so few texts it weighs more than in a run. Target: time within a factor of
-2, memory within 20 %. Memory is the process's peak, less what it held before the model was loaded.
+lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. No constant is fitted to these
+measurements: operations are counted in the code (`models/timing.py`), and their speeds are the probe's. Target: time within a factor of 2,
+memory within 20 %. Memory is the process's peak, less what it held before the model was loaded.
 
 """
 GIB = 1 << 30
@@ -96,10 +96,9 @@ def data(folder: str, count: int) -> list[tuple[str, str]]:
 
 def solving(folder: str, scheme: schemes.Scheme, sizes: Sizes) -> Outcome:
     """Solutions of a batch of problems."""
-    engine = LocalEngine(load.load_model(folder), load.load_tokenizer(folder), sizes.tokens, slots=sizes.problems)
     prompts = [prompt for prompt, _ in data(folder, sizes.problems)]
-    replace(engine, max_new_tokens=8).complete(prompts[:2])
     with Probed(folder, scheme, sizes.problems) as probed:
+        engine = LocalEngine(load.load_model(folder), load.load_tokenizer(folder), sizes.tokens, slots=sizes.problems)
         found = engine.complete(prompts)
     work = timing.Work(
         slots=sizes.problems, problems=sizes.problems, prompt=_mean(engine.tokenizer, prompts),
@@ -142,7 +141,7 @@ def restoring(folder: str, low: Path, scheme: schemes.Scheme, sizes: Sizes) -> O
     mean = sum(taught) // len(taught)
     work = timing.Work(
         slots=1, prompt=0, solution=mean, taught=len(taught), solved=min(sizes.solved, sum(taught)), steps=sizes.steps,
-        validated=40 * sizes.held_out // 2,
+        batch=min(recipe.batch_size, len(taught)), held_out=sizes.held_out,
     )  # fmt: skip
     parts = check.memory(probed.model, probed.layers, len(taught), recipe.batch_size, sum(longest) // len(longest), probed.dtype.itemsize)
     used = peak * GIB - (0 if device == "cuda" else before)

@@ -13,16 +13,22 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "families.md"
 WORK = ROOT / "runs" / "families"
+TOKENIZER = WORK / "tokenizer"
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["llmcompressor", "peft", "transformers", "stepmend.cli", "stepmend.context"])
+"""Processes that start at once: forked from one that has imported the libraries."""
 
 
 def words(text: str) -> list[str]:
@@ -47,7 +53,7 @@ TRAIN, TEST, TOKENS = 176, 2, 24
 """Problems to tune on, problems to report, and tokens of a solution at most."""
 
 SMALL: dict[str, int] = {
-    **dict.fromkeys(words("hidden_size n_embd d_model dim embed_dim word_embed_proj_dim embedding_size decoder_hidden_size"), 64),
+    **dict.fromkeys(words("hidden_size n_embd d_model dim embed_dim word_embed_proj_dim embedding_size decoder_hidden_size emb_dim"), 64),
     **dict.fromkeys(words("intermediate_size ffn_hidden_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim d_ff d_inner"), 128),
     **dict.fromkeys(words("moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size"), 64),
     **dict.fromkeys(words("num_hidden_layers n_layer num_layers n_layers decoder_layers encoder_layers num_decoder_layers"), 2),
@@ -78,7 +84,17 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 32},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_d_head": 32},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    **{name: {"num_key_value_heads": 4} for name in ("deepseek_v2", "deepseek_v3", "deepseek_v32")},
+    **{name: {"num_key_value_heads": 4} for name in words("deepseek_v3 deepseek_v32 axk1 axk2 minicpm3 youtu glm4_moe_lite glm_moe_dsa")},
+    "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "zaya": {"num_experts_per_tok": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "qwen_sparse_attention"]},
+    "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 357, "num_kv_shared_layers": 0},
+    "gemma4_text": {"vocab_size_per_layer_input": 357, "hidden_size_per_layer_input": 16},
+    "longcat_flash": {"expert_ffn_hidden_size": 64, "num_key_value_heads": 4},
+    **{name: {"bos_token_id": 2} for name in ("cwm", "mllama_text_model", "modernbert-decoder")},
     **{name: {"layer_types": ["linear_attention", "full_attention"]} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
     "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
 }
@@ -107,7 +123,7 @@ def build(family: str, vocabulary: int) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     torch.manual_seed(0)
-    names = {**MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    names = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
     kind, config = getattr(transformers, names[family]), small(CONFIG_MAPPING[family], family, vocabulary)
     with torch.device("meta"):
         size = sum(p.numel() for p in kind(config).parameters())
@@ -234,7 +250,7 @@ def run_of(model: Path, data: Path, out: Path, schemes: tuple[str, ...], *keys: 
 
 def walk(family: str, work: Path) -> dict[str, Any]:
     """Take one family through every step: what each said, and the traceback of what failed."""
-    from stepmend.models import load, reasoner
+    from stepmend.models import load
 
     model, data, run = work / "model", work / "data", work / "distill"
     said: dict[str, str] = {}
@@ -253,7 +269,7 @@ def walk(family: str, work: Path) -> dict[str, Any]:
     def make() -> None:
         import torch
 
-        tokenizer = reasoner.make_tokenizer()
+        tokenizer = load.read_tokenizer(str(TOKENIZER))
         made = build(family, len(tokenizer))
         teach(made.train(), tokenizer)
         made.to(torch.bfloat16).save_pretrained(model)
@@ -292,11 +308,15 @@ def verdict_of(said: dict[str, str]) -> str:
 
 
 def one(family: str) -> None:
-    """A family in this process; its result is kept."""
+    """A family in this process; its result is kept, and what it says on the screen is not shown."""
+    import gc
     import shutil
     import tempfile
 
-    start = time.perf_counter()
+    gc.freeze()  # what the libraries hold need not be looked through again each time that a model is given back
+    start, null = time.perf_counter(), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     with tempfile.TemporaryDirectory() as folder:
         found = walk(family, Path(folder))
         if os.environ.get("FAMILIES_KEEP"):
@@ -315,10 +335,13 @@ def attend(family: str, again: bool) -> dict[str, Any]:
     file = WORK / f"{family}.json"
     if again or not file.exists():
         file.unlink(missing_ok=True)
-        try:
-            done = subprocess.run([sys.executable, __file__, "--here", family], capture_output=True, text=True, timeout=LIMIT, check=False)
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-        except subprocess.TimeoutExpired:
+        child = CONTEXT.Process(target=one, args=(family,))
+        child.start()
+        child.join(LIMIT)
+        last = f"ended with status {child.exitcode}"
+        if child.is_alive():
+            child.kill()
+            child.join()
             last = f"not done after {LIMIT:.0f} s"
         if not file.exists():
             keep({"family": family, "verdict": "fails", "steps": {"process": last}, "traces": {}, "seconds": LIMIT})
@@ -375,17 +398,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these families alone; the page is not written")
     parser.add_argument("--again", action="store_true", help="run them again")
     parser.add_argument("--promised", action="store_true", help="no further than the families that are promised")
-    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="families at once")
     given = parser.parse_args()
-    if given.here:
-        one(given.here)
-        return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = given.only or [*PROMISED, *([] if given.promised else sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*PROMISED}))]
+    if not TOKENIZER.exists():
+        from stepmend.models import reasoner
+
+        reasoner.make_tokenizer().save_pretrained(TOKENIZER)
     found = []
-    for family in names:
-        found.append(attend(family, given.again))
+    workers = ThreadPoolExecutor(given.jobs)
+    for result in workers.map(partial(attend, again=given.again), names):
+        family = result["family"]
+        found.append(result)
         faults = "; ".join(f"{step}: {line}" for step, line in found[-1]["steps"].items() if line != "works")
         print(f"{family}: {found[-1]['verdict']} ({found[-1]['seconds']:.0f} s) {faults}", flush=True)
         if given.only:

@@ -202,7 +202,7 @@ def check(model: str, schemes: Sequence[str] = (), quantized: Sequence[str] = ()
     from stepmend.quantize import given
     from stepmend.quantize import run as quantizer
 
-    folder = load.locate(model)
+    folder = load.locate(model, whole=False)
     looked = [given.look(folder, model, path) for path in quantized]
     layers, *_ = [quantizer.preflight(folder, one) for one in parsed] + [list(one.layers) for one in looked]
     load.load_tokenizer(folder)

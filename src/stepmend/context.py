@@ -23,7 +23,7 @@ from stepmend.facts import F, Placement, Seconds, name_of
 from stepmend.grading import verify
 from stepmend.locate import completers, faults, judges, reliability
 from stepmend.locate.panel import Panel
-from stepmend.models import chat, load
+from stepmend.models import causal, chat, load
 from stepmend.progress import Stages, Tick, silent
 from stepmend.quantize import given, schemes
 from stepmend.quantize import run as quantizer
@@ -210,6 +210,8 @@ class Context:
         if arm not in self.engines:
             self._close_vllm()  # which holds most of a GPU's memory
             model = load.load_model(str(self.folder(arm)), self.placed.dtype)
+            if arm == FULL:
+                causal.check(model)
             self.engines[arm] = LocalEngine(model, self.tokenizer, self.max_new_tokens, self.batch_size, self._halved)
         return self.engines[arm]
 

@@ -8,10 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+import stepmend
 from benchmarks import llama_cpp
-from stepmend import InputError
-from stepmend.formats import gguf_blocks, gguf_header
+from stepmend import InputError, formats
+from stepmend.formats import gguf_blocks, gguf_header, gguf_reader
 from stepmend.models import load
 from stepmend.models.gguf import beside, full
 from stepmend.quantize import given
@@ -393,6 +395,48 @@ def test_no_model_is_made_of_a_damaged_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^model: .*version 0 of GGUF"):
         load.locate(str(tmp_path / "a.gguf"))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K"])
+def test_check_of_a_file_reads_its_header_alone_and_writes_nothing(tmp_path, monkeypatch, kind):
+    parent, home = with_merges(make_tiny("qwen2.5", tmp_path / "parent")), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ggufs.make(parent, kinds_of(kind), home / "one.gguf", texts=True)
+
+    def refuse(*of: Any) -> None:
+        raise AssertionError(f"tensor data are read: {of}")
+
+    with monkeypatch.context() as inside:
+        inside.setattr(formats.gguf, "_bytes", refuse)
+        found = stepmend.check(str(home / "one.gguf"), ["rtn-w4a16-g32"])
+        described = load.locate(str(home / "one.gguf"), whole=False)
+    assert [one.name for one in home.iterdir()] == ["one.gguf"]
+    assert not (tmp_path / "cache").exists()
+    assert not any(file.suffix in (".safetensors", ".gguf") for file in Path(described).iterdir())
+    folder = load.locate(str(home / "one.gguf"))
+    whole = stepmend.check(folder, ["rtn-w4a16-g32"])
+    assert (found.layers, found.parameters, found.dtype, found.memory) == (whole.layers, whole.parameters, whole.dtype, whole.memory)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (Path(described) / name).read_text() == (Path(folder) / name).read_text()
+
+
+def test_check_of_a_file_refuses_what_a_run_refuses(tmp_path):
+    parent = with_merges(make_tiny("qwen2.5", tmp_path / "parent"))
+    ggufs.make(parent, "F16", tmp_path / "one.gguf", texts=True)
+    bad = patched(tmp_path / "one.gguf", tmp_path / "bad.gguf", lambda data: bytes(data).replace(b"blk.1.attn_q", b"blk.1.attn_x"))
+    with pytest.raises(InputError, match=r"^model: .*holds blk.1.attn_x.bias, which is no tensor of the model"):
+        stepmend.check(str(bad), ["rtn-w4a16-g32"])
+
+
+def test_transformers_makes_the_same_of_the_header_as_of_gguf_pys_reader(tiny_llama, file, tmp_path):
+    parent = with_merges(make_tiny("qwen2.5", tmp_path / "qwen"))
+    ggufs.make(parent, "Q8_0", tmp_path / "one.gguf", texts=True)
+    for one in (tmp_path / "one.gguf", file):
+        wanted = load_gguf_checkpoint(str(one))
+        with gguf_reader.of(gguf_header.read(one)):
+            assert load_gguf_checkpoint(str(one)) == wanted
+    assert len(wanted["config"]) > 5
 
 
 # llama.cpp itself.

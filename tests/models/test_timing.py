@@ -12,7 +12,7 @@ from stepmend.engines import budget
 from stepmend.models import check, load, timing
 from tests.models.test_families import SIZE
 
-SPEED = timing.Speed(few=1e-9, many=1e-10, small=1e-6, attend=1e-5)
+SPEED = timing.Speed(few=1e-9, many=1e-10, small=1e-6, attend=1e-5, move=1e-9, made=0.5)
 WORK = timing.Work(slots=8)
 
 
@@ -36,10 +36,36 @@ def test_stages_grow_with_what_they_do():
     assert all(value > 0 for value in plain.values())
     longer = timing.stages(size, SPEED, replace(WORK, solution=800), "cpu", {"gptq"})
     assert all(longer[stage] > plain[stage] for stage in plain)
-    assert timing.stages(size, SPEED, replace(WORK, problems=600), "cpu", {"gptq"})["solve"] == pytest.approx(2 * plain["solve"])
-    assert timing.stages(size, SPEED, WORK, "cpu", {"rtn"})["quantize"] == 0
+    loaded = timing.loading(size, SPEED)
+    assert loaded == pytest.approx(0.5 + 4e-9 * size.held)
+    twice = timing.stages(size, SPEED, replace(WORK, problems=600), "cpu", {"gptq"})["solve"]
+    assert twice - loaded == pytest.approx(2 * (plain["solve"] - loaded))
     assert timing.stages(size, SPEED, WORK, "cpu", {"awq"})["quantize"] > plain["quantize"]
     assert timing.writing(size, SPEED, 8, "cuda") < timing.writing(size, SPEED, 8, "cpu"), "a GPU attends for all slots at once"
+
+
+def test_what_does_not_grow_with_the_texts_is_counted_too():
+    size = size_of("Llama")
+    nothing = replace(WORK, calibration=0, problems=0, taught=0, solved=0, steps=0, held_out=0)
+    found = timing.stages(size, SPEED, nothing, "cpu", {"rtn"})
+    loaded, body = timing.loading(size, SPEED), 2 * (2 * (64 * 64 + 64 * 32) + 3 * 64 * 128)
+    assert (size.quantized, size.columns) == (body, 2 * (6 * 64 + 128))
+    assert (found["solve"], found["locate"]) == (loaded, 0)
+    assert found["quantize"] == pytest.approx(2 * loaded + 30e-9 * body), "loaded, rounded and packed, loaded again"
+    assert timing.stages(size, SPEED, nothing, "cpu", {"gptq"})["quantize"] > found["quantize"] + 30e-6 * size.columns
+    assert found["restore"] > 3 * loaded + 24.5e-10 * size.rounding, "full precision, the low-bit model, and the reloaded one"
+    assert timing.stages(size, replace(SPEED, made=1.5), nothing, "cpu", {"rtn"})["restore"] == pytest.approx(found["restore"] + 3)
+
+
+def test_validation_is_counted_by_states_and_passes():
+    assert (WORK.states, replace(WORK, steps=4).states) == (30, 24)
+    size, one = size_of("Llama"), replace(WORK, taught=0, steps=0, batch=0, held_out=2)
+    assert (size.vocabulary, size.head) == (300, 300 * 64)
+    read = timing.reading(size, SPEED) + size.head * SPEED.many + 8 * 300 * SPEED.move
+    more = timing.stages(size, SPEED, replace(one, solution=one.solution + 100), "cpu", {"rtn"})["restore"]
+    assert more - timing.stages(size, SPEED, one, "cpu", {"rtn"})["restore"] == pytest.approx(20 * 100 * read)
+    assert WORK.passes == 30 * 3 * 3, "48 solutions in three parts, each of up to three lengths"
+    assert replace(WORK, held_out=4).passes == 30 * 2
 
 
 def test_the_probe_measures_what_a_layer_takes():

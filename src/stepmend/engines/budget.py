@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from stepmend.models import configs
+
 MOST = 256
 """Slots at the most: beyond, a GPU is busy and a stop loses more."""
 SHARE = 0.4
@@ -23,9 +25,7 @@ def slots_for(config: Any, max_new_tokens: int, device: str) -> int:
     import torch
 
     text = config.get_text_config()
-    queries = getattr(text, "num_attention_heads", None) or getattr(text, "num_heads", 1)  # state-space models have none of attention
-    heads = getattr(text, "num_key_value_heads", None) or queries
-    width = getattr(text, "head_dim", None) or text.hidden_size // queries
+    _, heads, width = configs.heads(text)
     place = 2 * text.num_hidden_layers * heads * width * 2  # keys and values, two bytes each
     tokens = SHARE * torch.cuda.mem_get_info()[0] / place
     count = int(tokens // (PROMPT + max_new_tokens))

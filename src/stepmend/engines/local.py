@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stepmend.engines import slots as cache
+from stepmend.engines import ways
 from stepmend.engines.base import Completion, Scored
 from stepmend.engines.decode import Decoder, Row
 from stepmend.models import chat, forward
@@ -91,17 +92,18 @@ class LocalEngine:
                 yield from ((i, one) for i, one in zip(batch, made, strict=True) if i not in done)
 
     def generate_batch(self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[Completion]:
-        """Complete texts as one batch with the model's own ``generate``."""
+        """Complete texts as one batch with the model's own ``generate``, one by one where padding would be read."""
+        way = ways.way_of(self.model)
+        if not way.padded and len(texts) > 1:
+            return [self.generate_batch([text], temperature=temperature, top_p=top_p, seed=seed + i)[0] for i, text in enumerate(texts)]
         inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
-        # On a CPU a growing cache spends more time on copying itself than the model does on thinking.
-        static = {"cache_implementation": "static", "disable_compile": True} if self.model.device.type == "cpu" else {}
         # Plainly greedy, whatever the checkpoint asks for: a penalty would make margins and traces two different models.
         plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": self.max_new_tokens}
         if temperature:
             plain |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
+            out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **dict(way.options))
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:

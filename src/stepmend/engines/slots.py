@@ -243,6 +243,11 @@ def _agrees(model: Any, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> b
         logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
     wanted = [logits[slot][length - 1] for slot, length in enumerate(lengths)]
     wanted += [logits[slot][length + n] for n in range(steps) for slot, length in enumerate(lengths)]
-    difference, scale = (torch.stack(found) - torch.stack(wanted)).square().mean().sqrt(), torch.stack(wanted).std()
+    return near(model, torch.stack(found), torch.stack(wanted))
+
+
+def near(model: Any, found_NV: torch.Tensor, wanted_NV: torch.Tensor) -> bool:
+    """Whether logits are those of a plain pass, but for the order in which they are summed."""
+    difference, scale = (found_NV - wanted_NV).square().mean().sqrt(), wanted_NV.std()
     quantized = getattr(model.config, "quantization_config", None) is not None
     return bool(difference <= (LOW if quantized else TOLERANCE.get(model.dtype, LOW)) * scale)

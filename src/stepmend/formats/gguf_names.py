@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepmend.formats import gguf_reader
 from stepmend.formats.gguf_header import Header, Tensor, need
 from stepmend.records import InputError
 
@@ -88,7 +89,8 @@ def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=config.to_dict())
-        return model, processor, get_gguf_hf_weights_map(model, processor, model_type=kind)
+        with gguf_reader.of(header):
+            return model, processor, get_gguf_hf_weights_map(model, processor, model_type=kind)
     except Exception as error:  # transformers and a configuration's own values raise many kinds
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{header.file}: its architecture {kind[:40]!r} does not go with the model's configuration ({first})") from None

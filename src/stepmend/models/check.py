@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from stepmend.models import head
+from stepmend.models import causal, head
 from stepmend.quantize.schemes import Scheme, check_widths
 from stepmend.records import InputError
 
@@ -102,6 +102,7 @@ def ignored(layers: Sequence[Layer]) -> list[str]:
 
 def refuse(model: Any, scheme: Scheme, layers: Sequence[Layer]) -> None:
     """Raises InputError, with what to do, where a scheme does not suit a model."""
+    causal.refuse(model)
     quantized = [layer for layer in layers if layer.quantized]
     if not quantized:
         kinds = Counter(layer.why for layer in layers if layer.why not in ("the head", "an embedding", "no linear layer"))

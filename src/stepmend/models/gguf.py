@@ -10,12 +10,15 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepmend.files import make_folder
-from stepmend.formats import base, gguf_header, gguf_names
+from stepmend.formats import base, gguf_header, gguf_names, gguf_reader
 from stepmend.formats.gguf import Gguf, GgufTensors, file_in
 from stepmend.records import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 BESIDE = frozenset({".json", ".jinja", ".model", ".txt"})
 """Files of the full-precision checkpoint that a low-bit one needs: configuration, tokenizer, chat template."""
@@ -93,35 +96,45 @@ def full(file: Path) -> str:
     return str(out)
 
 
+def described(file: Path) -> str:
+    """A folder, for as long as the process lives, with the configuration and tokenizer that a file's header describes, and no weights.
+
+    Raises InputError where the file cannot be read, transformers knows no such architecture, or a tensor is none of the model's.
+    """
+    header = gguf_header.read(file)
+    name = hashlib.sha256(f"{file.resolve()}\n{file.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    out = Path(_scratch().name) / f"described-{name}"
+    if not out.exists():
+
+        def fill(part: Path) -> None:
+            _describe(file, header, part)
+            (part / file.name).unlink()
+
+        make_folder(out, fill)
+    return str(out)
+
+
 def _convert(file: Path, header: gguf_header.Header, part: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
-    tokenizer = _describe(file, header, part)
-    (part / file.name).symlink_to(file.resolve())
-    low_bit: Any = Gguf(GgufTensors(part), {})
-    kinds = {tensor.kind for tensor in header.tensors if len(tensor.shape) > 1}
-    dtype = torch.bfloat16 if kinds <= {"BF16", "F32"} and "BF16" in kinds else torch.float16 if kinds == {"F16"} else torch.float32
+    low_bit, dtype = _describe(file, header, part), _dtype_of(header)
     found = base.dense(low_bit, [*low_bit.tensors.headers], dtype, None)
     (part / file.name).unlink()
     save_file({name: value.to(dtype).contiguous() for name, value in found.items()}, part / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(part)
+
+
+def _dtype_of(header: gguf_header.Header) -> "torch.dtype":
+    """The dtype in which a file's tensors are held as an ordinary checkpoint."""
+    import torch
+
+    kinds = {tensor.kind for tensor in header.tensors if len(tensor.shape) > 1}
+    return torch.bfloat16 if kinds <= {"BF16", "F32"} and "BF16" in kinds else torch.float16 if kinds == {"F16"} else torch.float32
 
 
 def _describe(file: Path, header: gguf_header.Header, part: Path) -> Any:
-    """Write the configuration and the end of answers that a file's header describes; gives its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    values, place = header.values, {"gguf_file": file.name}
-    try:
-        config: Any = AutoConfig.from_pretrained(str(file.parent), **place)
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), **place)
-    except Exception as error:  # transformers and a file's own values raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise InputError(f"{file}: transformers cannot read its configuration or tokenizer ({first})") from None
+    """Write the configuration and tokenizer that a file's header describes, and a link to it; gives its tensors, of which none is read."""
+    config, tokenizer = _read(file, header)
+    values = header.values
     end = values.get("tokenizer.ggml.eos_token_id")
     ends = [one for one in (end, values.get("tokenizer.ggml.eot_token_id")) if isinstance(one, int)]
     if isinstance(end, int):
@@ -129,7 +142,22 @@ def _describe(file: Path, header: gguf_header.Header, part: Path) -> Any:
     pad = values.get("tokenizer.ggml.padding_token_id")
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else tokenizer.eos_token
     tokenizer.chat_template = values.get("tokenizer.chat_template") or tokenizer.chat_template
-    config.eos_token_id, config.pad_token_id = (ends or [None])[0], tokenizer.pad_token_id
+    config.eos_token_id, config.pad_token_id, config.dtype = (ends or [None])[0], tokenizer.pad_token_id, _dtype_of(header)
     config.save_pretrained(part)
     (part / "generation_config.json").write_text(json.dumps({"eos_token_id": [*dict.fromkeys(ends)]}) + "\n", encoding="utf-8")
-    return tokenizer
+    tokenizer.save_pretrained(part)
+    (part / file.name).symlink_to(file.resolve())
+    return Gguf(GgufTensors(part), {})
+
+
+def _read(file: Path, header: gguf_header.Header) -> tuple[Any, Any]:
+    """The configuration and tokenizer that transformers makes of a file's header."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        with gguf_reader.of(header):
+            return AutoConfig.from_pretrained(**place), AutoTokenizer.from_pretrained(**place)
+    except Exception as error:  # transformers and a file's own values raise many kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise InputError(f"{file}: transformers cannot read its configuration or tokenizer ({first})") from None

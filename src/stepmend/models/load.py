@@ -21,8 +21,11 @@ TWICE = ["consolidated*", "original/*"]
 """The same weights in their makers' own format, which some models have beside."""
 
 
-def locate(model: str) -> str:
-    """The folder of a checkpoint, or the hub name that it is. Raises InputError where it is neither, or is damaged."""
+def locate(model: str, whole: bool = True) -> str:
+    """The folder of a checkpoint, a hub name's too. Raises InputError where there is none, or it is damaged.
+
+    Where not ``whole``, a GGUF file's has its configuration and tokenizer alone, and nothing is converted.
+    """
     from stepmend.models.reasoner import CHECKPOINTS, FAMILIES
 
     if model.startswith(BUILTIN):
@@ -36,7 +39,7 @@ def locate(model: str) -> str:
         return str(folder.resolve())  # quantizing works in another directory
     if gguf.is_file(model):
         try:
-            return gguf.full(folder)
+            return gguf.full(folder) if whole else gguf.described(folder)
         except InputError as error:
             raise InputError(f"model: {error}") from None
     if folder.exists():
@@ -317,13 +320,15 @@ def kind_of(config: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    kinds: list[Any] = []
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        kind: Any = auto._model_mapping.get(type(config), None)  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(kind, tuple):
-            named = [one for one in kind if one.__name__ in (config.architectures or [])]
-            kind = (named or list(kind))[0]
-        if kind is not None:
-            return kind
+        found: Any = auto._model_mapping.get(type(config), ())  # pyright: ignore[reportAttributeAccessIssue]
+        kinds += found if isinstance(found, tuple) else (found,)
+    named = [
+        kind for kind in kinds if kind.__name__ in (config.architectures or [])
+    ]  # some types have a text model of another configuration
+    if kinds:
+        return (named or kinds)[0]
     raise InputError(f"model: {config.model_type} is no causal model; one that continues a text is needed")
 
 

@@ -19,7 +19,7 @@ from stepmend.arms import of_folder
 from stepmend.formats.base import Format, Layer
 from stepmend.formats.packing import FLOATS
 from stepmend.formats.tensors import Tensors
-from stepmend.models import check, gguf, load, names
+from stepmend.models import causal, check, gguf, load, names
 from stepmend.records import InputError
 
 ROWS = 256
@@ -95,6 +95,7 @@ def look(parent: str, model: str, path: str) -> Given:
         if low_bit is None:
             raise InputError(f"{folder} is in full precision (its config.json has no quantization_config)")
         full, low = (load.skeleton(load.config_of(one)) for one in (parent, folder))
+        causal.refuse(full)
         _check_shapes(full, low, low_bit, folder)
         layers = _layers(low, low_bit)
         _check_scales(low_bit)

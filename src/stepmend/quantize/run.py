@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models import check, load, rounding
+from stepmend.models import causal, check, load, rounding
 from stepmend.quantize import mappings, schemes
 from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
@@ -159,6 +159,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
 
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = load.pretrained(folder, dtype=dtype)
+    causal.check(model)
     tokenizer = load.load_tokenizer(folder)
     recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme), wide)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from stepmend.models import configs
 from stepmend.models.forward import LOGITS, alike
 from stepmend.restore import scales
 from stepmend.restore.losses import Loss
@@ -45,7 +46,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
 def inner_width(model: Any) -> int:
     """The width inside the feed-forward part: the configuration's, or where it has none that of the widest layer but the head."""
     config = model.config.get_text_config()
-    if isinstance(width := getattr(config, "intermediate_size", None), int):
+    if width := configs.number(config, "intermediate_size"):
         return width
     widths = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
     widths += [scaled.centred_MN.shape[0] for scaled in scales.scales(model).values()]
