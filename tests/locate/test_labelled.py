@@ -73,6 +73,11 @@ def test_exact_is_the_very_step_and_one_calculation():
     assert not together.exact(None)
 
 
+def test_a_share_in_words():
+    assert labelled.share(12, 20) == "12 of 20: 60.0 % (38.7 to 78.1)"
+    assert labelled.share(0, 0) == "0 of 0"
+
+
 def test_the_reference_alone(files, tmp_path):
     figures = json.loads(
         run("--data", files[0], "--problems", files[1], "--locator", "reference", "--out", tmp_path / "o", "--json").stdout
