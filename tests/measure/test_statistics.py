@@ -169,3 +169,11 @@ def test_a_margin_that_is_just_reached_is_not_kept():
 
 def test_a_tie_of_a_problems_samples_is_no_majority():
     assert statistics.majority(np.array([[True, False], [True, True], [False, False]])).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("counts", "power"), [((500, 60, 60, 380), 0.8), ((880, 5, 5, 10), 0.8), ((50, 20, 10, 20), 0.9)])
+def test_the_smallest_detectable_difference_by_connors_formula(counts, power):
+    n, x = sum(counts), statistics.smallest_detectable(statistics.paired(*arms(*counts)), power=power)
+    share = max((counts[1] + counts[2]) / n, x)
+    z = {0.8: 0.841621, 0.9: 1.281552}[power]
+    assert n == pytest.approx((1.959964 * share**0.5 + z * (share - x * x) ** 0.5) ** 2 / x**2, rel=1e-4)
