@@ -3,7 +3,7 @@
 ``python benchmarks/mutants.py`` draws mutants by seed, runs the tests of the files that import the module with the mistake, the one of its
 name first, until one fails, and writes docs/results/mutants.md. It goes on where it was stopped; what was found is in runs/mutants.jsonl.
 ``--again`` tries those that were alive once more, after tests were added. Tests of time, simulations, and tests elsewhere do not take part:
-what is alive is an upper bound. Survivors that no test can kill stand in benchmarks/survivors.toml, with the reason.
+what is alive is an upper bound. Survivors that no test can kill stand in benchmarks/survivors.toml by their keys, with the reason.
 
 A mutant runs in a process forked from one that has imported the libraries already. The commands that some tests start run in processes of
 their own, on the unchanged package: a mutant is killed by what a test calls itself.
@@ -241,7 +241,7 @@ def write(sample: Sequence[Mutant], done: dict[str, dict[str, Any]], seed: int) 
     for mutant in sorted(sample, key=lambda mutant: (mutant.file, mutant.line)):
         if done.get(mutant.key, {}).get("outcome") == "alive":
             cells = (f"`{text}`".replace("|", "\\|") for text in (mutant.before, mutant.after))
-            lines.append(f"| {mutant.file}:{mutant.line} | {' → '.join(cells)} | {reasons.get(mutant.name, 'open')} |")
+            lines.append(f"| {mutant.file}:{mutant.line} | {' → '.join(cells)} | {reasons.get(mutant.key, 'open')} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -106,6 +106,18 @@ def test_the_vote_saves_what_it_measured_and_reads_it_back(files, tmp_path):
     assert figures["without_reference"]["named"] <= figures["named"]
 
 
+def test_without_a_locator_the_vote_is_that_of_the_others(files, tmp_path):
+    solutions = bench.read(files[0], problems=files[1])
+
+    def located(*locators):
+        return labelling.run(solutions, labelling.Setup(Locate(locators=locators)), tmp_path / "-".join(locators), Stages())
+
+    (ready, both), (_, alone) = located("equations", "reference"), located("equations")
+    rest = labelled.without(ready, both, "reference", Locate().threshold, reliability.DEFAULT)
+    assert [(fault.step, fault.confidence) for fault in rest] == [(fault.step, fault.confidence) for fault in alone]
+    assert [fault.step for fault in both] != [fault.step for fault in alone]
+
+
 def test_a_killed_call_continues(files, tmp_path):
     """The second call makes only what the first, cut in the middle of a line, has not kept."""
     solutions = bench.read(files[0], problems=files[1])

@@ -62,6 +62,12 @@ def test_no_step_begins_inside_a_formula(parts):
         assert not any(formula[0] < begin < formula[1] for begin, _ in spans)
 
 
+def test_a_formula_that_begins_in_another_one_and_ends_behind_it_is_none():
+    text = "\\( a \\[ b \\) c \\]"
+    assert [text[a:b] for a, b in steps.formulas(text)] == ["\\( a \\[ b \\)"]
+    assert steps.formulas("\\[ \\( a \\) \\] \\( b \\)") == [(0, 13), (14, 21)]
+
+
 def test_the_step_of_a_continuation_is_of_the_text_s_own_kind():
     paragraphs = "First we add. It is 9.\n\n"
     assert steps.first(paragraphs, "Then 16 - 7 = 9. So she makes 18.\n\nDone.") == len("Then 16 - 7 = 9. So she makes 18.\n\n")
