@@ -38,6 +38,8 @@ def joined(text: str) -> list[str]:
         ["First:\n", "  - we add\n", "  - we stop"],
         ["We add.\n \n\n", "  We stop."],
         ["We write.  \\[ x = 1 \\] So it is 3."],
+        ["J. Smith adds.", " He stops."],
+        ["We add.", " 2. Then stop."],
         ["one sentence only"],
         [" \n\n  lead"],
         ["\\[ never closed. And so on\n", "to the end"],

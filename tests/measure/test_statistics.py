@@ -88,6 +88,7 @@ def test_holm_is_that_of_statsmodels():
     p = [0.01, 0.04, 0.03, 0.005, 0.9]
     assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert statistics.holm([]) == []
+    assert statistics.holm([0.7, 0.6]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("counts", [(500, 60, 60, 380), (880, 5, 5, 10)])
@@ -165,6 +166,7 @@ def test_a_margin_that_is_just_reached_is_not_kept():
     assert statistics.verdict(statistics.Interval(0.0, -0.5, 0.5), margin=50) == "not shown"
     assert statistics.verdict(statistics.Interval(-0.3, -0.5, 0.0), margin=50) == "not shown"
     assert statistics.verdict(statistics.Interval(None, None, None, "no problems")) == "not shown"
+    assert statistics.verdict(statistics.Interval(0.0, None, None)) == "not shown"
 
 
 def test_a_tie_of_a_problems_samples_is_no_majority():
