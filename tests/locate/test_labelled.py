@@ -84,6 +84,7 @@ def test_the_reference_alone(files, tmp_path):
     )
     assert (figures["n"], figures["faulty"], figures["named"], figures["exact"], figures["alarms"]) == (4, 3, 3, 3, 0)
     assert figures["classes"]["labelled_step"] == {"right": 3, "given": 3, "n": 3}
+    assert figures["outcomes"] == {"located": 3, "abstained": 1, "misread": 0, "unrescuable": 0}
 
 
 def test_equations_by_own_steps(files, tmp_path):

@@ -162,6 +162,11 @@ def test_sign_flips_never_say_that_chance_is_out_of_the_question():
     assert statistics.permutation(first, second) == 1 / (statistics.RESAMPLES + 1)
 
 
+def test_a_draw_as_extreme_as_what_was_found_counts():
+    first, second = np.ones((3, 4), bool), np.array([[False, True, True, True], [False, False, True, True], [False, True, True, True]])
+    assert statistics.permutation(first, second) == pytest.approx(2 / 8, abs=0.02)
+
+
 def test_a_margin_that_is_just_reached_is_not_kept():
     assert statistics.verdict(statistics.Interval(0.0, -0.5, 0.5), margin=50) == "not shown"
     assert statistics.verdict(statistics.Interval(-0.3, -0.5, 0.0), margin=50) == "not shown"
