@@ -1,9 +1,9 @@
 """Small mistakes put into ``locate`` and the statistics on purpose, one at a time: which ones do their tests not see?
 
-``python benchmarks/mutants.py`` draws mutants by seed, runs those tests of each one's folder that call the function with the mistake,
-until one fails, and writes docs/results/mutants.md. It goes on where it was stopped; what was found is in runs/mutants.jsonl. ``--again``
-tries those that were alive once more, after tests were added. Survivors that no test can kill stand in benchmarks/survivors.toml, with the
-reason.
+``python benchmarks/mutants.py`` draws mutants by seed, runs the tests of the files that import the module with the mistake, the one of its
+name first, until one fails, and writes docs/results/mutants.md. It goes on where it was stopped; what was found is in runs/mutants.jsonl.
+``--again`` tries those that were alive once more, after tests were added. Tests of time, simulations, and tests elsewhere do not take part:
+what is alive is an upper bound. Survivors that no test can kill stand in benchmarks/survivors.toml by their keys, with the reason.
 
 A mutant runs in a process forked from one that has imported the libraries already. The commands that some tests start run in processes of
 their own, on the unchanged package: a mutant is killed by what a test calls itself.
@@ -20,13 +20,11 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +36,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 PAGE, REASONS = ROOT / "docs/results/mutants.md", Path(__file__).with_name("survivors.toml")
 PARTS = {
-    "locate": ("src/stepmend/locate/*.py", "tests/locate", 100),
-    "statistics": ("src/stepmend/measure/statistics.py", "tests/measure", 50),
+    "locate": ("src/stepmend/locate/*.py", ("tests/locate/test_*.py",), 100),
+    "statistics": (
+        "src/stepmend/measure/statistics.py",
+        tuple(f"tests/measure/test_{n}.py" for n in ("statistics", "intervals", "recovery")),
+        50,
+    ),
 }
-"""By part: the files that are mutated, the folder of their tests, and how many mutants are drawn."""
+"""By part: the files that are mutated, their tests, and how many mutants are drawn."""
+LONG = ("linear", "covers", "covered", "holds_its_level", "useless", "as_often_as", "probability_says")
+"""In the names of tests of time and simulations: they take long, and would kill few mutants that the others leave."""
 HEAVY = ("llmcompressor", "math_verify", "pandas", "peft", "scipy.stats", "sympy", "torch", "transformers")
 SWAPPED: dict[type[ast.AST], Any] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn,
@@ -158,63 +162,9 @@ class Finder:
         return importlib.util.spec_from_file_location(name, self.file, loader=Loader(name, str(self.file)))
 
 
-class Calls:
-    """A plugin of pytest: by test, its seconds, and the functions of the package that it and its fixtures call, as file and first line."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.by_test: dict[str, set[tuple[str, int]]] = {}
-        self.by_fixture: dict[Any, set[tuple[str, int]]] = {}
-        self.failed: set[str] = set()
-
-    @contextmanager
-    def noted(self, seen: set[tuple[str, int]]) -> Iterator[None]:
-        def note(frame: Any, event: str, _: Any) -> None:
-            if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
-                seen.add((os.path.relpath(frame.f_code.co_filename, ROOT), frame.f_code.co_firstlineno))
-
-        before = sys.getprofile()
-        sys.setprofile(note)
-        threading.setprofile(note)
-        try:
-            yield
-        finally:
-            sys.setprofile(before)
-            threading.setprofile(before)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any) -> Any:
-        with self.noted(self.by_fixture.setdefault(fixturedef, set())):
-            return (yield)
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.outcome != "passed":
-            self.failed.add(report.nodeid)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: Any) -> Any:
-        start = time.process_time()
-        with self.noted(self.by_test.setdefault(item.nodeid, set())):
-            result = yield
-        self.seconds[item.nodeid] = time.process_time() - start
-        for definitions in item._fixtureinfo.name2fixturedefs.values():
-            self.by_test[item.nodeid].update(*(self.by_fixture.get(one, ()) for one in definitions))
-        return result
-
-
-class Chosen:
-    """A plugin of pytest: these tests alone, in this order."""
-
-    def __init__(self, tests: Sequence[str]) -> None:
-        self.places = {test: place for place, test in enumerate(tests)}
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid])
-
-
 OPTIONS = [
     "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu and not real", "--tb=line",
+    "-k", " and ".join(f"not {part}" for part in LONG),
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of plugins that the libraries have imported
 ]  # fmt: skip
 
@@ -241,49 +191,26 @@ def forked(work: Callable[[], int], limit: float, log: Path) -> int | None:
     return child.exitcode
 
 
-Called = dict[str, tuple[float, list[tuple[str, int]]]]
+def tests_of(mutant: Mutant) -> list[str]:
+    """The test files of a mutant's part that import its module, the one of its name first; those that make a run only if need be."""
+    module, stem = str(Path(mutant.file).with_suffix("").relative_to("src")).replace("/", "."), Path(mutant.file).stem
+
+    def imports(file: Path) -> bool:
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        return any(module in (node.module, f"{node.module}.{name.name}") for node in nodes for name in node.names)
+
+    found = [file for pattern in PARTS[mutant.part][1] for file in sorted(ROOT.glob(pattern)) if imports(file)]
+    quick = [file for file in found if "in_a_run" not in file.stem] or found
+    return [str(file) for file in sorted(quick, key=lambda file: file.stem != f"test_{stem}")]
 
 
-def calls(folder: str, log: Path) -> Called:
-    """How long each test of a folder takes, and what it calls; from runs/, where neither the tests nor the package have changed.
-
-    Tests that are skipped, or that fail while they are watched, as those of time do, are left out.
-    """
-    files = sorted([*(ROOT / folder).rglob("*.py"), *SOURCE.rglob("*.py"), *ROOT.glob("tests/*.py")])
-    version = hashlib.sha256("".join(file.read_text() for file in files).encode()).hexdigest()[:16]
-    kept = ROOT / f"runs/mutants-{version}.json"
-
-    def work() -> int:
-        plugin = Calls()
-        pytest.main([*OPTIONS[1:], folder], [plugin])
-        passed = {test: [plugin.seconds[test], sorted(seen)] for test, seen in plugin.by_test.items() if test not in plugin.failed}
-        kept.write_text(json.dumps(passed))
-        return 0
-
-    if not kept.exists():
-        forked(work, 3600, log)
-    return json.loads(kept.read_text())
-
-
-def tests_of(mutant: Mutant, called: Called) -> list[str]:
-    """The tests that call the function with the mistake, the fastest first; where it is in none, those that call anything in the file."""
-    tree = ast.parse((ROOT / mutant.file).read_text())
-    functions = [
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.lineno <= mutant.line <= (node.end_lineno or 0)
-    ]
-    outer = min(functions, key=lambda node: node.lineno, default=None)
-    first, last = (min([outer.lineno, *(d.lineno for d in outer.decorator_list)]), outer.end_lineno or 0) if outer else (2, 10**6)
-    found = [test for test, (_, seen) in called.items() if any(file == mutant.file and first <= line <= last for file, line in seen)]
-    return sorted(found, key=lambda test: called[test][0])
-
-
-def ran(mutant: Mutant, called: Called, limit: float, log: Path) -> dict[str, Any]:
+def ran(mutant: Mutant, limit: float, log: Path) -> dict[str, Any]:
     """How a mutant ended: killed, alive, or stopped by the time limit, which kills it too."""
-    start, tests = time.monotonic(), tests_of(mutant, called)
+    start, tests = time.monotonic(), tests_of(mutant)
 
     def work() -> int:
         sys.meta_path.insert(0, Finder(mutant))  # pyright: ignore[reportArgumentType]
-        return int(pytest.main([*OPTIONS, *dict.fromkeys(test.partition("::")[0] for test in tests)], [Chosen(tests)]))
+        return int(pytest.main([*OPTIONS, *tests]))
 
     code = forked(work, limit, log) if tests else 0
     assert code not in (4, 5), f"pytest found no tests: {log.read_text()[-500:]}"
@@ -297,8 +224,9 @@ def write(sample: Sequence[Mutant], done: dict[str, dict[str, Any]], seed: int) 
     lines = [
         "# Mutants", "",
         f"`python benchmarks/mutants.py` wrote this page. Mutants drawn by seed {seed}: a comparison, `and` or `or`, `+` or `-` swapped, a "
-        "number one more or one less, `not` or a returned value left out. Each ran against tests of its folder that call the function "
-        "(without slow ones), in a process of its own. One that no test ends is alive; one that runs beyond the time limit is killed.", "",
+        "number one more or one less, `not` or a returned value left out. Each ran against the test files of its part that import its "
+        "module, in a process of its own; tests of time and simulations were left out. One that no test ends is alive, one beyond the "
+        "time limit is killed. Other tests may kill some of those that are alive here: the share is an upper bound.", "",
         "| part | drawn | run | killed | by the time limit | alive | alive, 95 % |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for part in PARTS:
@@ -313,7 +241,7 @@ def write(sample: Sequence[Mutant], done: dict[str, dict[str, Any]], seed: int) 
     for mutant in sorted(sample, key=lambda mutant: (mutant.file, mutant.line)):
         if done.get(mutant.key, {}).get("outcome") == "alive":
             cells = (f"`{text}`".replace("|", "\\|") for text in (mutant.before, mutant.after))
-            lines.append(f"| {mutant.file}:{mutant.line} | {' → '.join(cells)} | {reasons.get(mutant.name, 'open')} |")
+            lines.append(f"| {mutant.file}:{mutant.line} | {' → '.join(cells)} | {reasons.get(mutant.key, 'open')} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -339,13 +267,12 @@ def main() -> None:
             warnings.simplefilter("ignore")
             for name in HEAVY:
                 importlib.import_module(name)
-        called = {part: calls(folder, log) for part, (_, folder, _) in PARTS.items()}
         by_key = sorted(sample, key=lambda mutant: mutant.key)  # whenever it is stopped, both parts have come equally far
         for mutant in by_key:
             if args.stop and time.monotonic() - start > args.stop:
                 break
             if mutant.key not in done or mutant.key in again:
-                row = {"key": mutant.key, "name": mutant.name, "line": mutant.line, **ran(mutant, called[mutant.part], args.limit, log)}
+                row = {"key": mutant.key, "name": mutant.name, "line": mutant.line, **ran(mutant, args.limit, log)}
                 done[mutant.key] = row
                 with kept.open("a") as file:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

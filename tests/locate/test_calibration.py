@@ -35,6 +35,14 @@ def test_rates_are_counted():
     assert table.prior["introduction"] < 0.5 < table.prior["calculation"] == 1
 
 
+def test_what_is_fitted_has_four_digits():
+    table = calibration.fit([Observation(str(i), KINDS, (), None if i == 0 else 1) for i in range(6)])
+    assert table.none == round((1 + 0.5) / (6 + 1), 4)
+    assert table.prior["introduction"] == round((0 + 0.5) / (6 + 1) / ((5 + 0.5) / (30 + 1)), 4)
+    assert [*calibration.POWERS] == sorted(calibration.POWERS) and 0 < calibration.POWERS[0] < calibration.POWERS[-1] == 1
+    assert [*calibration.BINS] == sorted(calibration.BINS) and (calibration.BINS[0], calibration.BINS[-1]) == (0, 1)
+
+
 def test_a_step_named_where_none_is_faulty_is_early():
     table = calibration.fit([Observation("p", KINDS, (Vote(locator="a", step=3, evidence=""),), None)] * 20)
     assert table.locators["a"].early > 0.9

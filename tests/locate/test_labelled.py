@@ -73,12 +73,18 @@ def test_exact_is_the_very_step_and_one_calculation():
     assert not together.exact(None)
 
 
+def test_a_share_in_words():
+    assert labelled.share(12, 20) == "12 of 20: 60.0 % (38.7 to 78.1)"
+    assert labelled.share(0, 0) == "0 of 0"
+
+
 def test_the_reference_alone(files, tmp_path):
     figures = json.loads(
         run("--data", files[0], "--problems", files[1], "--locator", "reference", "--out", tmp_path / "o", "--json").stdout
     )
     assert (figures["n"], figures["faulty"], figures["named"], figures["exact"], figures["alarms"]) == (4, 3, 3, 3, 0)
     assert figures["classes"]["labelled_step"] == {"right": 3, "given": 3, "n": 3}
+    assert figures["outcomes"] == {"located": 3, "abstained": 1, "misread": 0, "unrescuable": 0}
 
 
 def test_equations_by_own_steps(files, tmp_path):
@@ -99,6 +105,18 @@ def test_the_vote_saves_what_it_measured_and_reads_it_back(files, tmp_path):
     figures = json.loads(run(*common, "--reliabilities", rates, "--json").stdout)
     assert figures["exact"] == 3
     assert figures["without_reference"]["named"] <= figures["named"]
+
+
+def test_without_a_locator_the_vote_is_that_of_the_others(files, tmp_path):
+    solutions = bench.read(files[0], problems=files[1])
+
+    def located(*locators):
+        return labelling.run(solutions, labelling.Setup(Locate(locators=locators)), tmp_path / "-".join(locators), Stages())
+
+    (ready, both), (_, alone) = located("equations", "reference"), located("equations")
+    rest = labelled.without(ready, both, "reference", Locate().threshold, reliability.DEFAULT)
+    assert [(fault.step, fault.confidence) for fault in rest] == [(fault.step, fault.confidence) for fault in alone]
+    assert [fault.step for fault in both] != [fault.step for fault in alone]
 
 
 def test_a_killed_call_continues(files, tmp_path):

@@ -105,6 +105,7 @@ QUESTION = "Mia has 4 boxes of 12 pens, 29 caps and 15 lids. She gives away 5 of
         ("Step 1: 4 * 13 = 53\n", "", "Step 1: 4 * 12 = 48\n", "contextual_oversight"),
         ("\\boxed{3}", "", "Step 1: 4 * 12 = 48\n", "contextual_oversight"),
         ("Step 1: 4 * = 48\n", "", "Step 1: 4 * 12 = 48\n", "symbolic_manipulation"),
+        ("Step 1: we add them\n", "", "Step 1: 4 * 12 = 48\n", None),
         ("we guess\n", "", "so it is\n", None),
         ("we guess that 2 + 2 + 1 = 6\n", "", "so it is\n", "computational"),
         ("Step 1: 4 * 12 = 48\n", "", None, None),

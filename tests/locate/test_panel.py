@@ -198,8 +198,9 @@ def test_what_is_no_chat_completion_is_a_failure(reply):
     assert kept == []
 
 
-def test_an_answer_without_text_is_off_the_menu_and_tokens_are_estimated_where_none_are_counted():
-    with ScriptedServer(lambda request: completion(None, None)) as server:
+@pytest.mark.parametrize("counted", [None, 0])
+def test_an_answer_without_text_is_off_the_menu_and_tokens_are_estimated_where_none_are_counted(counted):
+    with ScriptedServer(lambda request: completion(None, counted)) as server:
         verdicts, kept, tally = ask(server.url)
     assert verdicts[0].outcome == "off_menu"
     asked = "".join(message["content"] for message in judges.messages(question(0)))

@@ -24,6 +24,7 @@ from stepmend.locate import quantities
         ("2 + 3(10) = 32", (2, 3, 10), "*+", 32),
         ("3 * 4 = 12 - (6 of them red)", (3, 4), "*", 12),
         ("3 * 4 = 12 - what else?", (3, 4), "*", 12),
+        ("3 * 4 = 12 - that is all", (3, 4), "*", 12),
     ],
 )
 def test_a_calculation(text, operands, signs, result):

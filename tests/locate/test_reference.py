@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepmend.locate import reference
+from stepmend.locate import quantities, reference
 
 SOLUTION = "Each bag brings 8-4=$<<8-4=4>>4.\nSo 30 bags bring 30*4=$<<30*4=120>>120.\n#### 120"
 
@@ -39,6 +39,19 @@ def test_a_route_that_comes_back_is_no_fault():
 
 def test_a_share_and_its_percentage_are_one_value():
     assert step_of("30/100 = 0.3\n0.3*50 = 15", "30 / 100 * 100 = 30", "30 * 50 / 100 = 15", answer="15") is None
+
+
+@pytest.mark.parametrize(
+    ("solution", "others"),
+    [
+        ("8-4 = 4\n30*4 = 120", {8 * 30, 4 * 30}),
+        ("8+4 = 12\n12/2 = 6", {8 / 2, 4 / 2}),
+        ("40*30 = 1200\n40*20 = 800", {30 + 20, 30 - 20}),
+        ("18+21+15 = 54", {18 + 21, 18 + 15, 21 + 15}),
+    ],
+)
+def test_what_another_order_of_the_same_work_computes(solution, others):
+    assert others <= reference.values(quantities.calculations(solution))
 
 
 def test_a_share_is_no_more_than_one_and_a_half():

@@ -92,6 +92,7 @@ def test_the_drop_is_found_however_hard_the_problem(level, steps, least):
     assert sum(r.vote.step == fault for r, fault in zip(found, faults, strict=True)) >= least * len(faults)
     most = 8 * (math.ceil(math.log2(steps + 1)) + 2) + 8
     assert all(r.completions <= most for r in found)
+    assert all(r.tokens == 10 * r.completions for r in found)
 
 
 def test_confidence_is_what_comes_out():

@@ -38,6 +38,8 @@ def joined(text: str) -> list[str]:
         ["First:\n", "  - we add\n", "  - we stop"],
         ["We add.\n \n\n", "  We stop."],
         ["We write.  \\[ x = 1 \\] So it is 3."],
+        ["J. Smith adds.", " He stops."],
+        ["We add.", " 2. Then stop."],
         ["one sentence only"],
         [" \n\n  lead"],
         ["\\[ never closed. And so on\n", "to the end"],
@@ -60,6 +62,12 @@ def test_no_step_begins_inside_a_formula(parts):
     spans = steps.split(text)
     for formula in steps.formulas(text):
         assert not any(formula[0] < begin < formula[1] for begin, _ in spans)
+
+
+def test_a_formula_that_begins_in_another_one_and_ends_behind_it_is_none():
+    text = "\\( a \\[ b \\) c \\]"
+    assert [text[a:b] for a, b in steps.formulas(text)] == ["\\( a \\[ b \\)"]
+    assert steps.formulas("\\[ \\( a \\) \\] \\( b \\)") == [(0, 13), (14, 21)]
 
 
 def test_the_step_of_a_continuation_is_of_the_text_s_own_kind():

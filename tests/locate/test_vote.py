@@ -106,6 +106,7 @@ def test_a_judge_that_was_measured_speaks_for_itself():
     assert posterior(votes, SIX, FREE)[:-1].argmax() == 1  # nobody has measured them: their quorum counts
     table = FREE.model_copy(update={"locators": {**FREE.locators, "good": Reliability(exact=0.95, early=0.02, late=0.03)}})
     assert vote(votes, SIX, table)[0] == 4
+    assert posterior(votes, SIX, table) == pytest.approx(posterior(said(good=4), SIX, table)), "the quorum says it a second time"
 
 
 def test_more_power_is_surer():
@@ -129,6 +130,12 @@ def test_the_defaults_are_probabilities():
     for table in DEFAULT.tables.values():
         assert 0 < table.none < 0.05
         assert all(rates.exact + rates.early + rates.late == pytest.approx(1) for rates in table.locators.values())
+
+
+@pytest.mark.parametrize("values", [{"power": 1.01}, {"power": 0.0}, {"none": 1.0}, {"none": -0.01}, {"n": -1}])
+def test_rates_out_of_range_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Table.model_validate({"n": 1, "locators": {}, **values})
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": "reliability-0", "tables": {}}', '{"version": "reliability-1", "tables": 3}'])

@@ -88,6 +88,7 @@ def test_holm_is_that_of_statsmodels():
     p = [0.01, 0.04, 0.03, 0.005, 0.9]
     assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert statistics.holm([]) == []
+    assert statistics.holm([0.7, 0.6]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("counts", [(500, 60, 60, 380), (880, 5, 5, 10)])
@@ -161,11 +162,25 @@ def test_sign_flips_never_say_that_chance_is_out_of_the_question():
     assert statistics.permutation(first, second) == 1 / (statistics.RESAMPLES + 1)
 
 
+def test_a_draw_as_extreme_as_what_was_found_counts():
+    first, second = np.ones((3, 4), bool), np.array([[False, True, True, True], [False, False, True, True], [False, True, True, True]])
+    assert statistics.permutation(first, second) == pytest.approx(2 / 8, abs=0.02)
+
+
 def test_a_margin_that_is_just_reached_is_not_kept():
     assert statistics.verdict(statistics.Interval(0.0, -0.5, 0.5), margin=50) == "not shown"
     assert statistics.verdict(statistics.Interval(-0.3, -0.5, 0.0), margin=50) == "not shown"
     assert statistics.verdict(statistics.Interval(None, None, None, "no problems")) == "not shown"
+    assert statistics.verdict(statistics.Interval(0.0, None, None)) == "not shown"
 
 
 def test_a_tie_of_a_problems_samples_is_no_majority():
     assert statistics.majority(np.array([[True, False], [True, True], [False, False]])).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("counts", "power"), [((500, 60, 60, 380), 0.8), ((880, 5, 5, 10), 0.8), ((50, 20, 10, 20), 0.9)])
+def test_the_smallest_detectable_difference_by_connors_formula(counts, power):
+    n, x = sum(counts), statistics.smallest_detectable(statistics.paired(*arms(*counts)), power=power)
+    share = max((counts[1] + counts[2]) / n, x)
+    z = {0.8: 0.841621, 0.9: 1.281552}[power]
+    assert n == pytest.approx((1.959964 * share**0.5 + z * (share - x * x) ** 0.5) ** 2 / x**2, rel=1e-4)
