@@ -317,6 +317,8 @@ def main() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = given.only or [*PROMISED, *([] if given.promised else sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*PROMISED}))]
+    if not given.only:
+        names.sort(key=lambda name: not (WORK / f"{name}.json").exists())  # so that the page has all results however soon it is stopped
     if not TOKENIZER.exists():
         from stepmend.models import reasoner
 
