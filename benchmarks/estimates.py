@@ -143,7 +143,7 @@ def restoring(folder: str, low: Path, scheme: schemes.Scheme, sizes: Sizes) -> O
         slots=1, prompt=0, solution=mean, taught=len(taught), solved=min(sizes.solved, sum(taught)), steps=sizes.steps,
         batch=min(recipe.batch_size, len(taught)), held_out=sizes.held_out,
     )  # fmt: skip
-    parts = check.memory(probed.model, probed.layers, len(taught), recipe.batch_size, sum(longest) // len(longest), probed.dtype.itemsize)
+    parts = check.memory(probed.model, probed.layers, len(taught), work.batch, sum(longest) // len(longest), probed.dtype.itemsize)
     used = peak * GIB - (0 if device == "cuda" else before)
     return Outcome(probed.expected(work, "restore"), probed.seconds, (sum(parts.values()), used))
 

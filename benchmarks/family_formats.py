@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import families
+import family_models
 
 FAMILIES = ("llama", "mixtral")
 """A dense model, and one with experts."""
@@ -86,12 +87,12 @@ def main() -> None:
 
     from stepmend.models import reasoner
 
-    families.SMALL |= WIDE
+    family_models.SMALL |= WIDE
     tokenizer, found = reasoner.make_tokenizer(), dict[str, dict[str, str]]()
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             model, found[family] = Path(folder, "model"), {}
-            families.build(family, len(tokenizer)).to(torch.bfloat16).save_pretrained(model)
+            family_models.build(family, len(tokenizer)).to(torch.bfloat16).save_pretrained(model)
             tokenizer.save_pretrained(model)
             for scheme in FORMATS:
                 try:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import families
+from benchmarks import family_models
 from stepmend.engines import ways
 from stepmend.engines.local import LocalEngine
 from stepmend.models import chat, reasoner
@@ -25,7 +25,7 @@ KINDS = {
 @pytest.mark.parametrize("family", KINDS.values(), ids=KINDS)
 def test_what_is_written_is_what_is_read(family):
     tokenizer = reasoner.make_tokenizer()
-    model = families.build(family, len(tokenizer)).eval()
+    model = family_models.build(family, len(tokenizer)).eval()
     engine = LocalEngine(model, tokenizer, 6)
     for text, said in zip(TEXTS, engine.complete(TEXTS), strict=True):
         prompt, tokens = chat.encode(tokenizer, text), list(said.tokens)

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import stepmend
-from benchmarks import families
+from benchmarks import family_models
 from stepmend import InputError
 from stepmend.models import causal, configs, load, reasoner
 from stepmend.quantize import run, schemes
@@ -17,7 +17,7 @@ CAUSAL = ("llama", "bart", "gpt_neox_japanese", "mamba", "bloom", "qwen3_next", 
 
 
 def meta(family: str) -> object:
-    config = families.small(transformers.models.auto.configuration_auto.CONFIG_MAPPING[family], family, 300)
+    config = family_models.small(transformers.models.auto.configuration_auto.CONFIG_MAPPING[family], family, 300)
     with torch.device("meta"):
         return load.kind_of(config)(config)
 
@@ -27,17 +27,17 @@ def test_what_reads_both_ways_is_refused_with_and_without_numbers(family):
     with pytest.raises(InputError, match=r"^model: [\w-]+ (is an encoder here|does not read from left to right|attends to what follows)"):
         causal.refuse(meta(family))
     with pytest.raises(InputError, match=r"^model: [\w-]+ does not read from left to right"):
-        causal.check(families.build(family, 300).eval())
+        causal.check(family_models.build(family, 300).eval())
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_what_reads_from_left_to_right_is_not(family):
     causal.refuse(meta(family))
-    causal.check(families.build(family, 300).eval())
+    causal.check(family_models.build(family, 300).eval())
 
 
 def test_check_and_quantize_refuse_an_encoder(tmp_path):
-    families.build("bert", 300).save_pretrained(tmp_path)
+    family_models.build("bert", 300).save_pretrained(tmp_path)
     reasoner.make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="bert is an encoder here"):
         stepmend.check(str(tmp_path), ["rtn-w4a16-g32"])
@@ -48,7 +48,7 @@ def test_check_and_quantize_refuse_an_encoder(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
 def test_a_type_with_a_text_model_of_another_configuration_is_what_its_configuration_names(family, tmp_path):
-    model = families.build(family, 300)
+    model = family_models.build(family, 300)
     model.save_pretrained(tmp_path)
     config = load.config_of(str(tmp_path))
     assert load.kind_of(config) is type(model)
