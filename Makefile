@@ -1,5 +1,6 @@
 # make demo: the whole loop on the built-in reasoner. make check: lint, format, types.
 # make test: the tests without those marked slow, gpu or real. make test-all: all tests; what a machine lacks is skipped.
+# make coverage: make test, with the lines and branches that no test reaches, on the terminal and in htmlcov/.
 # make docs: the docs site, into site/; a warning is an error.
 # make simulations: the slow tests of statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
 # Each makes .venv and installs what it needs, once.
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # One thread each: torch's own threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo quick test test-all simulations fuzz check docs clean
+.PHONY: demo quick test test-all coverage simulations fuzz check docs clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -20,6 +21,9 @@ test: .venv/test
 
 test-all: .venv/test
 	$(PYTEST)
+
+coverage: .venv/test
+	$(PYTEST) -m "not slow and not gpu and not real" --cov --cov-report=term-missing --cov-report=html
 
 simulations: .venv/test
 	$(PYTEST) -m slow tests/measure
@@ -55,4 +59,4 @@ docs: .venv-docs/made
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs runs site
+	rm -rf .venv .venv-docs runs site htmlcov .coverage*

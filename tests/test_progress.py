@@ -59,4 +59,4 @@ def test_a_bar_says_how_far_it_is_at_any_width(width):
 
 
 def test_hours_minutes_seconds():
-    assert progress._clock(3 * 3600 + 65.4) == "3:01:05"
+    assert progress.clock(3 * 3600 + 65.4) == "3:01:05"

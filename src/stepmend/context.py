@@ -28,6 +28,7 @@ from stepmend.quantize import run as quantizer
 from stepmend.recipe import OPERATIONAL, Recipe
 from stepmend.records import Grade, InputError, Judgement, Problem, digest
 from stepmend.rundir import RunDir
+from stepmend.store.progress import Recorder
 
 
 class Context:
@@ -84,7 +85,7 @@ class Context:
 
     def _begin(self, builtin: bool) -> None:
         """What is taken from the run's folder, and kept there, before the first stage."""
-        recipe = self.recipe
+        recipe, self._recorder = self.recipe, Recorder(self.dir.path)
         self._say_changed()
         self.dir.announce("recipe", digest("recipe", recipe.deciding()))
         self.placed = self._place(builtin)
@@ -98,6 +99,7 @@ class Context:
         self.panel = self._panel() if recipe.locate.judges else None
         self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
         self._completer: faults.Completer | None = None
+        self.stages.listeners.append(self._recorder)
 
     def _say_changed(self) -> None:
         """Which keys of the recipe are others than when the folder was last used, where any of them decides a result."""
@@ -139,7 +141,7 @@ class Context:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *reason: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *reason: object) -> None:
         for other in self.dir.others:
             self.stages.say(f"  {other.summary}")
         kept = self.dir.fact(Seconds)
@@ -147,6 +149,8 @@ class Context:
         spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
         self.dir.keep(Seconds(stages={**earlier, **spent}))  # of all calls together
         self.verifier.__exit__()
+        self.stages.listeners.remove(self._recorder)
+        self._recorder.close("finished" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "failed")
         self.dir.close()
 
     def problems(self, split: str) -> list[Problem]:

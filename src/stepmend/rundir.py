@@ -6,8 +6,10 @@ Records are written in whole lines and flushed to disk. Nothing is deleted becau
 
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -60,10 +62,8 @@ class RunDir:
         path.mkdir(parents=True, exist_ok=True)
         check_files(path, "out")
         self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"out: {path} is in use by another stepmend process") from None
+        if not _locked(self._lock):
+            raise InputError(f"out: {path} is in use by another stepmend process")
         self._check_problems({problem.id: problem for problem in problems})
         self.changed = self._claim(kept, recipe)
         self.manifest = Manifest(path)
@@ -222,6 +222,16 @@ class RunDir:
 
     def _file(self, kind: type[Record]) -> Path:
         return file_of(self.path, kind)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock could be taken. It is tried for 0.2 s: ``stepmend watch`` takes it for an instant to see whether a run is alive."""
+    for _ in range(5):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _unsolved(problem: Problem) -> Problem:

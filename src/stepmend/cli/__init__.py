@@ -13,7 +13,7 @@ from stepmend import __version__
 from stepmend.cli import running  # first, as the help lists verbs in the order they are defined in
 
 # isort: split
-from stepmend.cli import benching, blaming, checking, measuring
+from stepmend.cli import benching, blaming, checking, measuring, watching
 from stepmend.cli.common import app
 from stepmend.models.load import out_of_memory
 from stepmend.progress import visible
@@ -42,7 +42,7 @@ PATH_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
-__all__ = ["app", "benching", "blaming", "checking", "main", "measuring", "running"]
+__all__ = ["app", "benching", "blaming", "checking", "main", "measuring", "running", "watching"]
 
 
 def main() -> None:
