@@ -153,7 +153,7 @@ def test_a_runs_figures_are_the_command_lines(tmp_path):
         (lambda: stepmend.run({}, controls=["random-step"], match="equal"), "match = 'equal'; allowed: steps, tokens, both"),  # type: ignore
         (lambda: stepmend.run({}, controls=["random-step"], seeds=0), "seeds = 0; at least one"),
         (lambda: stepmend.check("builtin:qwen2", ["gptq-w9a16"]), "gptq-w9a16"),
-        (lambda: stepmend.check("builtin:qwen2", ["rtn-w3a16"] * 2), "each scheme once"),
+        (lambda: stepmend.check("builtin:qwen2", ["rtn-w3a16"] * 2), "a scheme is listed twice"),
         (lambda: stepmend.check("builtin:qwen2", quantized=["."]), "quantized"),
         (lambda: stepmend.check("builtin:qwen2", quantized=["a/x", "b/x"]), "two folders have one name"),
         (lambda: stepmend.compare("a.csv", "b.csv", margin=-5), "margin = -5; 0 to 100"),

@@ -23,8 +23,8 @@ def test_overrides_are_laid_over_yaml(tmp_path):
         ({"restore": {"steps": -1}}, "restore.steps = -1: input should be greater than or equal to 0"),
         ({"restore": {"objective": "ppo"}}, "restore.objective = 'ppo': input should be 'sft', 'dpo' or 'distill'"),
         ({"schemes": []}, "schemes"),
-        ({"schemes": ["rtn-w4a16-g64", "rtn-w4a16-g64"]}, "each scheme once"),
-        ({"locate": {"locators": ["rescue", "rescue"]}}, "each locator once"),
+        ({"schemes": ["rtn-w4a16-g64", "rtn-w4a16-g64"]}, "a scheme is listed twice"),
+        ({"locate": {"locators": ["rescue", "rescue"]}}, "a locator is listed twice"),
         ({"restore": {"steps": 10**23}}, "restore.steps"),
         ({"restore": {"solve_tokens": 10**10}}, "restore.solve_tokens = 10000000000: a number up to 1,000,000,000 is needed"),
         ({"restore": {"objective": "dpo", "keep_chosen": float("inf")}}, "restore.keep_chosen = inf"),
@@ -89,7 +89,7 @@ def test_values_are_read_as_they_are_meant(tmp_path, text, key, value):
     [
         ("seed: 12:30:45", "recipe: seed = '12:30:45': input should be a valid integer"),
         ("seed: yes", "recipe: seed = 'yes'"),
-        ("seed: true", "recipe: seed = True: true and false are no values of this key"),
+        ("seed: true", "recipe: seed = True: true and false are not allowed for this key"),
         ("measure: {margin: false}", "recipe: measure.margin = False"),
         ("restore: {steps: true}", "recipe: restore.steps = True"),
         ("seed: 0b11", "recipe: seed = '0b11'"),
@@ -150,7 +150,7 @@ def test_given_checkpoints_take_the_place_of_schemes_and_name_arms():
     [
         ({"quantized": ["a/one", "b/one"]}, "two folders have one name"),
         ({"quantized": ["a/rtn-w4a16"], "schemes": ["rtn-w4a16"]}, "two folders have one name"),
-        ({"quantized": [], "schemes": []}, "where schemes is empty, a low-bit checkpoint is needed"),
+        ({"quantized": [], "schemes": []}, "if schemes is empty, quantized must name a checkpoint"),
         ({"quantized": [".."]}, "gives an arm no name"),
         ({"quantized": ["a/full"]}, "gives an arm no name"),
         ({"quantized": "one"}, "quantized = 'one'"),

@@ -183,7 +183,7 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
         (("restore", "RUN", "--guard"), "--guard goes with --export"),
         (("restore", "RUN", "--scheme", "rtn-w8a8"), "has no scheme 'rtn-w8a8'; it has gptq-w4a16-g128"),
         (("restore", "RUN", "--controls", "nonsense"), "controls: unknown nonsense; allowed: random-step"),
-        (("restore", "RUN", "--controls", "random-step"), "random-step would be tuned just as the located bullets are"),
+        (("restore", "RUN", "--controls", "random-step"), "random-step would be tuned exactly like the located bullets"),
         (("restore", "RUN", "--seeds", "2"), "--seeds goes with --controls"),
         (("run", "--match", "both", "--out", "new"), "--match goes with --controls"),
         (("run", "--set", "restore.rounds=0"), "restore.rounds = 0"),

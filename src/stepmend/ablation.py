@@ -23,7 +23,7 @@ def run(context: Context, names: Sequence[str], seeds: int, budgets: Sequence[Bu
         restored = str(Arm(scheme).restored())
         kept = context.dir.fact(Tuned, restored)
         if (kept and not kept.accepted) or not context.folder(restored).exists():
-            context.stages.say(f"  {scheme}: nothing was restored, so there is nothing to control")
+            context.stages.say(f"  {scheme}: nothing was restored, so the controls are skipped")
             continue
         compare(context, scheme, names, seeds, budgets, context.problems("test"))
 

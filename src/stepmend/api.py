@@ -155,7 +155,7 @@ def _blamed_schemes(folder: Path, scheme: str | None) -> list[str]:
 def _recipe(given: "Recipe | Mapping[str, Any] | str | Path | None", *, quick: bool) -> "Recipe":
     if isinstance(given, recipes.Recipe):
         if quick:
-            raise InputError("run: quick goes with a recipe's values or file; of a Recipe make Recipe.make(recipe.quick(values))")
+            raise InputError("run: quick needs a recipe's values or file; for a Recipe object use Recipe.make(recipe.quick(values))")
         return given
     if given is None:
         values: dict[str, Any] = {"schemes": recipes.ROUNDED}

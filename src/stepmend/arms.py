@@ -47,7 +47,7 @@ class Arm:
 
     def __post_init__(self) -> None:
         if _fields(str(self)) != (self.scheme, self.round, self.variant, self.budget, self.seed):
-            raise ValueError(f"no arm: {self!r}; its name {str(self)!r} does not tell these fields")
+            raise ValueError(f"not an arm: {self!r}; its name {str(self)!r} would be parsed as other fields")
 
     def __str__(self) -> str:
         base = self.scheme or "full"
@@ -75,7 +75,7 @@ def of_folder(path: str) -> Arm:
     name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2])
     name = re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE).strip("-.")[:LONGEST]
     if not name or name == FULL:
-        raise ValueError(f"{path[:120]!r} gives an arm no name; a folder named otherwise than '.', '..' and 'full' is needed")
+        raise ValueError(f"{path[:120]!r} cannot be the name of an arm; use a folder with a name other than '.', '..' and 'full'")
     return Arm(name)
 
 
@@ -83,7 +83,7 @@ def parse(name: str) -> Arm:
     """The arm of a name. Raises ValueError for what is no arm's name."""
     fields = _fields(name)
     if fields is None:
-        raise ValueError(f"no arm: {name!r}; allowed: full, SCHEME, SCHEME+restored, SCHEME+restored-NUMBER, SCHEME+VARIANT")
+        raise ValueError(f"not an arm: {name!r}; allowed: full, SCHEME, SCHEME+restored, SCHEME+restored-NUMBER, SCHEME+VARIANT")
     return Arm(*fields)
 
 

@@ -48,7 +48,7 @@ class Context:
             self._check_codes()
         dense = [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
         if recipe.restore.tune == "lora" and dense:
-            raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
+            raise InputError(f"restore.tune = lora: adapters need a compressed-tensors checkpoint; {dense[0]}")
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
@@ -81,7 +81,7 @@ class Context:
         """Raises InputError where codes alone are to be restored, and those of a scheme or checkpoint are floats, which stay."""
         given_ = [name for name, one in self.given.items() if all(layer.code == "float" for layer in one.low_bit.layers.values())]
         for name in [*(scheme.name for scheme in self.schemes if scheme.of.kind != "int"), *given_]:
-            raise InputError(f"restore.tune = codes: codes of {name} are floats, and stay as they are; take scales+norms")
+            raise InputError(f"restore.tune = codes: codes of {name} are floats and cannot be changed; use scales+norms")
 
     def _begin(self, builtin: bool) -> None:
         """What is taken from the run's folder, and kept there, before the first stage."""
@@ -104,7 +104,7 @@ class Context:
     def _say_changed(self) -> None:
         """Which keys of the recipe are others than when the folder was last used, where any of them decides a result."""
         if changed := [key for key in self.dir.changed if key not in OPERATIONAL]:
-            self.stages.say(f"  the recipe has changed ({', '.join(changed)}): what depends on it is made again")
+            self.stages.say(f"  the recipe has changed ({', '.join(changed)}): everything that depends on it is computed again")
 
     def _place(self, builtin: bool) -> Placement:
         """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
@@ -126,7 +126,7 @@ class Context:
 
     def _halved(self, count: int) -> None:
         """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
-        self.stages.say(f"  out of memory: {count} solutions at once from here on")
+        self.stages.say(f"  out of memory: from now on, {count} solutions are generated in parallel")
         self.placed = self.placed.model_copy(update={"fit": count})
         self.dir.keep(self.placed)
 
@@ -302,7 +302,7 @@ class Context:
             self.made(arm, checkpoint)
             return True
         if there:
-            self.stages.say(f"  {arm}: its checkpoint is not the one that the run has kept a record of; it is made again")
+            self.stages.say(f"  {arm}: its checkpoint differs from the recorded one; it is made again")
         return False
 
     @property

@@ -360,5 +360,5 @@ def _parsed(kind: type[F], values: Mapping[str, Any], made_by: Collection[str] |
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        warnings.warn(f"a fact of kind {name_of(kind)} cannot be read ({where}: {first['msg']}) and does not count", stacklevel=3)
+        warnings.warn(f"a fact of kind {name_of(kind)} cannot be read ({where}: {first['msg']}) and is ignored", stacklevel=3)
         return None

@@ -19,7 +19,7 @@ class Part(BaseModel):
     @classmethod
     def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
-            raise ValueError("true and false are no values of this key")
+            raise ValueError("true and false are not allowed for this key")
         return value
 
     @field_validator("*")
@@ -96,7 +96,7 @@ class Measure(Part):
         """Nothing is set that would have no effect."""
         for name, value in (("samples", self.samples), ("top_p", self.top_p)):
             if value != 1 and not self.temperature:
-                raise ValueError(f"{name} = {value:g} has an effect with measure.temperature above 0 only; models' cards mostly say 0.6")
+                raise ValueError(f"{name} = {value:g} has an effect only with measure.temperature above 0; most model cards recommend 0.6")
         return self
 
     @field_validator("engines")
@@ -150,7 +150,7 @@ class Locate(Part):
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
-            raise ValueError("each locator once")
+            raise ValueError("a locator is listed twice")
         return names
 
     @field_validator("completer")

@@ -81,14 +81,14 @@ def keep_card(context: Context) -> None:
         made = made.model_copy(update={"versions": kept.versions, "later": later})
         if now:
             was = ", ".join(f"{name} {kept.versions.get(name, 'unknown')} (now {of})" for name, of in now.items())
-            context.stages.say(f"  this run was begun with {was}")
+            context.stages.say(f"  this run was started with {was}")
     context.dir.keep(made)
 
 
 def _say_taught(context: Context) -> None:
     counts = context.leaks.get("alignment", {"same": 0, "overlap": 0})
     if leaked := counts["same"] + counts["overlap"]:
-        context.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it again")
+        context.stages.say(f"  {leaked} alignment problems equal or overlap test problems: run stepmend align again")
 
 
 def quantize(context: Context, scheme: schemes.Scheme) -> None:

@@ -47,7 +47,7 @@ class Recipe(Part):
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(canonical(name) for name in names)  # arms are named after them
         if len(set(names)) < len(names):
-            raise ValueError("each scheme once")
+            raise ValueError("a scheme is listed twice")
         return names
 
     @field_validator("quantized")
@@ -55,9 +55,11 @@ class Recipe(Part):
     def _named(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         named, made = [str(of_folder(path)) for path in paths], info.data.get("schemes", (None,))
         if not paths and not made:
-            raise ValueError("where schemes is empty, a low-bit checkpoint is needed")
+            raise ValueError("if schemes is empty, quantized must name a checkpoint")
         if len({*named, *made}) < len(named) + len(made):
-            raise ValueError("two folders have one name, or one a scheme's; rename a folder, for arms are named after them")
+            raise ValueError(
+                "two folders have the same name, or a folder has a scheme's name; rename one, because arms are named after folders"
+            )
         return paths
 
     @model_validator(mode="after")

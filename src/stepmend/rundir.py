@@ -1,7 +1,7 @@
 """A run's folder: logs of records, facts of stages, the recipe they belong to, and what makes a killed run continue.
 
 Records are written in whole lines and flushed to disk. Nothing is deleted because it cannot be read: such lines are moved to
-``NAME.rejected``, and what they held is made again. Which records count is what ``store/manifest.py`` says.
+``NAME.rejected``, and their content is generated again. Which records count is what ``store/manifest.py`` says.
 """
 
 import fcntl
@@ -58,7 +58,7 @@ class RunDir:
             raise InputError(f"out: {path} is a file; a folder is needed")
         kept = path / "recipe.json"
         if path.exists() and any(path.iterdir()) and not kept.exists() and not (path / ".lock").exists():
-            raise InputError(f"out: {path} holds something that is no run; choose another folder or empty this one")
+            raise InputError(f"out: {path} contains files but no run; choose another folder or empty this one")
         path.mkdir(parents=True, exist_ok=True)
         check_files(path, "out")
         self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)

@@ -58,7 +58,7 @@ def field(row: dict[str, Any], name: str, where: str) -> Any:
     for part in name.split("."):
         value = _inside(value, part)
         if value is _MISSING:
-            raise InputError(f"{where}: no field {name!r}; there are: {', '.join(map(str, row))}")
+            raise InputError(f"{where}: no field {name!r}; available: {', '.join(map(str, row))}")
     return value
 
 
@@ -104,7 +104,7 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
         reader = csv.DictReader(stream, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            raise InputError(f"{file}: a field name is there twice in the header: {', '.join(names)}")
+            raise InputError(f"{file}: a field name appears twice in the header: {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{file}, line {reader.line_num}: {'more' if None in row else 'fewer'} values than the header has fields")

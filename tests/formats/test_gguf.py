@@ -201,9 +201,9 @@ def without_end(data: bytearray) -> bytes:
 
 
 DAMAGE = [
-    (lambda data: data[:1], "is no GGUF file"),
-    (lambda data: b"GGUF", "is no GGUF file"),
-    (lambda data: b"PK" + data[2:], "is no GGUF file"),
+    (lambda data: data[:1], "is not a GGUF file"),
+    (lambda data: b"GGUF", "is not a GGUF file"),
+    (lambda data: b"PK" + data[2:], "is not a GGUF file"),
     (lambda data: put(data, 4, "<I", 1), "version 1 of GGUF is not read; allowed: 2, 3"),
     (lambda data: put(data, 4, ">I", 3), "or it is in big-endian order"),
     (lambda data: put(data, 8, "<Q", 2**63), "names 9223372036854775808 entries, which it has no room for"),
@@ -257,7 +257,7 @@ def test_a_tensor_that_is_not_read_is_named(tiny_llama, file, tmp_path, at, layo
     ("old", "new", "said"),
     [
         ("blk.1.ffn_up.weight", "blk.0.ffn_up.weight", "holds blk.0.ffn_up.weight twice"),
-        ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "holds blk.7.ffn_up.weight, which is no tensor of the model"),
+        ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "holds blk.7.ffn_up.weight, which is not a tensor of the model"),
         ("output_norm.weight", "output_norm.weighs", "which is no tensor of the model"),
         ("blk.1.ffn_up.weight", "ffn_up_exps.weight1", "holds several experts in one tensor"),
         ("general.architecture", "general.architectura", "does not read GGUF files of the architecture ''"),
@@ -271,7 +271,9 @@ def test_a_missing_tensor_is_named(tiny_llama, file, tmp_path):
     def renamed(data: bytearray) -> bytes:
         return bytes(data).replace(b"output_norm.weight", b"rope_frequs.weight")
 
-    assert "holds rope_frequs.weight, which is no tensor of the model" in refusal(tiny_llama, patched(file, tmp_path / "a.gguf", renamed))
+    assert "holds rope_frequs.weight, which is not a tensor of the model" in refusal(
+        tiny_llama, patched(file, tmp_path / "a.gguf", renamed)
+    )
     ggufs.make(tiny_llama, "Q4_0", tmp_path / "b.gguf")
     tensors = gguf_header.read(tmp_path / "b.gguf").tensors
     dropped = next(tensor for tensor in tensors if tensor.name == "blk.1.ffn_up.weight")

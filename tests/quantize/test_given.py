@@ -172,7 +172,7 @@ def test_what_is_called_gguf_and_is_none_is_refused(tiny_llama, tmp_path, name):
     file = place if place.suffix else place / "model-Q4_0.gguf"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"GGUF")
-    assert f"{file} is no GGUF file" in refusal(tiny_llama, place)
+    assert f"{file} is not a GGUF file" in refusal(tiny_llama, place)
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}

@@ -39,7 +39,7 @@ def test_a_name_says_what_is_done():
         ("awq-w8a8", "awq is offered as"),
         ("gptq-w4a16-g100", "groups of 32, 64, 128"),
         ("smoothquant-w8a8-g128", "one scale a row"),
-        ("rtn-w8a8-asym", "zero points (-asym) with a16 only"),
+        ("rtn-w8a8-asym", "zero points (-asym) are allowed only with a16"),
     ],
 )
 def test_unknown_names_are_refused_in_one_line(name, line):

@@ -119,7 +119,7 @@ def _there(row: dict[str, Any], names: Sequence[str], where: str) -> str:
     for name in names:
         if name in row:
             return name
-    raise InputError(f"benchmark: {where}: no field {' or '.join(map(repr, names))}; there are: {', '.join(map(str, row))}")
+    raise InputError(f"benchmark: {where}: no field {' or '.join(map(repr, names))}; available: {', '.join(map(str, row))}")
 
 
 def _share(problem: Problem) -> str:

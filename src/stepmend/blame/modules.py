@@ -52,15 +52,15 @@ def _module(name: str, of: Layer) -> Module:
 def check(full: Any, low: Any, low_bit: Format, modules: Sequence[Module], what: str) -> None:
     """Raises InputError for a low-bit model that differs from full precision in more than the rounding of linear layers' weights."""
     if low_bit.rounded:
-        raise InputError(f"blame: {what} rounds activations or the KV cache too; allowed: schemes that round weights alone")
+        raise InputError(f"blame: {what} rounds activations or the KV cache too; allowed: weight-only schemes")
     if len(modules) < len(low_bit.layers):
-        raise InputError(f"blame: {what} holds codes outside of linear layers (experts in one tensor); such models are not treated")
+        raise InputError(f"blame: {what} holds codes outside of linear layers (experts in one tensor); such models are not supported")
     coded, mine = {f"{module.name}.weight" for module in modules}, dict(full.named_parameters())
     for name, value in low.named_parameters():
         if name not in coded and name in mine and not _near(mine[name], value):
             raise InputError(
-                f"blame: {what}: {name} is not full precision's (AWQ and SmoothQuant scale layers before they round them); "
-                "allowed: schemes that round weights alone"
+                f"blame: {what}: {name} differs from full precision (AWQ and SmoothQuant scale layers before they round them); "
+                "allowed: weight-only schemes"
             )
 
 

@@ -98,7 +98,7 @@ def check_budget(parent: str, scheme: str, budget: float) -> None:
     """Before any work: raises InputError for a budget that leaves nothing to give, or is not below full precision's."""
     of, widths = schemes.parse(scheme), quantizer.linear_widths(parent).values()
     if not widened(of):
-        raise InputError(f"blame: --budget goes with schemes that round weights alone, to integers; {scheme} is none")
+        raise InputError(f"blame: --budget needs a weight-only integer scheme; {scheme} is not one")
     scale = SCALE_BITS + (0 if of.symmetric else of.weight_bits)
     bits = [(rows * columns, of.weight_bits + scale / (of.group or columns)) for rows, columns in widths]
     own = sum(weights * size for weights, size in bits) / sum(weights for weights, _ in bits)

@@ -29,9 +29,9 @@ USAGE_ERRORS: Any = typer.BadParameter.__base__
 SMALLER = {
     "run": "lower measure.batch_size (models solving) or restore.batch_size (tuning), as in --set restore.batch_size=2, into another --out",
     "restore": "run the recipe again with a lower restore.batch_size or measure.batch_size, into another --out",
-    "blame": "take a machine with more memory: both models are held at once",
-    "quantize": "lower --samples, or take a machine with more memory",
-    "align": "lower --problems or --samples, or take a machine with more memory",
+    "blame": "use a machine with more memory: both models are held at once",
+    "quantize": "lower --samples, or use a machine with more memory",
+    "align": "lower --problems or --samples, or use a machine with more memory",
     "bench": "lower --slots, or --max-new-tokens",
     "grade": "grade the file in parts",
 }
@@ -63,7 +63,7 @@ def main() -> None:
     except InputError as error:
         _stop(str(error))
     except USAGE_ERRORS as error:
-        _stop(f"{error.format_message()} ('stepmend --help' and 'stepmend VERB --help' teach)")
+        _stop(f"{error.format_message()} (see 'stepmend --help' and 'stepmend COMMAND --help')")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in HEAVY:
             raise
@@ -71,16 +71,16 @@ def main() -> None:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             where = error.filename or "a file"
-            _stop(f"{where}: {error.strerror}; nothing was left half-written: make room and run the same command again")
+            _stop(f"{where}: {error.strerror}; nothing is half-written: free some disk space and run the same command again")
         if error.errno not in PATH_ERRORS:
             raise
         _stop(f"{error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        _stop(f"out of memory; {SMALLER.get(sys.argv[1], 'take a smaller part of the input, or a machine with more memory')}")
+        _stop(f"out of memory; {SMALLER.get(sys.argv[1], 'use a smaller part of the input, or a machine with more memory')}")
     except (typer.Abort, KeyboardInterrupt):
-        print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
+        print("\nstepmend: stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -9,7 +9,7 @@ import typer
 from stepmend.cli.common import DEMO, app, check_keys, console, finite, say, show_figures, silence
 from stepmend.keys import LARGEST
 
-BUDGET = "Mean bits a weight of the proposal, scales included; default: 0.375 more than the scheme takes, as groups of 32 do."
+BUDGET = "Mean bits per weight of the proposal, scales included; default: 0.375 more than the scheme's."
 
 
 @app.command()
@@ -17,12 +17,10 @@ def blame(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes; default: each that has faults.")] = None,
     budget: Annotated[float | None, typer.Option(callback=finite, help=BUDGET)] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=LARGEST, help="Random choices of modules, for each share of the weights.")] = 5,
-    others: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="Problems that were not lost, solved again beside those that were.")
-    ] = 200,
+    seeds: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of random choices of modules per share of the weights.")] = 5,
+    others: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of solved problems to solve again, to count new losses.")] = 200,
     judge: Annotated[
-        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+        list[str] | None, typer.Option(help="A judge or completer of the run's recipe that may be sent API keys: NAME=MODEL@BASE_URL.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:

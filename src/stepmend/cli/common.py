@@ -24,10 +24,10 @@ DEMO = Path("runs/demo")
 WIDE = 400
 """Columns of an output that is no terminal, where nothing should be wrapped."""
 CONTROLS = (
-    "What to compare located bullets with, a list with commas: random-step, shuffled-step, whole-response, whole-trace, solved-problems, "
-    "sft-chosen, full-tuned."
+    "Controls to compare located bullets with, separated by commas: random-step, shuffled-step, whole-response, whole-trace, "
+    "solved-problems, sft-chosen, full-tuned."
 )
-JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
+JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; can be repeated. API keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
 
 
 def finite(value: float | None) -> float | None:
@@ -40,9 +40,9 @@ def finite(value: float | None) -> float | None:
 def check_out(out: Path, inputs: list[Path]) -> None:
     """Before any work: whether a single file can be written there. Raises InputError where it cannot, or would replace an input."""
     if not out.name:
-        raise InputError(f"out: {str(out)!r} names no file")
+        raise InputError(f"out: {str(out)!r} is not a file name")
     if out.exists() and not out.is_file():
-        raise InputError(f"out: {out} is no regular file; choose another name")
+        raise InputError(f"out: {out} is not a regular file; choose another name")
     if out.resolve() in {file.resolve() for file in inputs}:
         raise InputError(f"out: {out} is an input; choose another name")
     parent = next(folder for folder in out.resolve().parents if folder.exists())
@@ -64,7 +64,8 @@ def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
     servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
     if name := judges.unknown((*recipe.locate.judges, *servers), named):
         raise InputError(
-            f"{verb}: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
+            f"{verb}: {folder} has an address for {name} in its recipe; to allow sending it an API key, repeat it: "
+            f"--judge {name}=MODEL@BASE_URL"
         )
     return recipe
 

@@ -36,7 +36,7 @@ def check(names: Sequence[str], restore: Restore) -> None:
     if same := [name for name in names if name in idle]:
         how = f"{restore.objective} on span {restore.trained}"
         hint = "; a run with --set restore.span=prefix tells steps apart" if same != ["sft-chosen"] else ""
-        raise InputError(f"controls: {', '.join(same)} would be tuned just as the located bullets are ({how}){hint}")
+        raise InputError(f"controls: {', '.join(same)} would be tuned exactly like the located bullets ({how}){hint}")
 
 
 def recipe_of(control: str, restore: Restore) -> Restore:

@@ -80,7 +80,7 @@ class Scorer(Protocol):
 def scorer(engine: Engine) -> Scorer:
     """The engine, where it scores. Raises InputError where it does not."""
     if not isinstance(engine, Scorer):
-        raise InputError(f"engine: {engine.identity} generates and does not score; margins need an engine that does (transformers)")
+        raise InputError(f"engine: {engine.identity} cannot score; margins need an engine that can (transformers)")
     return engine
 
 

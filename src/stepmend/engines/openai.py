@@ -97,7 +97,7 @@ class ServerEngine:
         if isinstance(error, openai.APITimeoutError):
             return InputError(f"{name}: no answer within {self.timeout:g} s")
         if isinstance(error, openai.APIConnectionError):
-            return InputError(f"{name}: its server cannot be reached, or has ended; start it, and the same command continues")
+            return InputError(f"{name}: its server cannot be reached; start it and run the same command again")
         if isinstance(error, openai.OpenAIError):
             status = getattr(error, "status_code", None)
             said = f"HTTP {status}" if status else type(error).__name__
@@ -118,7 +118,7 @@ class ServerEngine:
         try:
             choice = _Reply.model_validate_json(reply).choices[0]
         except ValidationError:
-            raise InputError(f"{self.what} {self.name}: what came back is no completion") from None
+            raise InputError(f"{self.what} {self.name}: the response is not a completion") from None
         finish = "length" if choice.finish_reason == "length" else "stop"
         end = [self.tokenizer.eos_token_id] if finish == "stop" else []
         return Completion(choice.text, (*self._tokens(text, choice.text), *end), finish)

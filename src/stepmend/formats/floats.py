@@ -70,7 +70,7 @@ def _check_divisor(tensors: Tensors, name: str, args: Any) -> None:
     if tensors.kind(held) != "F32" or tensors.shape(held) != (1,):
         raise packing.wrong(tensors, f"{held} is {tensors.kind(held) or 'missing'} {list(tensors.shape(held))}; F32 [1] is needed")
     if not 0 < float(tensors.read(held)) < float("inf"):
-        raise packing.wrong(tensors, f"{held} is zero or no number; the checkpoint is damaged")
+        raise packing.wrong(tensors, f"{held} is zero or not finite; the checkpoint is damaged")
 
 
 def codes(tensors: Tensors, name: str, of: Layer) -> Codes:

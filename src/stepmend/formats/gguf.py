@@ -52,7 +52,9 @@ class GgufTensors(Tensors):
                 continue
             if tensor.kind not in KINDS and tensor.kind not in FLOATS:
                 allowed = ", ".join([*FLOATS, *KINDS])
-                raise InputError(f"{self.header.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not read; allowed: {allowed}")
+                raise InputError(
+                    f"{self.header.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not supported; allowed: {allowed}"
+                )
             self._place(tensor, place.name)
 
     def _place(self, tensor: gguf_header.Tensor, name: str) -> None:
@@ -200,7 +202,7 @@ class Gguf:
         kind, blocks_MBW = self.tensors.blocks(layer)
         if kind.offsets and not bool(torch.isfinite(gguf_blocks.float16(blocks_MBW, 2)).all()):
             name = self.tensors.layers[layer].name[:100]
-            raise InputError(f"{self.tensors.header.file}: a minimum of {name} is no number; the file is damaged")
+            raise InputError(f"{self.tensors.header.file}: a minimum of {name} is not finite; the file is damaged")
         return gguf_blocks.float16(blocks_MBW, kind.scale)
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> "dict[str, torch.Tensor]":

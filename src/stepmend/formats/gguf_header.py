@@ -123,7 +123,7 @@ def read(file: Path) -> Header:
 @lru_cache(maxsize=4)
 def _read(file: Path, size: int, changed: int) -> Header:
     if size < 24:
-        raise InputError(f"{file} is no GGUF file")
+        raise InputError(f"{file} is not a GGUF file")
     need()
     with inputs.opened(file, None) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -134,11 +134,11 @@ def _read(file: Path, size: int, changed: int) -> Header:
 
 def _parse(file: Path, cursor: _Cursor, size: int) -> Header:
     if cursor.bytes(4) != MAGIC:
-        raise InputError(f"{file} is no GGUF file")
+        raise InputError(f"{file} is not a GGUF file")
     version = cursor.number("<I")
     if version not in VERSIONS:
         order = " (or it is in big-endian order)" if version & 0xFFFF == 0 else ""
-        raise InputError(f"{file}: version {version} of GGUF{order} is not read; allowed: {', '.join(map(str, VERSIONS))}")
+        raise InputError(f"{file}: version {version} of GGUF{order} is not supported; allowed: {', '.join(map(str, VERSIONS))}")
     tensors, values = cursor.many(cursor.number("<Q"), 1), cursor.many(cursor.number("<Q"), 1)
     cursor.many(values * 13 + tensors * 24, 1)
     header = Header(file)

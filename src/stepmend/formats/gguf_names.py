@@ -56,7 +56,7 @@ def places(folder: Path, header: Header) -> dict[str, Place]:
             continue
         name = names.get(tensor.name)
         if name is None:
-            raise InputError(f"{header.file} holds {tensor.name[:100]}, which is no tensor of the model")
+            raise InputError(f"{header.file} holds {tensor.name[:100]}, which is not a tensor of the model")
         if shapes[name] != tensor.shape:
             raise InputError(f"{header.file}: {tensor.name[:100]} is {list(tensor.shape)}, and in the model {list(shapes[name])}")
         found[tensor.name] = _place(header, tensor, name, processor)
@@ -64,7 +64,7 @@ def places(folder: Path, header: Header) -> dict[str, Place]:
     for name in names.keys() - found.keys() - tied:
         raise InputError(f"{header.file} lacks {name}, the model's {names[name]}")
     if unnamed := sorted(shapes.keys() - set(names.values())):
-        raise InputError(f"{header.file}: no name of GGUF is known for the model's {unnamed[0]}")
+        raise InputError(f"{header.file}: no GGUF name is known for the model's {unnamed[0]}")
     return found
 
 
@@ -82,7 +82,7 @@ def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
 
     kind = header.architecture
     if kind not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise InputError(f"{header.file}: transformers does not read GGUF files of the architecture {kind[:40]!r}")
+        raise InputError(f"{header.file}: transformers cannot read GGUF files of the architecture {kind[:40]!r}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):

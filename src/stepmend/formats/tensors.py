@@ -43,7 +43,7 @@ def quantization_of(folder: Path) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise InputError(f"quantized: {folder / 'config.json'}: quantization_config is no object; the checkpoint is damaged")
+        raise InputError(f"quantized: {folder / 'config.json'}: quantization_config is not a JSON object; the checkpoint is damaged")
     return found
 
 
@@ -56,7 +56,7 @@ def json_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"model: {file} is not valid JSON, or no object; the checkpoint is damaged")
+        raise InputError(f"model: {file} is not a valid JSON object; the checkpoint is damaged")
     return found
 
 

@@ -119,7 +119,7 @@ def parse(spec: str, what: str = "judge") -> Judge:
         begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
         raise InputError(
             f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
-            "(NAME: letters, digits, '.', '-' and '_'; no blanks anywhere)"
+            "(NAME: letters, digits, '.', '-' and '_'; no spaces)"
         )
     name, model, url = match["name"], match["model"], match["url"]
     if name.lower() in TAKEN:
@@ -149,7 +149,7 @@ def asked(specs: Iterable[str], *, plain_http: bool, what: str = "judge") -> lis
         protocol, host = _host(judge)
         if protocol != "https" and host not in LOCAL and not plain_http:
             raise InputError(
-                f"{what} {judge.name}: plain http to another machine shows key and questions to everybody on the way; use https, or allow "
+                f"{what} {judge.name}: plain http to another machine exposes the API key and the questions; use https, or allow "
                 "it with --set locate.plain_http=true (bench: --plain-http)"
             )
     return found

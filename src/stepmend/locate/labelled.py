@@ -88,7 +88,7 @@ def _problem(solution: Solution) -> Problem:
 
 
 class Log:
-    """A folder with one append-only file a kind of record; a line that a crash cut is left out, and what it held is made again."""
+    """A folder with one append-only file a kind of record; a line that a crash cut is left out, and its content is generated again."""
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError where there is something else of that name."""

@@ -54,7 +54,7 @@ class _Seat:
         self.variable = key_variable(judge.name)
         self.key = os.environ.get(self.variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         if not (self.key.isascii() and self.key.isprintable()):
-            raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY has characters that no key has")
+            raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY contains invalid characters")
         self.client: AsyncOpenAI | None = None
         self.plain = False
         self.unreached = 0
@@ -135,9 +135,9 @@ class Panel:
         """Raises InputError where two judges have one name, or are the same model at the same address: one voice has one vote."""
         for one, other in itertools.combinations(judges, 2):
             if one.name == other.name:
-                raise InputError(f"judge: {one.name} is there twice; each name once")
+                raise InputError(f"judge: {one.name} is given twice")
             if (one.model, one.url) == (other.model, other.url):
-                raise InputError(f"judge: {one.name} and {other.name} are the same model at the same address, which has one vote")
+                raise InputError(f"judge: {one.name} and {other.name} are the same model at the same address; a model has one vote")
         self.budget, self.timeout, self.concurrency, self.retries = budget, timeout, concurrency, retries
         self._keep = keep
         self._kept = {judgement.asked: judgement.content for judgement in known}

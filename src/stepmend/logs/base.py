@@ -152,7 +152,7 @@ def pick(found: Iterable[str], asked: str | None, where: str, task: str | None =
     names = list(dict.fromkeys(found))
     if asked:
         if asked not in names:
-            raise InputError(f"{where}: no metric {asked!r}; there are: {', '.join(names)}")
+            raise InputError(f"{where}: no metric {asked!r}; available: {', '.join(names)}")
         return asked
     headline = next((metric for begin, metric in HEADLINE.items() if task and task.startswith(begin) and metric in names), None)
     exact = [m for name in METRICS for m in names if m.split(",")[0] == name]

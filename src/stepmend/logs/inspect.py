@@ -33,7 +33,7 @@ def read(file: Path, fields: Fields) -> Log:
     scorers = list(dict.fromkeys(name for sample in samples for name in sample.get("scores") or {}))
     headline = [score.get("name") for score in (head.get("results") or {}).get("scores") or [] if isinstance(score, dict)]
     if fields.metric and fields.metric not in scorers:
-        raise InputError(f"{file}: no metric {fields.metric!r}; there are: {', '.join(scorers) or 'none: nobody scored it'}")
+        raise InputError(f"{file}: no metric {fields.metric!r}; available: {', '.join(scorers) or 'none: it is not scored'}")
     metric = fields.metric or next((name for name in headline if name in scorers), next(iter(scorers), None))
 
     def found() -> Iterable[tuple[str, str, Sample]]:

@@ -27,7 +27,7 @@ def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
     metric = base.pick(metrics, fields.metric, str(file), task)
     filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in rows))
     if fields.filter and fields.filter not in filters:
-        raise InputError(f"{file}: no filter {fields.filter!r}; there are: {', '.join(filters)}")
+        raise InputError(f"{file}: no filter {fields.filter!r}; available: {', '.join(filters)}")
     chosen = fields.filter or next((name for name in FILTERS if name in filters), None)
     chosen = chosen or next((name for name in filters if not name.startswith("maj")), filters[0])
     kept = [row for row in rows if str(row.get("filter", "none")) == chosen]

@@ -45,7 +45,7 @@ def read_all(file: Path, fields: Fields | None = None) -> list[Log]:
     except InputError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RuntimeError) as error:
-        raise InputError(f"{file}: not a log as its tool writes it ({type(error).__name__}: {str(error)[:200]})") from None
+        raise InputError(f"{file}: not a valid log of its tool ({type(error).__name__}: {str(error)[:200]})") from None
     applies = APPLIES[logs[0].format]
     if useless := [name for name in sorted(set().union(*APPLIES.values()) - applies) if getattr(fields, name)]:
         raise InputError(f"{file}: is of format {logs[0].format}, which has no {' or '.join(useless)} to choose")

@@ -176,7 +176,7 @@ def compare(logs: Sequence[Log], margin: float = statistics.MARGIN) -> list[Comp
     """
     for log in logs:
         if all(sample.value is None for samples in log.samples.values() for sample in samples):
-            raise InputError(f"compare: nobody scored {log.name}: none of its {len(log.samples)} problems is right or wrong")
+            raise InputError(f"compare: {log.name} is not scored: none of its {len(log.samples)} problems is right or wrong")
     pairs = sorted(itertools.combinations(range(len(logs)), 2))
     return [replace(_pair(logs[a], logs[b]), margin=margin) for a, b in pairs]
 

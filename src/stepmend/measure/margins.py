@@ -16,7 +16,7 @@ READ = 256
 def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
     """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
     if not context.scores(FULL, arm):
-        context.stages.say(f"  {arm}: margins are not read; what writes the solutions of full precision or of this arm does not score")
+        context.stages.say(f"  {arm}: margins are skipped: the engine of full precision or of this arm cannot score")
         return
     made_by = digest(
         "damage",

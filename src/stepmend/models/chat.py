@@ -92,7 +92,7 @@ def form_of(tokenizer: Any, folder: str, wanted: Chat | None = None, *, builtin:
     opens = opening(render(tokenizer, "plain-1", "?", thinking=thinking))
     if wanted.thinking is not None and not asks and wanted.thinking != bool(opens):
         has = "always opens a thought" if opens else "has no switch for thinking"
-        raise InputError(f"recipe: chat.thinking = {str(wanted.thinking).lower()}: the model's chat template {has}; leave the key out")
+        raise InputError(f"recipe: chat.thinking = {str(wanted.thinking).lower()}: the model's chat template {has}; remove the key")
     thinking = thinking and asks
     form = Form(wanted.prompt or prompt_for(folder, builtin, thinking or bool(opens)), wanted.system, thinking, opens)
     if form.system is not None and form.system.strip() not in _rendered_system(tokenizer, form):

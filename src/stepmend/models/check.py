@@ -115,7 +115,7 @@ def refuse(model: Any, scheme: Scheme, layers: Sequence[Layer]) -> None:
     if any(layer.why == EXPERTS for layer in layers):
         _refuse_experts(model, scheme)
     if scheme.kv_bits and _states(model):
-        raise InputError(f"scheme: {scheme.name}: layers of {model.config.model_type} keep a state and no keys; leave out -kv8")
+        raise InputError(f"scheme: {scheme.name}: layers of {model.config.model_type} have a recurrent state and no KV cache; remove -kv8")
 
 
 def _states(model: Any) -> bool:
@@ -135,7 +135,7 @@ def _refuse_experts(model: Any, scheme: Scheme) -> None:
         raise InputError(f"model: experts of {family} are stored in one tensor, which transformers cannot load again when it is quantized")
     if scheme.activation_bits != 16 or not scheme.symmetric or scheme.preset in APART:
         allowed = "symmetric, weight-only schemes of integers or MXFP4"
-        raise InputError(f"scheme: {scheme.name}: experts of {family} load again with {allowed}; take w3a16, w4a16 or mxfp4a16")
+        raise InputError(f"scheme: {scheme.name}: experts of {family} can be loaded only with {allowed}; use w3a16, w4a16 or mxfp4a16")
 
 
 def summary(layers: Sequence[Layer]) -> dict[str, Any]:

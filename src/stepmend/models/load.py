@@ -55,7 +55,7 @@ def _download(name: str) -> str:
         return snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE)
     except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
         reason = f"{type(error).__name__}: {_first(error)}"
-        raise InputError(f"model: {name} is no folder here and could not be had from the hub ({reason})") from None
+        raise InputError(f"model: {name} is not a local folder and could not be downloaded from the hub ({reason})") from None
 
 
 def check(folder: Path) -> None:
@@ -88,7 +88,7 @@ def config_of(folder: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
-        raise InputError(f"model: {folder}/config.json is none that transformers can read ({_first(error)})") from None
+        raise InputError(f"model: {folder}/config.json cannot be read by transformers ({_first(error)})") from None
 
 
 def _first(error: Exception) -> str:
@@ -247,7 +247,7 @@ def pretrained(folder: str, **options: Any) -> Any:
     for kind, what in LOADING.items():
         if names := sorted(map(str, info[kind])):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
+            raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not match")
     _settle(model, options.get("dtype"))
     if low_bit and model.can_generate():
         model.generation_config.eos_token_id = sorted(ends_of(folder)) or None
@@ -272,7 +272,7 @@ def skeleton(config: Any) -> Any:
         with plain_linears(config), torch.device("meta"):
             return kind_of(config)._from_config(config)
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
-        raise InputError(f"model: no causal model of type {config.model_type!r} can be made ({_first(error)})") from None
+        raise InputError(f"model: transformers cannot create a causal model of type {config.model_type!r} ({_first(error)})") from None
 
 
 @contextmanager
@@ -324,7 +324,7 @@ def kind_of(config: Any) -> Any:
             kind = (named or list(kind))[0]
         if kind is not None:
             return kind
-    raise InputError(f"model: {config.model_type} is no causal model; one that continues a text is needed")
+    raise InputError(f"model: {config.model_type} is not a causal language model")
 
 
 def _is_plain(kind: Any) -> bool:

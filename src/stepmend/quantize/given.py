@@ -133,7 +133,7 @@ def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
     for name in [*mine, *other]:
         if mine.get(name) != other.get(name) and not (name.rpartition(".")[0] in heads and None in (mine.get(name), other.get(name))):
             wanted, found = (str(list(of[name])) if name in of else "missing" for of in (mine, other))
-            raise InputError(f"{folder}: {name} is {found}, and {wanted} in the full-precision model; they are not of one model")
+            raise InputError(f"{folder}: {name} is {found}, and {wanted} in the full-precision model; they belong to different models")
     for name, shape in other.items():
         if name in low_bit.tensors and name.removesuffix(".weight") not in low_bit.layers and low_bit.tensors.shape(name) != shape:
             raise InputError(f"{folder}: {name} is {list(low_bit.tensors.shape(name))}; by config.json it is {list(shape)}")
@@ -149,14 +149,16 @@ def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
             shape = f"{of.rows} x {of.columns}"
             raise InputError(f"{file} holds {shape} codes, and by config.json it is {module.out_features} x {module.in_features}")
         if module is head or not name.startswith(f"{stack}."):
-            raise InputError(f"{file} holds codes and is no layer of the decoder; only such are restored")
+            raise InputError(f"{file} holds codes but is not a layer of the decoder; only decoder layers are restored")
     experts = any(layer.why == check.EXPERTS for layer in layers)
     for file in low_bit.layers.keys() - set(named.values()):
         if not (experts and ".experts." in file and low_bit.name == "compressed-tensors"):
-            raise InputError(f"{file} holds codes and is no linear layer of the model ({low_bit.name}); such layers are not restored")
+            raise InputError(f"{file} holds codes but is not a linear layer of the model ({low_bit.name}); such layers are not restored")
         of = low_bit.layers[file]
         if low_bit.rounded or not of.symmetric or of.scale == "E4M3" or (of.scale == "E8M0" and of.bits == 8):
-            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone, and not as NVFP4 or MXFP8")
+            raise InputError(
+                f"{file}: experts in one tensor can be loaded only with symmetric weight-only codes, and not as NVFP4 or MXFP8"
+            )
     return (_left(layer, layer.name in named) for layer in layers)
 
 
@@ -174,7 +176,7 @@ def _check_scales(low_bit: Format) -> None:
         # Small scales become zero when they are rounded to E4M3; in 8 bits there is no sign to use.
         allowed_MG = scale_MG >= 0 if stored_MG.dtype == torch.float8_e4m3fn else (scale_MG != 0) | (low_bit.name in ZEROS)
         if not bool((torch.isfinite(scale_MG) & allowed_MG).all()):
-            raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or no number; the checkpoint is damaged")
+            raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or not finite; the checkpoint is damaged")
 
 
 def _check_vocabulary(full: Any, low: Any, folder: str) -> None:
@@ -183,7 +185,7 @@ def _check_vocabulary(full: Any, low: Any, folder: str) -> None:
         token = differing[0]
         ids = f"{token[:40]!a} is {other.get(token, 'missing')}, and {mine.get(token, 'missing')} in full precision's"
         raise InputError(
-            f"quantized: {folder}: the vocabulary differs in {len(differing)} tokens ({ids}); give the model that it was made of"
+            f"quantized: {folder}: the vocabulary differs in {len(differing)} tokens ({ids}); give the model that it was made from"
         )
 
 

@@ -43,7 +43,7 @@ def of(model: Any, method: str) -> list[Mapping]:
     if not (found := _of(model, method)):
         followed = readers(model) is not None
         why = "no norm's output goes into linear layers alone" if followed else "its layers cannot be followed before any work"
-        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; take rtn or gptq")
+        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; use rtn or gptq")
     return found
 
 

@@ -64,7 +64,7 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, w
     """
     layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
-        raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
+        raise InputError(f"scheme: {scheme.name} needs calibration, but there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts, wide)
     whole = {name for name, bits in (wide or {}).items() if bits == schemes.WHOLE}
     _check_codes(model, [layer for layer in layers if layer.name not in whole], scheme)
@@ -91,9 +91,7 @@ def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, expe
     error = float((_logits(loaded, load.load_tokenizer(str(out))) - made_TV).abs().max())
     if not error <= share * float(made_TV.abs().max()):
         shutil.rmtree(out)
-        raise InputError(
-            f"scheme: {scheme.name}: the reloaded checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
-        )
+        raise InputError(f"scheme: {scheme.name}: the reloaded checkpoint's logits are {error:.3g} off the quantizer's; please report it")
 
 
 def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
@@ -102,7 +100,7 @@ def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) 
     for layer in layers:
         inside = layer.why == check.EXPERTS and any(name.startswith(f"{layer.name}.") for name in held)
         if layer.quantized and layer.name not in held and not inside:
-            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not take it")
+            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not support it")
 
 
 def compress(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mapping[str, int] | None = None) -> tuple[Any, Any]:
@@ -118,7 +116,7 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
             if load.out_of_memory(error):
                 raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise InputError(f"scheme: {scheme.name} cannot be made of this model: llm-compressor says {first}") from error
+            raise InputError(f"scheme: {scheme.name} cannot be made from this model; llm-compressor says {first}") from error
         remove_dispatch(model)  # else what is rounded below are copies on the GPU
     _round_to_storage(model, folder)
     return model, tokenizer

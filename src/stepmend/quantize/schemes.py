@@ -146,9 +146,11 @@ def parse(name: str) -> Scheme:
         offered = ", ".join(f"w{w}a{a}" for w, a in WIDTHS[match["method"]])
         raise InputError(f"scheme: {name!r}: {match['method']} is offered as {offered}")
     if group is not None and (group not in GROUPS or widths == (8, 8)):
-        raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16 and w4a8; w8a8 has one scale a row")
+        raise InputError(
+            f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} are allowed with a16 and w4a8; w8a8 has one scale per row"
+        )
     if match["zeros"] == "asym" and widths[1] != 16:
-        raise InputError(f"scheme: {name!r}: zero points (-asym) with a16 only")
+        raise InputError(f"scheme: {name!r}: zero points (-asym) are allowed only with a16")
     symmetric = match["zeros"] == "sym" if match["zeros"] else match["method"] != "awq"
     return Scheme(name, match["method"], *widths, group, symmetric, 8 if match["kv"] else None)
 

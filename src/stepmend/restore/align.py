@@ -68,7 +68,7 @@ class _Settings:
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "rank", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"align: {name} is {getattr(self, name)}; allowed: 1 and more")
+                raise InputError(f"align: {name} is {getattr(self, name)}; allowed: at least 1")
         for name, most in (("temperature", 5.0), ("learning_rate", 1.0)):
             if not 0 < getattr(self, name) <= most:
                 raise InputError(f"align: {name} is {getattr(self, name)}; allowed: above 0, at most {most:g}")
@@ -128,7 +128,7 @@ class _Samples:
             except ValidationError:
                 damaged += 1
         if damaged:
-            warnings.warn(f"{file}: {damaged} damaged line(s) ignored; what they held is made again", stacklevel=2)
+            warnings.warn(f"{file}: {damaged} damaged line(s) ignored; their content is generated again", stacklevel=2)
 
     def get(self, made_by: str, problem: str) -> Trace | None:
         return self._traces.get((made_by, problem))
@@ -309,7 +309,7 @@ def _align(
     made_by = digest(VERSION, parent_digest, asdict(settings), [problem.id for problem in asked])
     done = chat.aligned(out).get("made_by") == made_by
     if out.exists() and not done:
-        raise InputError(f"out: {out} exists already, and these settings would make another; choose another folder")
+        raise InputError(f"out: {out} exists already, with other settings; choose another folder")
     with _Work(parent, parent_digest, out, settings, stages) as work:
         drawn = work.gather(asked)
         kept = sum(map(len, drawn.kept.values()))

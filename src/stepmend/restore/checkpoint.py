@@ -38,7 +38,7 @@ def restore(
         begin = time.perf_counter()
         done = tune.restore(context.parent, context.folder(base), list(bullets), recipe, out, tick=tick, **given)
     if done.chosen_change is not None and done.chosen_change < 0:
-        context.stages.say(f"  {arm}: the chosen steps lost {-done.chosen_change:.3f} nats a token; raise restore.keep_chosen")
+        context.stages.say(f"  {arm}: the chosen steps lost {-done.chosen_change:.3f} nats per token; raise restore.keep_chosen")
     facts = asdict(done) | {"losses": [round(loss, 5) for loss in done.losses], "bullets": len(bullets), "anchors": len(anchors)}
     facts |= {"arm": arm, "made_by": record.made_by if record else made_by, "seconds": time.perf_counter() - begin}
     context.made(arm, checkpoint := load.checkpoint_digest(out))

@@ -375,7 +375,7 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
     """Raises InputError where a scale is no number, became zero, or changed its sign."""
     if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
-        raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
+        raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is not finite; lower restore.learning_rate")
 
 
 def solvable(model: Any) -> list[str]:

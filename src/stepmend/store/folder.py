@@ -40,7 +40,7 @@ def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
     """
     named, damaged = notes.read(folder)
     for line in damaged:
-        warnings.warn(f"{line}; what it held is made again", stacklevel=2)
+        warnings.warn(f"{line}; its content is generated again", stacklevel=2)
     found, bad = list[Mapping[str, Any]](notes.as_facts(named)), set[int]()
     log = Log(folder / FACTS, Fact, keep=keep)
     for start, line in lines(log.file):

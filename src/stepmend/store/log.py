@@ -66,7 +66,7 @@ class Log(Generic[R]):
         if not starts:
             return
         aside = self.file.with_name(self.file.name + ".rejected")
-        then = f"moved to {aside.name}; what they held is made again" if self.keep else "left out"
+        then = f"moved to {aside.name}; their content is generated again" if self.keep else "left out"
         warnings.warn(f"{self.file}: {len(starts)} damaged line(s) {then}", stacklevel=3)
         if self.keep:
             set_aside(self.file, aside, lambda start, line: start in starts)

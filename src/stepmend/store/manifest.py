@@ -37,7 +37,7 @@ class Manifest:
         stages = read(folder, strict=False)
         if stages is None and self._file.exists():
             aside = self._file.with_name(NAME + ".rejected")
-            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; the stages of this run are gone through again", stacklevel=2)
+            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; all stages of this run are checked again", stacklevel=2)
             self._file.replace(aside)
         self._stages = stages or {}
 
@@ -80,6 +80,6 @@ def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
         if isinstance(error, InputError):
             raise
         if strict:
-            raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' makes it again") from None
+            raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' recreates it") from None
         return None
     return kept.stages

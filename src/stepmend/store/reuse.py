@@ -28,11 +28,11 @@ class Other:
         if not (folder / "recipe.json").is_file():
             raise InputError(f"reuse: {folder} holds no run (there is no recipe.json)")
         if out.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"reuse: {out} is this run's own folder, or lies in {folder}; another run is needed")
+            raise InputError(f"reuse: {out} is this run's own folder, or is inside {folder}; use another run")
         check_files(folder, "reuse")
         for path in folder.rglob("*"):
             if path.is_symlink():
-                raise InputError(f"reuse: {path} is a symbolic link; what it points to is no part of the run: remove it or copy the file")
+                raise InputError(f"reuse: {path} is a symbolic link, which is not followed: remove it or copy the file")
         self.folder, self.taken = folder, Counter[str]()
         self._lock = _lock(folder)
         try:
@@ -85,7 +85,7 @@ class Other:
     def summary(self) -> str:
         """What was taken, in words."""
         counts = ", ".join(f"{n:,} {name}{'s' * (n != 1)}" for name, n in self.taken.items() if n)
-        return f"reused from {self.folder}: {counts or 'nothing (it holds nothing of a digest that was missing here)'}"
+        return f"reused from {self.folder}: {counts or 'nothing (no result there has the same inputs)'}"
 
 
 def _lock(folder: Path) -> int | None:
