@@ -1,4 +1,4 @@
-"""What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
+"""The context of a run's stages: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,11 +32,11 @@ from stepmend.store.progress import Recorder
 
 
 class Context:
-    """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
+    """One run in one folder, as every stage sees it. ``pipeline.run`` runs the stages on it."""
 
     def __init__(self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = ()) -> None:
-        """``reuse``: other runs, from which is taken what fits. Raises InputError for a model, scheme or folder that will not do, before
-        any work."""
+        """``reuse``: other runs, from which results with the same inputs are copied. Raises InputError for an invalid model, scheme or
+        folder, before any work."""
         self.recipe, self.stages = recipe, stages or Stages()
         self.schemes = [schemes.parse(name) for name in recipe.schemes]
         self.parent = load.locate(recipe.model)
@@ -67,7 +67,7 @@ class Context:
         if taught := [Problem.model_validate(problem) for problem in chat.aligned(self.parent).get("taught", [])]:
             self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
         for split in ("calibration", "curate"):
-            self.problems(split)  # what is not there is said before any work
+            self.problems(split)  # what is not there is reported before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
         self.dir = RunDir(out, recipe, problems, reuse)
@@ -78,13 +78,13 @@ class Context:
             raise
 
     def _check_codes(self) -> None:
-        """Raises InputError where codes alone are to be restored, and those of a scheme or checkpoint are floats, which stay."""
+        """Raises InputError if only codes are to be restored, and those of a scheme or checkpoint are floats, which cannot be changed."""
         given_ = [name for name, one in self.given.items() if all(layer.code == "float" for layer in one.low_bit.layers.values())]
         for name in [*(scheme.name for scheme in self.schemes if scheme.of.kind != "int"), *given_]:
             raise InputError(f"restore.tune = codes: codes of {name} are floats and cannot be changed; use scales+norms")
 
     def _begin(self, builtin: bool) -> None:
-        """What is taken from the run's folder, and kept there, before the first stage."""
+        """Set up everything that is read from, or written to, the run's folder before the first stage."""
         recipe, self._recorder = self.recipe, Recorder(self.dir.path)
         self._say_changed()
         self.dir.announce("recipe", digest("recipe", recipe.deciding()))
@@ -102,12 +102,12 @@ class Context:
         self.stages.listeners.append(self._recorder)
 
     def _say_changed(self) -> None:
-        """Which keys of the recipe are others than when the folder was last used, where any of them decides a result."""
+        """Report the recipe keys that have changed since the folder was last used, except those that do not affect results."""
         if changed := [key for key in self.dir.changed if key not in OPERATIONAL]:
             self.stages.say(f"  the recipe has changed ({', '.join(changed)}): everything that depends on it is computed again")
 
     def _place(self, builtin: bool) -> Placement:
-        """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
+        """Device, dtype and number of slots: those used before, unless the recipe asks for others; stored with the run."""
         measure, kept = self.recipe.measure, self.dir.fact(Placement) or self._others_placement()
         device, asked = load.placement(self.parent, "float32")[0], digest(measure.dtype, measure.batch_size, self.max_new_tokens)
         same = kept and (kept.device, kept.asked or asked) == (device, asked)
@@ -120,18 +120,19 @@ class Context:
         return placed
 
     def _others_placement(self) -> Placement | None:
-        """That of the first run that is reused: its records were made so. How much fits is this machine's own affair."""
+        """The placement of the first reused run, because its records depend on it. How much fits into memory is measured again on this
+        machine."""
         found = (other.fact(Placement, "") for other in self.dir.others)
         return next((placed.model_copy(update={"fit": None}) for placed in found if placed), None)
 
     def _halved(self, count: int) -> None:
-        """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
+        """Record that fewer slots fit into memory than planned; the lower number is also used when the run is resumed."""
         self.stages.say(f"  out of memory: from now on, {count} solutions are generated in parallel")
         self.placed = self.placed.model_copy(update={"fit": count})
         self.dir.keep(self.placed)
 
     def _panel(self) -> Panel:
-        """The recipe's judges; what they answer is kept with the run, and not asked again."""
+        """The recipe's judges; their answers are stored with the run, and no question is asked twice."""
         kept = self.recipe.locate
         asked = judges.asked(kept.judges, plain_http=kept.plain_http)
         named = {(judge.name, judge.model) for judge in asked}
@@ -154,7 +155,7 @@ class Context:
         self.dir.close()
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of one split, all levels; the same for the same recipe. Raises InputError where there are none."""
+        """The problems of one split, all levels; the same for the same recipe. Raises InputError if there are none."""
         if split not in self._problems:
             self._problems[split] = self._read_problems(split)
         return self._problems[split]
@@ -184,13 +185,13 @@ class Context:
         return self.digests[arm]
 
     def made(self, arm: str, checkpoint: str) -> None:
-        """Say that an arm's folder holds another checkpoint from now on, the one with this digest."""
+        """Record that an arm's folder now holds another checkpoint, the one with this digest."""
         self.release(arm)
         self.digests[arm] = checkpoint
         self.dir.announce(f"{arm}: checkpoint", checkpoint)
 
     def engine(self, arm: str) -> LocalEngine:
-        """The model of an arm, loaded into this process when first asked for, whatever writes the arm's solutions."""
+        """The model of an arm, loaded into this process on first use, whichever engine generates the arm's solutions."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
             self._close_vllm()  # which holds most of a GPU's memory
@@ -199,7 +200,7 @@ class Context:
         return self.engines[arm]
 
     def spec(self, arm: str, size: int) -> Spec:
-        """What writes an arm's solutions, as plain data; with ``size`` slots, or as many as have been found to fit."""
+        """The engine of an arm's solutions, as plain data; with ``size`` slots, or fewer if fewer fit."""
         kind, named = engines.of(self.recipe.measure.engines, arm)
         server = judges.parse(named, what="engine") if kind == "openai" else None
         return Spec(
@@ -213,7 +214,7 @@ class Context:
         )
 
     def written_by(self, *arms: str) -> tuple[str, ...]:
-        """What digests hold of the engines that write these arms' solutions: nothing for transformers in this process."""
+        """The part of digests that identifies the engines of these arms; empty for transformers in this process."""
         named = self.recipe.measure.engines
         return tuple(part for arm in arms for part in engines.identity(*engines.of(named, arm), self.placed.dtype))
 
@@ -222,11 +223,11 @@ class Context:
         return all(engines.of(self.recipe.measure.engines, arm)[0] in engines.SCORES for arm in arms)
 
     def generator(self, arm: str, size: int, tick: Tick = silent) -> Engine:
-        """What writes an arm's solutions, ``size`` at once; ``tick`` counts the tokens as they are written."""
+        """The engine that generates an arm's solutions, ``size`` in parallel; ``tick`` counts the tokens as they are generated."""
         return self._opened(arm, self.spec(arm, size), tick)
 
     def executor(self, arm: str, tick: Tick = silent) -> Executor:
-        """Where an arm's solutions are written."""
+        """The executor that generates an arm's solutions."""
         return Local(lambda spec: self._opened(arm, spec, tick))
 
     def _opened(self, arm: str, spec: Spec, tick: Tick) -> Engine:
@@ -244,7 +245,7 @@ class Context:
         return self._vllm
 
     def keep(self, *arms: str) -> None:
-        """Let go of all loaded models but these; their memory is free at once."""
+        """Unload all models except these, and free their memory."""
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]
         if self._vllm and self._vllm.checkpoint not in {str(self.folder(arm)) for arm in arms}:
@@ -252,7 +253,7 @@ class Context:
         load.free()
 
     def release(self, arm: str) -> None:
-        """Let go of one arm's loaded model."""
+        """Unload one arm's model."""
         self.engines.pop(arm, None)
         if self._vllm and self._vllm.checkpoint == str(self.folder(arm)):
             self._close_vllm()
@@ -267,27 +268,26 @@ class Context:
 
     @property
     def drawing(self) -> tuple[Any, ...]:
-        """How solutions are drawn, and how many of each problem, as a part of digests; empty where they are greedy."""
+        """The sampling settings and the number of samples, as a part of digests; empty for greedy decoding."""
         measure = self.recipe.measure
         return ((measure.temperature, measure.top_p), measure.samples) if measure.temperature else ()
 
     def where(self) -> tuple[str, str]:
-        """The kind of device, and the dtype, that decide a completion's last bits."""
+        """The kind of device and the dtype, which affect the last bits of a computation."""
         return self.placed.device, self.placed.dtype
 
     def finished(self, kind: type[F], arm: str, made_by: str, *earlier: str) -> F | None:
-        """What a stage has kept of an arm with the inputs of this digest; None where it is not finished. The stage is announced.
+        """The fact that a stage has stored for an arm with this digest of inputs; None if it is not finished. The stage is announced.
 
-        ``earlier`` are the digests of the same inputs by earlier versions: what those have made counts as well.
+        ``earlier`` are the digests of the same inputs in earlier versions: their results are accepted too.
         """
         fact = self.dir.fact(kind, arm, made_by, *earlier)
         self.dir.announce(f"{arm}: {name_of(kind)}", fact.made_by if fact else made_by)
         return fact
 
     def holds(self, arm: str, checkpoint: str) -> bool:
-        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another.
-
-        One that another run has is taken from it.
+        """Whether an arm's folder holds the checkpoint with this digest; if it holds another one, this is reported. A missing checkpoint is
+        copied from a reused run.
         """
         there = self.folder(arm).exists()
         try:

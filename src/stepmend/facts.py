@@ -1,6 +1,6 @@
 """What a run keeps of its stages beside their records: one frozen class for each kind of fact, and those of one run together.
 
-A fact is of one arm (``arm`` is empty where it is of the run as a whole). ``made_by`` is the digest of all that decided it; it is empty
+A fact is of one arm (``arm`` is empty if it is of the run as a whole). ``made_by`` is the digest of all its inputs; it is empty
 where nothing that is measured depends on it. Fields with a default were not kept by earlier versions.
 """
 
@@ -47,7 +47,7 @@ class Placement(Fact):
 class Card(Fact):
     """What made a run: versions of libraries, digests, seed. ``parent`` is the digest of full precision's checkpoint.
 
-    ``versions`` are those that the run was begun with, and ``later`` those that it went on with, where they were others.
+    ``versions`` are those that the run was started with, and ``later`` those that it went on with, if they were others.
     """
 
     fact: str = "card"
@@ -111,7 +111,7 @@ class Damage(Fact):
 
 
 class Gate(Fact):
-    """Why a scheme is not restored; None where it is."""
+    """Why a scheme is not restored; None if it is."""
 
     fact: str = "gate"
     why: str | None = None
@@ -206,7 +206,7 @@ class Change(Part):
 
 
 class Effects(Fact):
-    """What restoring did elsewhere: to the loss on the questions' text, and to KL where both models were right (nats a token)."""
+    """What restoring did elsewhere: to the loss on the questions' text, and to KL where both models were right (nats per token)."""
 
     fact: str = "effects"
     question: Change | None = None
@@ -307,7 +307,7 @@ class Rescue(Fact):
 class Mixed(Fact):
     """A checkpoint of mixed precision, or uniform bits of the same size, that was measured on the test problems.
 
-    ``budget`` and ``size`` are mean bits a weight, asked for and taken, scales and zero points included; ``wide`` the bits of the modules
+    ``budget`` and ``size`` are mean bits per weight, asked for and taken, scales and zero points included; ``wide`` the bits of the modules
     that have more of them; ``made`` the scheme of all others.
     """
 
@@ -326,7 +326,8 @@ class Facts:
     """Facts of one run, in the order in which they were kept; of one kind and arm the last one counts."""
 
     def __init__(self, held: Iterable[Fact | Mapping[str, Any]] = ()) -> None:
-        """``held``: facts, or what a file holds of them; what is no fact of its kind in this version is left out when it is asked for."""
+        """``held``: facts, or what a file holds of them; what is not a fact of its kind in this version is left out when it is asked
+        for."""
         self._held: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for one in held:
             self.put(one)
@@ -337,7 +338,7 @@ class Facts:
         self._held.setdefault((values["fact"], values.get("arm", "")), []).append(values)
 
     def get(self, kind: type[F], arm: str = "", made_by: Collection[str] | None = None) -> F | None:
-        """The last fact of a kind about an arm; that with one of these digests, where some are given."""
+        """The last fact of a kind about an arm; that with one of these digests, if some are given."""
         held = self._held.get((name_of(kind), arm), [])
         return next((fact for values in reversed(held) if (fact := _parsed(kind, values, made_by))), None)
 

@@ -15,7 +15,7 @@ from stepmend.records import InputError, Record
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to append to, made where there is none. Raises InputError for a link and what else is no file."""
+    """A file opened to append to, made if there is none. Raises InputError for a link and what else is not a file."""
     if file.exists() and not file.is_symlink():
         inputs.regular(file)  # a FIFO would be waited for
     try:
@@ -28,7 +28,7 @@ def appending(file: Path) -> BufferedWriter:
 
 
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
-    """Append records to a file, a line each, and flush them to disk: all of them, or none where the disk is full."""
+    """Append records to a file, a line each, and flush them to disk: all of them, or none if the disk is full."""
     begin = os.fstat(stream.fileno()).st_size
     try:
         stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
@@ -62,7 +62,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(part)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        # safetensors has its own error type; what the system said stands in its text.
+        # safetensors has its own error type; what the system said is in its text.
         if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
             raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise
@@ -72,7 +72,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, a file, or a link but not what it points to, where there is one."""
+    """Remove a folder, a file, or a link but not what it points to, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -91,7 +91,7 @@ def _readable(folder: Path) -> None:
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
 
-    The file beside it is always created, whatever stands there: nothing is written through a link.
+    The file beside it is always created, whatever is there: nothing is written through a link.
     """
     part = file.with_name(file.name + ".part")
     try:

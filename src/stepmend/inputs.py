@@ -26,7 +26,7 @@ CHUNK = 1 << 12
 
 
 def regular(file: Path) -> int:
-    """The size of a regular file, links followed. Raises InputError where there is none, or something else of that name."""
+    """The size of a regular file, links followed. Raises InputError if there is none, or something else of that name."""
     try:
         found = file.stat()
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def regular(file: Path) -> int:
 
 
 def opened(file: Path, limit: int | None = LARGEST) -> BinaryIO:
-    """A regular file, opened to be read. Raises InputError where it is none, cannot be opened, or is larger than ``limit`` bytes."""
+    """A regular file, opened to be read. Raises InputError if it is none, cannot be opened, or is larger than ``limit`` bytes."""
     size = regular(file)
     if limit is not None and size > limit:
         raise InputError(f"{file}: larger than {limit:,} bytes")
@@ -56,7 +56,7 @@ def content(file: Path, limit: int = LARGEST) -> bytes:
 
 
 def text(file: Path, limit: int = LARGEST) -> str:
-    """A file's text, without a byte order mark. Raises InputError as ``opened`` does, and where it is not UTF-8."""
+    """A file's text, without a byte order mark. Raises InputError as ``opened`` does, and if it is not UTF-8."""
     try:
         return content(file, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -69,7 +69,7 @@ def bound(packed: int) -> int:
 
 
 def too_large(file: Path, limit: int) -> InputError:
-    """What is said of a packed file that unpacks to more than ``limit`` bytes."""
+    """What is reported of a packed file that unpacks to more than ``limit`` bytes."""
     return InputError(f"{file}: unpacks to more than {limit:,} bytes; unpack it yourself if you trust it")
 
 
@@ -96,7 +96,7 @@ class _Bounded(io.RawIOBase):
 def lines(file: Path, newline: str | None = None) -> Iterator[TextIO]:
     """The text of a file, unpacked where its name ends in ``.gz``; to be read as from ``open``.
 
-    Raises InputError as ``opened`` does, where it is not UTF-8 or not gzip, and where it unpacks to too much.
+    Raises InputError as ``opened`` does, if it is not UTF-8 or not gzip, and where it unpacks to too much.
     """
     try:
         with opened(file) as stream:
@@ -110,7 +110,7 @@ def lines(file: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def members(file: Path, archive: zipfile.ZipFile, names: list[str]) -> Iterator[bytes]:
-    """The content of a zip's members. Raises InputError where they unpack to too much, by what they declare or in fact."""
+    """The content of a zip's members. Raises InputError if they unpack to too much, by what they declare or in fact."""
     limit = left = bound(regular(file))
     if sum(archive.getinfo(name).file_size for name in names) > limit:
         raise too_large(file, limit)

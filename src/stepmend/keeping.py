@@ -60,7 +60,7 @@ class Grades:
         self.thread = ThreadPoolExecutor(1)
 
     def add(self, traces: Iterable[Trace]) -> None:
-        """Grade these traces, where they are not graded yet; keep what has been graded meanwhile."""
+        """Grade these traces, if they are not graded yet; keep what has been graded meanwhile."""
         fresh = (trace for trace in traces if (trace.sample, trace.problem) not in self.done)
         while part := list(islice(fresh, AT_ONCE)):
             of = [self.problems[trace.problem] for trace in part]
@@ -77,7 +77,7 @@ class Grades:
         self.done |= {(grade.sample, grade.problem): grade for grade in found}
 
     def settled(self) -> list[Grade]:
-        """All grades, sample by sample, in the order of the problems, in which they now stand in the run as well."""
+        """All grades, sample by sample, in the order of the problems, in which they now are in the run as well."""
         for made_by in self.digests:
             self.run.settle(Grade, made_by, list(self.problems))
         return [self.done[n, problem] for n in range(len(self.digests)) for problem in self.problems]

@@ -1,7 +1,7 @@
 """The stages in order: what ``stepmend run`` does, and where it resumes.
 
-Every stage reads what is kept, does what is missing, and keeps it. A stage's records carry the digest of all that decided them, so
-the same command continues where it was stopped, and nothing old is mixed with anything new.
+Every stage reads what is kept, does what is missing, and keeps it. A stage's records carry the digest of all their inputs, so
+the same command continues if it was stopped, and nothing old is mixed with anything new.
 """
 
 import random
@@ -73,7 +73,7 @@ def card(context: Context) -> Card:
 
 
 def keep_card(context: Context) -> None:
-    """Keep the run's card. What was made under other versions of libraries counts still, so both are on it; and that is said."""
+    """Keep the run's card. What was made under other versions of libraries counts still, so both are on it; and that is reported."""
     made, kept = card(context), context.dir.fact(Card)
     if kept and kept.versions:
         now = {name: of for name, of in made.versions.items() if kept.versions.get(name) != of}
@@ -104,7 +104,7 @@ def calibration(context: Context) -> list[str]:
 
 
 def take(context: Context) -> None:
-    """The checkpoints that are given: what they hold is noted as of one that was made here, and warnings are said."""
+    """The checkpoints that are given: what they hold is noted as of one that was made here, and warnings are reported."""
     for name, one in context.given.items():
         context.stages.say(f"  {name}: {one.low_bit.name}, {one.holds()}")
         for warning in one.warnings:
@@ -163,7 +163,7 @@ def accepted(context: Context, base: str, arm: str) -> bool:
 
 
 def locate_own(context: Context, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
-    """Faults of full precision's own failures, a fixed random part of them where they are many.
+    """Faults of full precision's own failures, a fixed random part of them if they are many.
 
     It rescues itself by samples, as there is no better model to do it.
     """

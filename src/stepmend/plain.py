@@ -9,7 +9,7 @@ import yaml
 class Plain(yaml.SafeLoader):
     """YAML 1.2's core schema: ``no`` and ``12:30`` are text, ``1e-3`` is a number, ``0o10`` is 8. No key is there twice.
 
-    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that begins
+    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that starts
     with 0 is refused: YAML 1.1 reads ``010`` as 8, and YAML 1.2 as 10.
     """
 

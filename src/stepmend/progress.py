@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 EVERY = 30.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines where the output is not a terminal."""
 WIDE = 110
 """Columns that a bar with rate and times needs."""
 
@@ -60,7 +60,7 @@ class Update:
 
     @property
     def rate(self) -> str:
-        """Tokens per second, or units per second where no tokens are counted; empty before the first unit."""
+        """Tokens per second, or units per second if no tokens are counted; empty before the first unit."""
         passed = max(self.seconds, 1e-9)
         if self.tokens:
             return f"{self.tokens / passed:,.0f} tokens/s"

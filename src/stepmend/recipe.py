@@ -90,7 +90,7 @@ class Recipe(Part):
 
     @classmethod
     def from_yaml(cls, file: Path) -> dict[str, Any]:
-        """The plain values of a YAML file. Raises InputError where it cannot be read."""
+        """The plain values of a YAML file. Raises InputError if it cannot be read."""
         try:
             values = yaml.load(inputs.text(file, LONGEST), Plain)
         except InputError as error:
@@ -107,7 +107,7 @@ class Recipe(Part):
 
     @classmethod
     def from_json(cls, file: Path) -> Self:
-        """The recipe a run keeps. Raises InputError where the file is damaged."""
+        """The recipe a run keeps. Raises InputError if the file is damaged."""
         try:
             return cls.model_validate_json(inputs.content(file, LONGEST))
         except ValidationError:
@@ -124,7 +124,7 @@ class Recipe(Part):
 
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
-"""Keys that decide how work is done, or what is said of it, and nothing that is made."""
+"""Keys that decide how work is done, or what is reported of it, and nothing that is made."""
 ROUNDED = ("rtn-w4a16-g128", "rtn-w3a16-g128")
 """The demo's schemes: plain rounding, for calibrated on a model's own traces GPTQ leaves the built-in reasoners next to nothing to mend."""
 QUICK: dict[str, Any] = {
@@ -146,7 +146,7 @@ def quick(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is no assignment."""
+    """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is not an assignment."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -198,7 +198,7 @@ def _explain(item: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, cut if it is long."""
     try:
         return SHORT.repr(value)
     except ValueError:  # Python writes no integers of thousands of digits

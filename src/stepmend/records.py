@@ -1,4 +1,4 @@
-"""What the stages hand each other: frozen, typed, versioned, one JSON object a line.
+"""What the stages hand each other: frozen, typed, versioned, one JSON object per line.
 
 Indices are 0-based; spans are half-open character offsets into the trace's own text; probabilities are in [0, 1]; logits and
 log-probabilities are natural-log float32. An unknown field is an error. This module imports neither torch nor transformers.
@@ -20,7 +20,7 @@ ErrorClass = Literal[
     "logical_reasoning",
     "degenerate",
 ]
-"""Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is no step error: loops, truncation, no answer."""
+"""Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is not a step error: loops, truncation, no answer."""
 
 EXECUTION: frozenset[str] = frozenset({"computational", "symbolic_manipulation"})
 """The classes of the precursor's "numerical computation" (2501.03035); the other step errors are its "reasoning planning"."""
@@ -33,14 +33,14 @@ LINE = 400
 
 
 def one_line(text: str) -> str:
-    """A text on one line of at most ``LINE`` characters: its beginning, which says where, and its end, which says what is allowed."""
+    """A text on one line of at most ``LINE`` characters: its start, which says where, and its end, which says what is allowed."""
     text = " ".join(text.split())
     half = LINE // 2
     return text if len(text) <= LINE else f"{text[: half - 3]} … {text[-half:]}"
 
 
 class InputError(ValueError):
-    """Something a user can put right: one line that says what, where, and what is allowed. The command line exits with code 2."""
+    """Something a user can correct: one line that says what, where, and what is allowed. The command line exits with code 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -57,7 +57,7 @@ class Record(BaseModel):
 class Problem(Record):
     """A question with a known answer, of one benchmark and one split.
 
-    ``program`` is known for generated problems only; ``solution`` is the benchmark's worked solution, empty where it has none.
+    ``program`` is known for generated problems only; ``solution`` is the benchmark's worked solution, empty if it has none.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Problem(Record):
 
 
 class Made(Record):
-    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all that decided it.
+    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all its inputs.
 
     ``sample`` counts the arm's solutions of the problem, from 0: the one that this is, or that it is about.
     """
@@ -86,7 +86,7 @@ class Made(Record):
 class Trace(Made):
     """One model's written solution: its text, the ids of its tokens (the end token included), and how it finished.
 
-    ``opening`` is the beginning of a thought that the question was rendered with, such as ``<think>``: then the text begins in the thought.
+    ``opening`` is the start of a thought that the question was rendered with, such as ``<think>``: then the text starts in the thought.
     """
 
     text: str
@@ -96,7 +96,7 @@ class Trace(Made):
 
     @property
     def said(self) -> str:
-        """The text as a reader needs it: with the beginning of the thought that it goes on with."""
+        """The text as a reader needs it: with the start of the thought that it goes on with."""
         return self.opening + self.text
 
 
@@ -128,11 +128,11 @@ class Grade(Made):
 
 
 class Vote(Record):
-    """One locator's word on one trace: the first faulty step, or None where it abstains; and why.
+    """One locator's word on one trace: the first faulty step, or None if it abstains; and why.
 
     ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a
     judge says of the step. ``likelihood`` is how well what the locator saw agrees with each step as the first faulty one, and in the last
-    place with none, up to a common factor; empty where the locator names a step and no more.
+    place with none, up to a common factor; empty if the locator names a step and no more.
     """
 
     locator: str
@@ -196,13 +196,13 @@ class Blame(Made):
 
 
 class Bullet(Made):
-    """A Silver Bullet: the step chosen and the step rejected behind the same correct beginning of a solution.
+    """A Silver Bullet: the step chosen and the step rejected after the same correct start of a solution.
 
-    ``prompt`` is the rendered question with that beginning, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
+    ``prompt`` is the rendered question with that start, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
     reads one. ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed
     the rejected one; the texts join without separators. ``cut`` says that the low-bit model did not end its solution by itself: no end
-    of text stands behind it. ``solution`` is full precision's own solution from the very start, and ``place`` the span in it of its step
-    with the number ``step`` (its last one, where it has fewer).
+    of text is after it. ``solution`` is full precision's own solution from the very start, and ``place`` the span in it of its step
+    with the number ``step`` (its last one, if it has fewer).
     """
 
     prompt: str
@@ -219,7 +219,7 @@ class Bullet(Made):
 
     @property
     def question(self) -> str:
-        """The rendered question: the prompt without the solution's beginning."""
+        """The rendered question: the prompt without the solution's start."""
         return self.prompt.removesuffix(self.prefix)
 
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def frame(rows: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
-    """The rows as a DataFrame. Raises InputError where pandas is not installed."""
+    """The rows as a DataFrame. Raises InputError if pandas is not installed."""
     try:
         import pandas
     except ModuleNotFoundError:
@@ -47,7 +47,7 @@ class Graded:
         record: Its number in the file, from 1.
         outcome: Correct, wrong, or unscored.
         strict: The same for who asks for the format: an answer that was not boxed is unscored.
-        extracted: The answer as it was read; None where there is none.
+        extracted: The answer as it was read; None if there is none.
         form: How it was given: boxed, marked or loose.
         gold: The right answer.
         reason: Why it is unscored.
@@ -79,7 +79,7 @@ class Grades:
 
     @property
     def broken(self) -> str | None:
-        """What is wrong with the texts, where they are those of a broken run."""
+        """What is wrong with the texts, if they are those of a broken run."""
         return broken([one.text for one in self.records])
 
     def figures(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Grades:
         return {**files.counts([asdict(one) for one in self.records]), "loops": loops, "broken": self.broken}
 
     def write(self, file: str | Path) -> None:
-        """Keep every grade, one JSON object a line; the file is there whole or not at all."""
+        """Keep every grade, one JSON object per line; the file is there whole or not at all."""
         files.write([asdict(one) for one in self.records], Path(file))
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -140,18 +140,18 @@ class Location:
 
     @property
     def step(self) -> int | None:
-        """The index of the first faulty step; None where none is named."""
+        """The index of the first faulty step; None if none is named."""
         return self.fault.step
 
     @property
     def text(self) -> str | None:
-        """The first faulty step's text; None where none is named."""
+        """The first faulty step's text; None if none is named."""
         return None if self.step is None else self.steps[self.step]
 
 
 @dataclass(frozen=True)
 class Located:
-    """The first faulty step of every solution, in their order."""
+    """The first faulty step of every solution, in order."""
 
     solutions: tuple[Location, ...]
 
@@ -293,7 +293,7 @@ class RunResult:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The figures of a run that was made before. Raises InputError where there is none, or nothing is measured yet."""
+        """The figures of a run that was made before. Raises InputError if there is none, or nothing is measured yet."""
         return cls.of(Path(folder), summary.read(Path(folder)))
 
     @classmethod
@@ -316,7 +316,7 @@ class RunResult:
         return self.folder / "report.html"
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row an arm; the columns of the comparison with full precision begin with ``against_full_``."""
+        """A row an arm; the columns of the comparison with full precision start with ``against_full_``."""
         rows = []
         for arm in self.arms:
             row = {name: value for name, value in asdict(arm).items() if name != "against_full"}

@@ -34,10 +34,10 @@ class RunDir:
     """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
 
     def __init__(self, path: Path, recipe: Recipe, problems: Sequence[Problem] = (), reuse: Sequence[Path] = ()) -> None:
-        """``reuse``: other runs, from which what is missing is taken where it was made from the same.
+        """``reuse``: other runs, from which what is missing is taken if it was made from the same.
 
-        Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process; where one of
-        ``problems`` is another one than is kept under its id; and where nothing can be taken from one of ``reuse``. Then nothing is
+        Raises InputError if the folder belongs to another model, is not a run's, or is in use by another process; where one of
+        ``problems`` is another one than is kept under its id; and if nothing can be taken from one of ``reuse``. Then nothing is
         changed."""
         self.path = path
         self.others: list[Other] = []
@@ -70,8 +70,8 @@ class RunDir:
         self._facts = Facts(read_facts(path, keep=True))
 
     def _check_problems(self, wanted: Mapping[str, Problem]) -> None:
-        """Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong."""
-        with warnings.catch_warnings(action="ignore"):  # damaged lines are said when the problems are kept
+        """Raises InputError if a problem that is kept has another question or answer under the same id: its grades would be wrong."""
+        with warnings.catch_warnings(action="ignore"):  # damaged lines are reported when the problems are kept
             kept = {problem.id: problem for problem in Log(self._file(Problem), Problem, keep=False)}
         for name in kept.keys() & wanted.keys():
             if kept[name] not in (wanted[name], _unsolved(wanted[name])):
@@ -91,7 +91,7 @@ class RunDir:
         return changed
 
     def close(self) -> None:
-        """Let go of the folder, and of those of other runs."""
+        """release the folder, and of those of other runs."""
         if self._lock is not None:
             os.close(self._lock)
         for other in self.others:
@@ -127,7 +127,7 @@ class RunDir:
         return log
 
     def of(self, kind: type[M], made_by: str) -> Records[M]:
-        """The records of one digest, by problem, parsed when they are asked for; damaged ones are said, set aside, and so made again.
+        """The records of one digest, by problem, parsed when they are asked for; damaged ones are reported, set aside, and so made again.
 
         Those that are missing, and that another run has, are taken from it.
         """
@@ -152,13 +152,13 @@ class RunDir:
         return found
 
     def load(self, kind: type[T], made_by: str | None = None) -> list[T]:
-        """All records of one kind, or those of one digest; damaged lines are said, set aside, and so made again."""
+        """All records of one kind, or those of one digest; damaged lines are reported, set aside, and so made again."""
         if issubclass(kind, Made):
             return list(self.log(kind) if made_by is None else self.of(kind, made_by).values())
         return list(Log(self._file(kind), kind))
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write records of one kind behind the others, whole, and flush them to disk."""
+        """Write records of one kind after the others, whole, and flush them to disk."""
         records = list(records)
         if records:
             kind = type(records[0])
@@ -176,7 +176,7 @@ class RunDir:
     def keep_problems(self, problems: Iterable[Problem]) -> None:
         """Keep the problems of this run, so that a report needs nothing but the folder. Those of another recipe are kept beside them.
 
-        Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong.
+        Raises InputError if a problem that is kept has another question or answer under the same id: its grades would be wrong.
         """
         file, problems = self._file(Problem), list(problems)
         kept, wanted = {problem.id: problem for problem in self.load(Problem)}, {problem.id: problem for problem in problems}

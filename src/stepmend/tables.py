@@ -26,7 +26,7 @@ def kind_of(file: Path) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All rows of a file, by field name. Raises InputError where it is absent, empty, damaged or of another kind."""
+    """All rows of a file, by field name. Raises InputError if it is absent, empty, damaged or of another kind."""
     inputs.regular(file)
     kind = kind_of(file)
     if kind not in SUFFIXES or (kind == ".parquet" and file.suffix.lower() == ".gz"):
@@ -42,7 +42,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def parsed(file: Path) -> Any:
-    """The content of a JSON file. Raises InputError where it is none."""
+    """The content of a JSON file. Raises InputError if it is none."""
     with inputs.lines(file) as stream:
         return _parsed(stream.read(), str(file))
 
@@ -89,7 +89,7 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def text_or_none(row: dict[str, Any], name: str, where: str) -> str | None:
-    """A field as text; None where it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
+    """A field as text; None if it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
     value = field(row, name, where)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -123,7 +123,7 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_list(line: str, stream: TextIO) -> bool:
-    """Whether a first line begins a list of mappings, and not a record that is a list."""
+    """Whether a first line starts a list of mappings, and not a record that is a list."""
     begin = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
     return begin.startswith("{")
 
@@ -138,7 +138,7 @@ def _json(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(found: Any) -> list[Any] | None:
-    """The records in an object: a list under a usual name, records by name, or arrays side by side; None where there are none."""
+    """The records in an object: a list under a usual name, records by name, or arrays side by side; None if there are none."""
     if not isinstance(found, dict):
         return None
     for name in CONTAINERS:

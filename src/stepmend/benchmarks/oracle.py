@@ -1,6 +1,5 @@
-"""The oracle of ``story``: the first faulty step of a trace and its error class, by evaluating each step against the program.
-
-It measures locators; it is never one.
+"""The oracle of ``story``: the first faulty step of a trace and its error class, found by evaluating each step against the program. It is
+used to measure locators, and is never used as a locator.
 """
 
 import re

@@ -39,7 +39,7 @@ class Data:
     def problems(self, split: str, count: int | None, seed: int) -> list[Problem]:
         """``count`` problems of a split (all, where None); generated ones level by level in turn, others in their file's order.
 
-        Raises InputError where the benchmark, the split, a field or a record is not there, or where the number of records is wrong.
+        Raises InputError if the benchmark, the split, a field or a record is not there, or where the number of records is wrong.
         """
         if self.name == "story" and (self.path or self.question_field or self.answer_field):
             raise InputError("benchmark: story is generated and reads no file; with --data choose --benchmark gsm8k, math, aime or jsonl")

@@ -1,4 +1,4 @@
-"""The entry point of the command line. What a user can put right is one line on standard error and exit code 2."""
+"""The entry point of the command line. Errors that the user can correct are printed as one line on standard error, with exit code 2."""
 
 import errno
 import io
@@ -46,7 +46,7 @@ __all__ = ["app", "benching", "blaming", "checking", "main", "measuring", "runni
 
 
 def main() -> None:
-    """The entry point: runs a verb, and turns what a user can put right into one line and exit code 2."""
+    """The entry point: runs a command, and turns errors that the user can correct into one line and exit code 2."""
     warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
     warnings.showwarning = lambda message, *rest: print(f"stepmend: {one_line(visible(one_line(str(message))))}", file=sys.stderr)
     warnings.filterwarnings("always", module="stepmend")
@@ -99,5 +99,5 @@ def _version(asked: bool) -> None:
 def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     """Find the step at which a quantized model starts to reason wrongly, and restore the model there.
 
-    [bold]stepmend run[/] takes a model through quantize → measure → locate → curate → restore → report.
+    [bold]stepmend run[/] runs quantize → measure → locate → curate → restore → report.
     """

@@ -1,4 +1,4 @@
-"""The verb that measures stepmend's own locators against labels."""
+"""The command that measures stepmend's locators against labels."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def bench_locate(
 
 
 def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
-    """The locators to ask. Raises InputError where one alone lacks its model."""
+    """The locators to ask. Raises InputError if one alone lacks its model."""
     from stepmend.locate import bench as benches
 
     if locator == "vote":

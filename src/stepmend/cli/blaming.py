@@ -1,4 +1,4 @@
-"""The verb that says which modules of a low-bit model caused its faults."""
+"""The command that finds the modules of a low-bit model that caused its faults."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def blame(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say which modules caused a run's faults; put the worst back into full precision; propose mixed precision.
+    """Find the modules that caused a run's faults, test returning the worst to full precision, and propose mixed precision.
 
     Examples: [bold]stepmend blame runs/demo[/]; [bold]stepmend blame runs/mine --scheme gptq-w3a16-g128 --budget 3.5[/]
     """

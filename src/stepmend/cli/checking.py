@@ -1,4 +1,4 @@
-"""The verb that says what would be done to a model, and what would not, before any work."""
+"""The command that reports what a run would do to a model, before any work."""
 
 import json
 from typing import Annotated, Any
@@ -17,9 +17,9 @@ def check(
     quantized: Annotated[list[str] | None, typer.Option(help="A low-bit checkpoint of the model to check; can be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say what would be quantized and tuned, what left alone and why, and estimate memory and time.
+    """Show what would be quantized and tuned, and what would be left alone and why; estimate memory and time.
 
-    No weights are read, but for scales and a few rows of a low-bit checkpoint; exit code 2 where a run would be refused.
+    Loads no weights, except scales and a few rows of a low-bit checkpoint. Exit code 2 if a run would be refused.
 
     Examples: [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --scheme gptq-w4a16-g128[/];
     [bold]stepmend check Qwen/Qwen2.5-0.5B-Instruct --quantized Qwen/Qwen2.5-0.5B-Instruct-AWQ[/]

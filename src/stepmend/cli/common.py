@@ -1,4 +1,4 @@
-"""What the verbs share: the app they hang on, consoles, and checks that come before any work."""
+"""Shared by all commands: the typer app, consoles, and checks before any work."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["math", "number"]
 DEMO = Path("runs/demo")
 WIDE = 400
-"""Columns of an output that is no terminal, where nothing should be wrapped."""
+"""Columns of an output that is not a terminal, where nothing should be wrapped."""
 CONTROLS = (
     "Controls to compare located bullets with, separated by commas: random-step, shuffled-step, whole-response, whole-trace, "
     "solved-problems, sft-chosen, full-tuned."
@@ -31,14 +31,14 @@ JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; can be repeated. API keys: STEPMEND_
 
 
 def finite(value: float | None) -> float | None:
-    """What a number must be: finite and bounded. Raises typer.BadParameter where it is not."""
+    """What a number must be: finite and bounded. Raises typer.BadParameter if it is not."""
     if value is not None and not abs(value) <= LARGEST:  # and so no NaN
         raise typer.BadParameter(f"{value} is not a number up to {LARGEST:,}")
     return value
 
 
 def check_out(out: Path, inputs: list[Path]) -> None:
-    """Before any work: whether a single file can be written there. Raises InputError where it cannot, or would replace an input."""
+    """Before any work: whether a single file can be written there. Raises InputError if it cannot, or would replace an input."""
     if not out.name:
         raise InputError(f"out: {str(out)!r} is not a file name")
     if out.exists() and not out.is_file():
@@ -51,9 +51,9 @@ def check_out(out: Path, inputs: list[Path]) -> None:
 
 
 def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
-    """The recipe of a run that a verb finishes before its own work.
+    """The recipe of a run that a command finishes before its own work.
 
-    Raises InputError where the folder holds no run, or its recipe sends keys to an address that the user has not ``named``.
+    Raises InputError if the folder holds no run, or its recipe sends keys to an address that the user has not ``named``.
     """
     from stepmend.locate import judges
     from stepmend.recipe import Recipe
@@ -71,7 +71,7 @@ def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console as wide as its terminal; where there is none, as COLUMNS says, or wide enough for any line of ours."""
+    """A console as wide as its terminal; if there is none, as COLUMNS says, or wide enough for any line of ours."""
     from rich.console import Console
 
     made = Console(stderr=stderr)
@@ -79,12 +79,12 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def say(screen: "Console", text: str) -> None:
-    """Print text as it is: paths and models' words are no markup."""
+    """Print text as it is: paths and models' words are not a markup."""
     screen.print(visible(text), highlight=False, markup=False, soft_wrap=not screen.is_terminal)
 
 
 def show_table(screen: "Console", table: "Table") -> None:
-    """Print a table where it fits; else its rows one below the other, a line a value, so that no column is squeezed."""
+    """Print a table if it fits; else print its rows below each other, one value per line, so that no column is squeezed."""
     from rich.measure import Measurement
     from rich.padding import Padding
     from rich.text import Text
@@ -115,7 +115,7 @@ def show(folder: Path, screen: "Console") -> None:
 
 
 def show_figures(folder: Path, screen: "Console") -> None:
-    """Print a run's table and what a reader of it must be told."""
+    """Print a run's table, and the notices and sentences below it."""
     from stepmend.report import blamed, controlled, effects, regularities, summary
 
     found = summary.read(folder)

@@ -1,4 +1,4 @@
-"""The verbs that measure without a model: grades, and other tools' logs."""
+"""The commands that measure without a model: grades, and other tools' logs."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("runs/compare.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print every pair's figures as one JSON list.")] = False,
 ) -> None:
-    """Compare arms that other tools measured, paired by problem. Needs no model.
+    """Compare logs of other tools, paired by problem. Needs no model.
 
     Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
     """

@@ -1,4 +1,4 @@
-"""The verbs that work with models, and those that read what a run has left."""
+"""The commands that work with models, and those that read a run's results."""
 
 import json
 import tempfile
@@ -57,7 +57,7 @@ def run(
     reuse: Annotated[list[Path] | None, typer.Option(help=REUSE)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use few problems: all stages in under three minutes.")] = False,
 ) -> None:
-    """Take a model through the whole loop, and show it on one page.
+    """Run the whole loop on a model, and write a report page.
 
     Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/];
     [bold]stepmend run --model ./my-model --quantized ./my-model-awq --out runs/awq[/]
@@ -84,7 +84,7 @@ def run(
 def _run(
     recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = ()
 ) -> None:  # fmt: skip
-    """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
+    """Run a recipe, or its missing parts, then the requested controls; show the results."""
     from stepmend.curate import controls
 
     if control is None and (seeds or match):
@@ -130,7 +130,7 @@ def restore(
         typer.Option(help="A judge, completer or engine of the run's recipe that may be sent API keys: NAME=MODEL@BASE_URL."),
     ] = None,
 ) -> None:
-    """Finish a run's restoring; compare it with controls; export the restored checkpoint, or push it to the hub.
+    """Finish a run, compare it with controls, export the restored checkpoint, or push it to the hub.
 
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/];
     [bold]stepmend restore runs/mine --push me/my-model-w3 --guard[/]
@@ -192,7 +192,7 @@ def align(
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Optimizer steps.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST)] = 0,
 ) -> None:
-    """Teach a model the step format from its own correct answers, so that the format teaches no mathematics.
+    """Train a model on its own correct answers in the step format: it learns the format and no new mathematics.
 
     Example: [bold]stepmend align Qwen/Qwen2.5-0.5B-Instruct out/aligned --benchmark gsm8k[/]; then stepmend run --model out/aligned
     """
@@ -225,7 +225,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Print a run's figures and write its page again. Needs no model."""
+    """Print a run's figures and rewrite its report page. Needs no model."""
     from stepmend.report import summary
 
     if as_json:
@@ -243,7 +243,7 @@ def export(
         typer.Option(help="The folder of the logs; it must not exist yet. Default: next to the run's folder, named after the format."),
     ] = None,
 ) -> None:
-    """Write a run's solutions as logs that other viewers read, one for each arm. Needs no model.
+    """Write a run's solutions as logs for other viewers, one per arm. Needs no model.
 
     Example: [bold]stepmend export runs/demo --to inspect[/]; for checkpoints there is [bold]stepmend restore --export[/]
     """
@@ -269,7 +269,7 @@ def audit(
     score: Annotated[Path | None, typer.Option(help="Labels saved by the page: print how well the pipeline agrees with them.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
 ) -> None:
-    """Write a page on which a person labels first faulty steps, blind to the locators; then score the pipeline on those labels.
+    """Write a page for labelling first faulty steps without seeing the locators' votes; then score the pipeline on those labels.
 
     Examples: [bold]stepmend audit runs/demo[/]; [bold]stepmend audit runs/demo --score audit-labels.json[/]
     """
@@ -294,7 +294,7 @@ def audit(
 
 @app.command()
 def schemes() -> None:
-    """List the schemes: name, bits, group, what calibrates it, where it loads."""
+    """List the schemes: name, bits, group size, calibration data, and where each loads."""
     from rich.table import Table
 
     from stepmend.quantize import schemes as table

@@ -1,4 +1,4 @@
-"""The verb that shows a running loop from its folder. It reads the folder and changes nothing in it."""
+"""The command that shows the progress of a running loop. It only reads the run's folder."""
 
 import time
 from dataclasses import replace

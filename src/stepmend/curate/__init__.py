@@ -19,7 +19,7 @@ class Solved:
 
 
 def make_bullet(solved: Solved, fault: Fault, made_by: str) -> Bullet | None:
-    """The bullet at a located fault; None where full precision's own step there was not verified to lead to the right answer."""
+    """The bullet at a located fault; None if full precision's own step there was not verified to lead to the right answer."""
     if fault.span is None or fault.step is None or fault.chosen is None or fault.continuation is None:
         return None
     begin, end = fault.span
@@ -46,12 +46,12 @@ def make_bullet(solved: Solved, fault: Fault, made_by: str) -> Bullet | None:
 
 
 def place(solution: str, step: int) -> tuple[int, int]:
-    """The span of a solution's step, of its last one where it has fewer."""
+    """The span of a solution's step, of its last one if it has fewer."""
     spans = steps.split(solution) or [(0, len(solution))]
     return spans[min(step, len(spans) - 1)]
 
 
 def curate(solved: Mapping[str, Solved], faults: Iterable[Fault], *, limit: int, made_by: str) -> list[Bullet]:
-    """At most ``limit`` bullets, from faults in their order."""
+    """At most ``limit`` bullets, from faults in order."""
     made = (make_bullet(solved[fault.problem], fault, made_by) for fault in faults)
     return list(islice((bullet for bullet in made if bullet), limit))

@@ -9,7 +9,7 @@ from stepmend.locate import steps
 from stepmend.records import Bullet, InputError
 
 Pick = Callable[[Sequence[int]], int | None]
-"""Chooses one of the steps that can be taken; None where none will do."""
+"""Chooses one of the steps that can be taken; None if none will do."""
 CONTROLS: dict[str, str] = {
     "random-step": "the same bullets, each at another step, drawn at random; for dpo, of those in which the two texts differ",
     "shuffled-step": "the same bullets, each about as far along as another one's located step, and never at its own",
@@ -40,7 +40,7 @@ def check(names: Sequence[str], restore: Restore) -> None:
 
 
 def recipe_of(control: str, restore: Restore) -> Restore:
-    """How a control is tuned: as the located bullets are, but for what the control changes; another objective has a rate of its own."""
+    """How a control is tuned: as the located bullets are, except what the control changes; another objective has a rate of its own."""
     same = {"objective": "sft", "span": restore.trained}  # on the same tokens, though plain likelihood has a span of its own
     changes = {
         "whole-response": {"objective": "dpo", "span": "whole"},
@@ -57,7 +57,7 @@ def recipe_of(control: str, restore: Restore) -> Restore:
 def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved], restore: Restore, seed: int) -> list[Bullet]:
     """A control's bullets, at most as many as the located ones.
 
-    ``solved`` are the curate problems that both models solve, in their order. Raises InputError where a control has nothing to tune on.
+    ``solved`` are the curate problems that both models solve, in order. Raises InputError if a control has nothing to tune on.
     """
     rng, differing = random.Random(f"control {control} {seed}"), restore.objective == "dpo"
     if control == "random-step":

@@ -58,9 +58,9 @@ class Index:
                 self._masked[gram].append(place)
 
     def check(self, problem: Problem) -> Hit | None:
-        """The gravest hit, of the evaluation question that shares most, the first of equals; None where the question is clean.
+        """The most serious hit, of the evaluation question that shares most, the first of equals; None if the question is clean.
 
-        ``same``: the same id, or the same text but for case, signs, spaces and the writing of numbers. ``overlap``: ``NGRAM`` words
+        ``same``: the same id, or the same text except case, signs, spaces and the writing of numbers. ``overlap``: ``NGRAM`` words
         in a row are shared. ``near``: ``NEAR`` of its n-grams are shared once every number is masked. A question of fewer words is
         one n-gram. A question without words is only ever the same by its id.
         """

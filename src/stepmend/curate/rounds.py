@@ -32,7 +32,7 @@ def loss(context: Context, scheme: str) -> statistics.Paired:
 
 
 def both_solved(context: Context, scheme: str) -> Iterator[Solved]:
-    """Curate problems that full precision and the low-bit model both solve, in their order."""
+    """Curate problems that full precision and the low-bit model both solve, in order."""
     for part in rounds(context, scheme):
         problems = [solved.problem for solved in part.values()]
         both = solving.solved(context, problems, FULL) & solving.solved(context, problems, scheme)
@@ -83,7 +83,7 @@ def located_rounds(context: Context, arm: str, held_out: set[str]) -> Iterator[t
 
 
 def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
-    """The rounds that an arm's bullets come from, with their faults; bullets are made first where there are none."""
+    """The rounds that an arm's bullets come from, with their faults; bullets are made first if there are none."""
     bullets(context, arm)
     kept = context.dir.fact(Curated, arm)
     left = kept.problems if kept else 0
@@ -95,7 +95,7 @@ def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved],
 
 
 def _made_by(context: Context, arm: str, held_out: set[str]) -> str:
-    """The digest of all that decides the bullets at an arm's faults."""
+    """The digest of all inputs of the bullets at an arm's faults."""
     curated = context.recipe.curate.model_dump(include={"bullets", "round"})
     problems = [*map(context.problem_ids, ("curate", "test"))], sorted(held_out)
     of = arm, context.digest(FULL), context.digest(arm), *context.where(), context.prompt, context.max_new_tokens, context.batch_size

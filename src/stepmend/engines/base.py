@@ -51,7 +51,7 @@ class Engine(Protocol):
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """Complete rendered texts; hands out (index, completion) as they end.
+        """Complete rendered texts; yields (index, completion) as they end.
 
         Args:
             texts: All texts of this piece of work; equal ones are sampled apart.
@@ -78,7 +78,7 @@ class Scorer(Protocol):
 
 
 def scorer(engine: Engine) -> Scorer:
-    """The engine, where it scores. Raises InputError where it does not."""
+    """The engine, where it scores. Raises InputError if it does not."""
     if not isinstance(engine, Scorer):
         raise InputError(f"engine: {engine.identity} cannot score; margins need an engine that can (transformers)")
     return engine

@@ -86,7 +86,7 @@ class Decoder:
         return cache.Slots(count, length)
 
     def _keep(self, slots: cache.Slots) -> None:
-        """Keep a cache on a GPU for the next run, where it holds little of its memory."""
+        """Keep a cache on a GPU for the next run, if it holds little of its memory."""
         device = self.model.device
         if device.type == "cuda" and slots.bytes <= KEPT * torch.cuda.get_device_properties(device).total_memory:
             self.kept.append(slots)
@@ -99,7 +99,7 @@ class Decoder:
             while waiting and len(live) < slots.count:
                 slot = next(i for i in range(slots.count) if i not in live)
                 row = live[slot] = waiting.popleft()
-                if last and last[0] == row.ids:  # samples of one prompt read it once; it is whole where it was read last
+                if last and last[0] == row.ids:  # samples of one prompt read it once; it is whole if it was read last
                     slots.copy(last[1], slot, len(row.ids))
                     logits_1V = last[2]
                 else:
@@ -151,7 +151,7 @@ def nucleus(share_BV: torch.Tensor, top_p: float) -> torch.Tensor:
 def by_columns(model: Any) -> None:
     """Store the weights of float32 linear layers on a CPU column by column: with few rows they multiply 1.4 times as fast so.
 
-    Values, shapes and memory stay the same. The head stays as it is, for where it is tied the embedding is read from it row by row.
+    Values, shapes and memory stay the same. The head is unchanged: if it is tied, the embedding is read from it row by row.
     """
     head = unwrapped(model).get_output_embeddings()
     for module in model.modules():

@@ -107,7 +107,7 @@ class LocalEngine:
     def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
         """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``begins[i]`` on.
 
-        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of like length go together, so many
+        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of similar length go together, so many
         that ``TOKENS`` hold them; logits are made in pieces and not kept.
         """
         found: dict[int, Scored] = {}
@@ -134,7 +134,7 @@ class LocalEngine:
                 yield alike[start : start + size]
 
     def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
-        """The model's choice at each place, and the margin there of the token asked about (its own choice, where none is)."""
+        """The model's choice at each place, and the margin there of the token asked about (its own choice, if none is)."""
         choices, margins = [], []
         size = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
         for start in range(0, len(hidden_NH), size):
@@ -171,7 +171,7 @@ def _batches_of(texts: Sequence[str], group: Sequence[int], size: int) -> Iterat
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Indices of ``texts`` in batches of like length, longest first, so that a batch that does not fit memory fails at once."""
+    """Indices of ``texts`` in batches of similar length, longest first, so that a batch that does not fit memory fails at once."""
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
     for begin in range(0, len(order), size):
         yield order[begin : begin + size]

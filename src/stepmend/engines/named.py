@@ -1,6 +1,6 @@
 """Which engine writes an arm's solutions, as ``measure.engines`` of the recipe names it. Imports neither torch nor a server's client.
 
-An engine is ``transformers`` or ``vllm``, in this process and for every arm, or behind ``NAME=`` for one; or ``NAME=MODEL@URL``, where a
+An engine is ``transformers`` or ``vllm``, in this process and for every arm, or after ``NAME=`` for one; or ``NAME=MODEL@URL``, where a
 server at that address serves the arm's checkpoint as MODEL. NAME is the name of an arm's folder: ``full``, a scheme or a given
 checkpoint, or ``SCHEME-restored``. What is named ``NAME=vllm`` holds for what is made of that arm, too.
 """
@@ -43,7 +43,7 @@ class Spec(BaseModel):
 
 
 def split(spec: str) -> tuple[str, str]:
-    """What is named, empty for every arm, and its engine. Raises InputError for what is no engine; an address is not repeated."""
+    """What is named, empty for every arm, and its engine. Raises InputError for what is not an engine; an address is not repeated."""
     name, named, what = spec.partition("=")
     if not named:
         name, what = "", spec
@@ -82,7 +82,7 @@ def of(specs: Sequence[str], arm: str) -> tuple[Kind, str]:
 
 
 def described(specs: Sequence[str], arms: Iterable[str]) -> str:
-    """Which engine wrote each arm's solutions, in words; empty where nothing was named."""
+    """Which engine wrote each arm's solutions, in words; empty if nothing was named."""
     by: dict[str, list[str]] = {}
     for arm in arms if specs else ():
         by.setdefault(NAMES[of(specs, arm)[0]], []).append(arm)

@@ -1,6 +1,6 @@
 """Completions from any server that speaks OpenAI's completions protocol: vLLM, llama.cpp, transformers serve, SGLang, TGI.
 
-The server gets a rendered text and continues it (``/v1/completions``); the chat protocol would begin a new turn, and could not continue
+The server gets a rendered text and continues it (``/v1/completions``); the chat protocol would start a new turn, and could not continue
 a solution. So the model's own chat template is applied here, by its tokenizer, which MODEL names: a folder, or its name on the hub.
 """
 
@@ -62,7 +62,7 @@ class ServerEngine:
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
+        """See ``base.Engine``. Raises InputError if the server cannot be reached, refuses, or answers something else."""
         asked = seeded(texts, seed, done)
         with Servers(self.timeout) as servers:
             client = servers.client(self.url, self._key(), retries=4)
@@ -75,7 +75,7 @@ class ServerEngine:
                     yield futures[future], self._counted(future.result())
                 else:
                     return
-                servers.stop()  # what has come is handed out before it is said what went wrong
+                servers.stop()  # what has come is handed out before it is reported what went wrong
                 pool.shutdown(cancel_futures=True)
                 for other, i in futures.items():
                     if other is not future and not other.cancelled() and not other.exception():
@@ -90,7 +90,7 @@ class ServerEngine:
         return completion
 
     def _refusal(self, error: BaseException | None) -> BaseException:
-        """What is said of a request that failed."""
+        """What is reported of a request that failed."""
         import openai
 
         name = f"{self.what} {self.name}"
@@ -124,6 +124,6 @@ class ServerEngine:
         return Completion(choice.text, (*self._tokens(text, choice.text), *end), finish)
 
     def _tokens(self, before: str, written: str) -> list[int]:
-        """The tokens of what was written, as they stand behind the text before it, where that keeps its own."""
+        """The tokens of what was written, as they are after the text before it, where that keeps its own."""
         first, whole = chat.encode(self.tokenizer, before), chat.encode(self.tokenizer, before + written)
         return list(whole[len(first) :] if whole[: len(first)] == first else chat.encode(self.tokenizer, written))

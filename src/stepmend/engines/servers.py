@@ -26,7 +26,7 @@ def key_variable(name: str) -> str:
 
 
 class UnfinishedError(ValueError):
-    """An answer that was begun, and is too large or not whole in time; its text says which. There is no use in asking again."""
+    """An answer that was started, and is too large or not whole in time; its text says which. There is no use in asking again."""
 
 
 class Servers:
@@ -54,7 +54,7 @@ class Servers:
         self._loop.close()
 
     def client(self, url: str, key: str, retries: int = 0) -> "AsyncOpenAI":
-        """A client of one address, which repeats a request ``retries`` times where that may help."""
+        """A client of one address, which repeats a request ``retries`` times if that may help."""
         import openai
 
         # What is packed could unpack without end, so nothing packed is asked for, or unpacked.
@@ -119,7 +119,7 @@ async def _bounded(response: Any) -> None:
     """Lets a response's body be read up to ``LARGEST`` bytes, as it came."""
 
     class Bounded(_http().AsyncByteStream):
-        """The body, or its beginning."""
+        """The body, or its start."""
 
         def __init__(self, inner: Any) -> None:
             self.inner = inner

@@ -30,7 +30,7 @@ PAD = 16
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Root-mean-square difference of logits from those of a plain pass, in standard deviations of the logits, by dtype."""
 LOW = 0.1
-"""The same in 16 bits, and where activations are quantized: one value rounded otherwise is enough to move them."""
+"""The same in 16 bits, and where activations are quantized: one value rounded differently is enough to move them."""
 
 _active: ContextVar["Slots"] = ContextVar("slots")
 _verdicts: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
@@ -60,7 +60,7 @@ class Slots:
         return sum(tensor.nbytes for kept in self.layers.values() for tensor in kept)
 
     def close(self) -> None:
-        """Let go of recorded passes, which refer to these slots: then their memory is free at once."""
+        """release recorded passes, which refer to these slots: then their memory is free at once."""
         self.programs.clear()
 
     def program(self, function: Callable[..., tuple[torch.Tensor]], model: Any) -> Tried:
@@ -107,13 +107,13 @@ class Slots:
         return kept if self.filled_1 is None else (key_BKTD, value_BKTD)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """What transformers asks where it is given no positions."""
+        """What transformers asks if it is given no positions."""
         return 0
 
     def attend(self, query_BHTD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
         """One step's attention, [B, 1, H, D]. The query heads of one key/value head go in as if they were queries of their own.
 
-        On a CPU every slot by itself, over what it holds: a row's result cannot depend on the others. On a GPU all at once, behind a
+        On a CPU every slot by itself, over what it holds: a row's result cannot depend on the others. On a GPU all at once, after a
         mask: the kernel goes through each row's keys in tiles of fixed size, and masked ones add exact zeros.
         """
         count, heads, _, width = query_BHTD.shape
@@ -134,7 +134,7 @@ class Slots:
         return found_BKGD
 
     def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention [B, K, G, D] of all slots at once, up to the longest; what stands in empty slots means nothing."""
+        """Attention [B, K, G, D] of all slots at once, up to the longest; what is in empty slots means nothing."""
         longest = self.mask_B11L.shape[-1]
         mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
         return F.scaled_dot_product_attention(

@@ -10,7 +10,7 @@ from stepmend.models import chat, load
 from stepmend.records import InputError
 
 AT_ONCE = 256
-"""Texts that vLLM is given at once: it hands out nothing before all are done, so a stop loses no more than these."""
+"""Texts that vLLM is given at once: it yields nothing before all are done, so a stop loses no more than these."""
 PROMPT = 2048
 """Tokens that a question may have. Rescue appends the start of a solution to it, of up to ``max_new_tokens`` tokens."""
 
@@ -37,7 +37,7 @@ class VLLMEngine:
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """See ``base.Engine``. Raises InputError where vLLM cannot load the checkpoint."""
+        """See ``base.Engine``. Raises InputError if vLLM cannot load the checkpoint."""
         asked = seeded(texts, seed, done)
         for start in range(0, len(asked), AT_ONCE):
             part = asked[start : start + AT_ONCE]
@@ -49,7 +49,7 @@ class VLLMEngine:
                 yield i, Completion(one.text, tuple(one.token_ids), "length" if one.finish_reason == "length" else "stop")
 
     def close(self) -> None:
-        """Let go of the model; its memory is free once nothing else holds it."""
+        """release the model; its memory is free once nothing else holds it."""
         self._loaded.clear()
 
     def _sampling(self, temperature: float, top_p: float, seed: int) -> Any:

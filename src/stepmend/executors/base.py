@@ -21,7 +21,7 @@ R = TypeVar("R", bound=Record)
 Open = Callable[[Spec], Engine]
 """Gives the engine of a description, loaded once."""
 Task = Callable[[S, Open], Iterator[R]]
-"""What is done with one shard; hands out records as they are made."""
+"""What is done with one shard; yields records as they are made."""
 
 
 class Executor(Protocol):

@@ -24,7 +24,7 @@ UNPACKED = frozenset({"awq", "gptq", "gguf"})
 def method_of(folder: str | Path) -> str:
     """The method that a checkpoint's configuration names; empty for full precision.
 
-    Raises InputError where it is no method's name.
+    Raises InputError if it is not a method's name.
     """
     config = quantization_of(Path(folder))
     if not config:
@@ -49,5 +49,5 @@ def detect(folder: str | Path) -> Format | None:
 
 
 def unpacked(folder: str | Path) -> Format | None:
-    """The format of a checkpoint that is made dense when it is loaded; None where transformers reads it as it is."""
+    """The format of a checkpoint that is made dense when it is loaded; None if transformers reads it as it is."""
     return detect(folder) if method_of(folder) in UNPACKED else None

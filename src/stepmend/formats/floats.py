@@ -1,6 +1,6 @@
-"""Layers of compressed-tensors checkpoints whose codes are floats: FP8 (E4M3), and two E2M1 codes a byte (NVFP4, MXFP4).
+"""Layers of compressed-tensors checkpoints whose codes are floats: FP8 (E4M3), and two E2M1 codes per byte (NVFP4, MXFP4).
 
-Of a layer with M rows and N columns:
+For a layer with M rows and N columns:
 
 | tensor | holds |
 |---|---|
@@ -63,7 +63,7 @@ def _block(tensors: Tensors, name: str, args: Any, rows: int, columns: int) -> t
 
 
 def _check_divisor(tensors: Tensors, name: str, args: Any) -> None:
-    """Raises InputError where a scheme needs a scale of all scales, and there is none, or one that cannot be divided by."""
+    """Raises InputError if a scheme needs a scale of all scales, and there is none, or one that cannot be divided by."""
     if args.strategy != "tensor_group":
         return
     held = f"{name}.weight_global_scale"

@@ -77,13 +77,13 @@ class _Cursor:
         return self.bytes(self.number("<Q")).decode(errors="replace")
 
     def many(self, count: int, least: int) -> int:
-        """A count of things of at least so many bytes each. Raises DamagedError where there is no room for them."""
+        """A count of things of at least so many bytes each. Raises DamagedError if there is no room for them."""
         if count * least > self.end - self.at:
             raise DamagedError(f"its header names {count} entries, which it has no room for")
         return count
 
     def value(self) -> Any:
-        """A value behind its type."""
+        """A value after its type."""
         kind = self.number("<I")
         if kind == ARRAY:
             kind = self.number("<I")
@@ -101,7 +101,7 @@ class _Cursor:
 
 
 def need() -> Any:
-    """The package ``gguf``. Raises InputError where it is not installed."""
+    """The package ``gguf``. Raises InputError if it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -183,7 +183,7 @@ def _placed(name: str, dims: tuple[int, ...], number: int, offset: int, begin: i
 
 
 def _check_places(header: Header) -> None:
-    """Raises DamagedError where two tensors have one name or share bytes."""
+    """Raises DamagedError if two tensors have one name or share bytes."""
     names: set[str] = set()
     last = None
     for tensor in sorted(header.tensors, key=lambda one: one.start):

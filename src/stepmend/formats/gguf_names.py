@@ -24,7 +24,7 @@ HEAD = "output.weight"
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's name in the model; the row of the file that each of its rows is, None where they stand in the model's order; and what is
+    """A tensor's name in the model; the row of the file that each of its rows is, None if they are in the model's order; and what is
     to be added to the file's values."""
 
     name: str
@@ -69,7 +69,7 @@ def places(folder: Path, header: Header) -> dict[str, Place]:
 
 
 def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
-    """The model without numbers, transformers' reader of its architecture, and the model's name of each tensor."""
+    """The model without weights, transformers' reader of its architecture, and the model's name of each tensor."""
     need()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -26,13 +26,13 @@ WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
           "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 """Bytes of an element by its dtype's name in a header."""
 TWICE = "consolidated"
-"""The beginning of file names that hold the same weights in their maker's own format."""
+"""The start of file names that hold the same weights in their maker's own format."""
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
     """What a checkpoint's configuration says of its quantization; empty for full precision.
 
-    Older GPTQ checkpoints have it in ``quantize_config.json``. Raises InputError where either file is no JSON object.
+    Older GPTQ checkpoints have it in ``quantize_config.json``. Raises InputError if either file is no JSON object.
     """
     config = json_object(folder / "config.json")
     found = config.get("quantization_config")
@@ -48,7 +48,7 @@ def quantization_of(folder: Path) -> dict[str, Any]:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file of a checkpoint holds. Raises InputError where that is no object, or no regular file."""
+    """What a JSON file of a checkpoint holds. Raises InputError if that is not an object, or no regular file."""
     try:
         found = json.loads(inputs.content(file, HEADER))
     except InputError as error:
@@ -72,7 +72,7 @@ class Header:
 
 
 class Tensors:
-    """All tensors of a checkpoint's folder, by name. Raises InputError where a header is damaged or a name is there twice."""
+    """All tensors of a checkpoint's folder, by name. Raises InputError if a header is damaged or a name is there twice."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,11 +89,11 @@ class Tensors:
         return name in self.headers
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; empty where there is none of that name."""
+        """A tensor's shape; empty if there is none of that name."""
         return self.headers[name].shape if name in self.headers else ()
 
     def kind(self, name: str) -> str:
-        """A tensor's dtype by its name in the header; empty where there is none."""
+        """A tensor's dtype by its name in the header; empty if there is none."""
         return self.headers[name].dtype if name in self.headers else ""
 
     def dtype(self, name: str) -> "torch.dtype":
@@ -159,7 +159,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def headers_of(file: Path) -> list[tuple[str, Header]]:
-    """Every tensor of a safetensors file. Raises InputError where the file is not as long as its header says, or has none."""
+    """Every tensor of a safetensors file. Raises InputError if the file is not as long as its header says, or has none."""
     from safetensors import SafetensorError, safe_open
 
     size = inputs.regular(file)

@@ -18,7 +18,7 @@ OUTCOMES: dict[verify.Verdict, tuple[str, str | None]] = {
     "timeout": ("unscored", "timeout"),
     "parser": ("unscored", "parser"),
 }
-"""What a verdict on an answer makes of a trace: outcome, and reason where it is unscored."""
+"""What a verdict on an answer makes of a trace: outcome, and reason if it is unscored."""
 
 
 def kind_of(benchmark: str) -> verify.Kind:
@@ -35,7 +35,7 @@ def gold_of(text: str) -> str:
 def judge(
     found: Sequence[Extracted | None], gold: Sequence[str], kind: verify.Kind, verifier: verify.Verifier
 ) -> list[tuple[str, str | None]]:
-    """(outcome, reason) of extracted answers against gold ones, in their order; None is ``unscored (no_answer)``."""
+    """(outcome, reason) of extracted answers against gold ones, in order; None is ``unscored (no_answer)``."""
     asked = [i for i, answer in enumerate(found) if answer is not None]
     verdicts = dict(zip(asked, verifier.decide([(found[i].answer, gold[i]) for i in asked], kind), strict=True))  # pyright: ignore
     return [OUTCOMES[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
@@ -50,9 +50,9 @@ def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifie
 
 
 def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str | Sequence[str], verifier: verify.Verifier) -> list[Grade]:
-    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` where it was cut off).
+    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` if it was cut off).
 
-    ``made_by`` is the digest of all that decided a grade: one for all, or one each.
+    ``made_by`` is the digest of all inputs of a grade: one for all, or one each.
     """
     found = [extract(trace.said, loose=trace.finish == "stop") for trace in traces]
     digests = [made_by] * len(traces) if isinstance(made_by, str) else made_by

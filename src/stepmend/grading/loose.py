@@ -6,7 +6,7 @@ MATHS = re.compile(
     r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\$ ([^$\n]{1,300}\\[^$\n]{1,300}) \$"
     r"|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
 )
-"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one behind none and before no digit."""
+"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one after none and before no digit."""
 OPENED = re.compile(r"\\\[(?!.*\\\])|\\\((?!.*\\\))|\\[a-z]{0,20}\Z", re.DOTALL)
 """A formula, or a command, that the end of the text goes through."""
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -24,7 +24,7 @@ TAIL = 300
 
 
 def last(text: str) -> str | None:
-    """The formula or number that ends last in the end of a text; None where there is none, or a formula is cut off there."""
+    """The formula or number that ends last in the end of a text; None if there is none, or a formula is cut off there."""
     # A number or formula that the cut goes through is none.
     end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
     if OPENED.search(end.rstrip()):

@@ -53,7 +53,7 @@ STOP = frozenset(
         "|above|here|following|follows|clear|shown|and|or|for|with|we|i|you|is|are|was|be|because|since|by|from|based|unknown|supposed|expected",
     )
 )
-"""A word that begins a sentence and is no answer."""
+"""A word that starts a sentence and is no answer."""
 _BLANK = r"(?:your|the|my|a|an|insert|final|numeric|numerical|correct|single|just|only|exact|put|write|enter|actual)"
 PLACEHOLDER = re.compile(
     rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final"
@@ -99,7 +99,7 @@ def last(text: str, start: int, *, whole: bool) -> Mark | None:
 
 
 def first_end(text: str) -> float:
-    """Where the first marked answer ends; infinite where there is none."""
+    """Where the first marked answer ends; infinite if there is none."""
     return next((match.end() for match in sorted(_marked(text, 0), key=re.Match.start) if _answer(match)), math.inf)
 
 
@@ -108,7 +108,7 @@ def _marked(text: str, start: int) -> list[re.Match[str]]:
 
 
 def _answer(mark: re.Match[str]) -> str | None:
-    """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
+    """What a mark is followed by, up to the end of its sentence or line; of a formula that starts there, the formula."""
     if mark.re is CHOSEN:
         return mark["letter"] or mark["chosen"]
     content = mark["rest"].strip()
@@ -127,7 +127,7 @@ def _answer(mark: re.Match[str]) -> str | None:
 
 
 def _formulas(content: str) -> str | None:
-    """The formula at the start of a text, with those that are listed behind it; None where none is."""
+    """The formula at the start of a text, with those that are listed after it; None if none is."""
     found: list[str] = []
     place = 0
     while match := FORMULA.match(content, place):
@@ -150,7 +150,7 @@ def _trimmed(answer: str) -> str:
 
 
 def _is_answer(said: str) -> bool:
-    """Whether something behind a mark can be an answer: mathematics, or a word or two that begin no sentence."""
+    """Whether something behind a mark can be an answer: mathematics, or a word or two that start no sentence."""
     if not said or placeholder(said):
         return False
     words = said.split()

@@ -29,7 +29,7 @@ CLOSE = Decimal("1e-6")
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
-    """The verdict where it is certain without symbolic work; None where it is not."""
+    """The verdict if it is certain without symbolic work; None if it is not."""
     if answer == gold:
         return "equal"
     if not answer.strip() or len(answer) > numbers.LONGEST or len(gold) > numbers.LONGEST:
@@ -85,7 +85,7 @@ def _by_value(answer: str, gold: str) -> Verdict | None:
 
 
 def _no_number(answer: str, gold: Decimal) -> Verdict | None:
-    """The verdict on an answer that is no plain number, against one that is: fractions by value; prose and broken sums differ."""
+    """The verdict on an answer that is not a plain number, against one that is: fractions by value; prose and broken sums differ."""
     if fraction := re.fullmatch(r"\s*(-?\d{1,18})\s*/\s*(\d{1,18})\s*", answer):
         above, below = (Decimal(part) for part in fraction.groups())
         return "equal" if below and above == gold * below else "different"
@@ -131,7 +131,7 @@ class Verifier:
             self._pool.join()
 
     def decide(self, pairs: Sequence[tuple[str, str]], kind: Kind = "math") -> list[Verdict]:
-        """One verdict a pair (answer, gold), in their order. Equal pairs are decided once."""
+        """One verdict per pair (answer, gold), in order. Equal pairs are decided once."""
         known: dict[tuple[str, str], Verdict] = {pair: verdict for pair in set(pairs) if (verdict := quick(*pair, kind))}
         known |= self._symbolic([pair for pair in dict.fromkeys(pairs) if pair not in known])
         return [known[pair] for pair in pairs]

@@ -25,10 +25,10 @@ class Solution:
     Attributes:
         problem: The question.
         steps: The labelled steps.
-        label: The first wrong one (0-based), or None where every step is right.
+        label: The first wrong one (0-based), or None if every step is right.
         also: Other labels that can be defended.
-        answer: The right answer; empty where it is not known.
-        worked: The benchmark's worked solution; empty where it is not known.
+        answer: The right answer; empty if it is not known.
+        worked: The benchmark's worked solution; empty if it is not known.
         error_class: The labelled class of the fault.
         benchmark: What the problem is of, as far as the record says.
         group: The problem's own name: solutions of one problem are never split between fitting and measuring.
@@ -48,7 +48,7 @@ class Solution:
 
     @property
     def glue(self) -> str:
-        """What stands between the steps: nothing where they bring their own white space, else an empty line."""
+        """What is between the steps: nothing where they bring their own white space, else an empty line."""
         return "" if any(step != step.strip() for step in self.steps) else "\n\n"
 
     @property
@@ -66,7 +66,7 @@ def read(path: Path, limit: int | None = None, problems: Path | None = None) -> 
 
     ``problems`` is the benchmark's own file or folder: answers and worked solutions are looked up there by the question's text.
 
-    Raises InputError where there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
+    Raises InputError if there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
     """
     known = _worked(problems) if problems else {}
     found = [_solution(row, f"{file}, record {number}", known) for file in _files(path) for number, row in enumerate(tables.read(file), 1)]
@@ -119,8 +119,8 @@ def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solu
 def unlabelled(source: Path | Sequence[Mapping[str, Any]]) -> list[Solution]:
     """Solutions to be located, which nobody has labelled: of a file, or of records with the fields ``problem`` and ``solution``.
 
-    ``answer`` is the right answer and ``worked`` a worked solution, where they are known; an answer is read from a worked solution where
-    only that is. Raises InputError where there are none, or a record has no problem or solution.
+    ``answer`` is the right answer and ``worked`` a worked solution, if they are known; an answer is read from a worked solution where
+    only that is. Raises InputError if there are none, or a record has no problem or solution.
     """
     rows = tables.read(source) if isinstance(source, Path) else [dict(row) for row in source]
     if not rows:
@@ -171,7 +171,7 @@ def asking(
 ) -> Iterator[Locate]:  # fmt: skip
     """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
 
-    ``shown`` says whether judges are told the right answer, where it is known, as in a run; an answer has ``timeout`` seconds.
+    ``shown`` says whether judges are told the right answer, if it is known, as in a run; an answer has ``timeout`` seconds.
     Raises InputError as the judges do.
     """
     if not specs:
@@ -223,8 +223,8 @@ def _notes(panel: Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions
 def figures(solutions: Sequence[Solution], found: Sequence[int | None]) -> dict[str, Any]:
     """The benchmark's figures: accuracy on wrong solutions (the very step), on right ones (none named), and their harmonic mean.
 
-    ``fired`` counts the solutions in which a step is named, ``precision`` is the share of those where it is the labelled one. A share
-    of nothing is None, and so is what depends on it.
+    ``fired`` counts the solutions in which a step is named; ``precision`` is the share of these in which it is the labelled step. A share
+    of zero cases is None, and so is any figure computed from it.
     """
     pairs = list(zip(solutions, found, strict=True))
     wrong = [step == s.label for s, step in pairs if s.label is not None]

@@ -101,7 +101,7 @@ def _rates(observations: Iterable[Observation]) -> dict[str, Reliability]:
 
 
 def _side(step: int, truth: int | None) -> str:
-    """A step named where none is faulty is early: nothing has gone wrong yet."""
+    """A step named if none is faulty is early: nothing has gone wrong yet."""
     return "early" if truth is None or step < truth else "late" if step > truth else "exact"
 
 

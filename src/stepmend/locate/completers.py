@@ -18,7 +18,7 @@ def is_server(spec: str) -> bool:
 
 
 def check(spec: str, *, plain_http: bool = False) -> str | None:
-    """The folder of a completer that is a checkpoint; None for a server. Raises InputError where it is not there, or may not be asked."""
+    """The folder of a completer that is a checkpoint; None for a server. Raises InputError if it is not there, or may not be asked."""
     if is_server(spec):
         judges.asked([spec], plain_http=plain_http, what="completer")
         return None

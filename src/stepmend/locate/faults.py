@@ -17,7 +17,7 @@ from stepmend.models import chat
 from stepmend.records import Fault, InputError, Problem, Vote, digest
 
 VERSION = f"locate-5 {steps.VERSION} {equations.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
-"""Changes whenever the same traces may be located or classified otherwise."""
+"""Changes whenever the same traces may be located or classified differently."""
 ALONE = 8
 """Samples of a cut, at least, where full precision rescues itself: greedily it would only fail again."""
 NOBODY = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
@@ -36,13 +36,13 @@ class Locator:
     """All that locating needs.
 
     Attributes:
-        full: Full precision; None where locators that need no model are asked alone.
+        full: Full precision; None if locators that need no model are asked alone.
         arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
-        completer: What rescue continues with; full precision where it is None.
-        rates: How far each locator is to be believed.
+        completer: What rescue continues with; full precision if it is None.
+        rates: How reliable each locator is.
         known: Completions of an earlier call that was stopped, by key.
         keep: Called with (key, completion) as completions come.
-        opening: The beginning of a thought that questions are rendered with, and that solutions go on with.
+        opening: The start of a thought that questions are rendered with, and that solutions go on with.
         drawn: Whether the solutions were drawn: then a token that full precision would not have chosen proves nothing.
     """
 
@@ -75,7 +75,7 @@ class Locator:
             problems: The problems.
             cases: The failed traces.
             quantized: The model that wrote them; without it margins have nothing to say.
-            made_by: The digest of all that decides the faults.
+            made_by: The digest of all inputs of the faults.
             worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
             alone: Whether the traces are full precision's own failures: then it rescues itself by samples.
         """
@@ -99,7 +99,7 @@ class Locator:
         ]
 
     def again(self, problem: Problem, case: Case, fault: Fault, verdicts: Sequence[Vote]) -> Fault | None:
-        """A fault with the judges' new votes; None where that moves its step, so that it must be located again."""
+        """A fault with the judges' new votes; None if that moves its step, so that it must be located again."""
         votes = [v for v in fault.votes if v.locator in judges.TAKEN - {judges.LOCATOR}] + [*verdicts]
         own = _Known.of(problem, case, self.rates)
         step, confidence = vote(votes, own.kinds, own.table, self.settings.threshold)

@@ -1,6 +1,6 @@
 """LLM judges that name the first faulty step, behind any OpenAI-compatible address; their quorum, and how far they agree.
 
-An answer is a vote only where it is exactly what was asked for; everything else is counted as what it is and decides nothing. Every
+An answer is a vote only if it is exactly what was asked for; everything else is counted as what it is and decides nothing. Every
 answer is kept as it came, so that nothing is asked (and paid) twice. Keys come from the environment and go nowhere but to the judge.
 """
 
@@ -18,7 +18,7 @@ LOCATOR = "judges"
 VALID = ("fault", "none")
 """The outcomes that are votes."""
 OPEN = ("failed: ", "not asked: ")
-"""How the evidence of votes begins that stand for no answer."""
+"""How the evidence of votes starts that stand for no answer."""
 TAKEN = frozenset({"equations", "rescue", "margins", "reference", "solution", LOCATOR})
 """The other locators' names, which no judge can have."""
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
@@ -73,7 +73,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Question:
-    """One solution to judge: its problem, the known right answer where there is one, and its steps."""
+    """One solution to judge: its problem, the known right answer if there is one, and its steps."""
 
     problem: str
     answer: str | None
@@ -238,7 +238,7 @@ def quorum(verdicts: Sequence[Verdict], share: float = 0.5) -> Decision:
 def agreement(verdicts: Sequence[Sequence[Verdict]]) -> float | None:
     """Krippendorff's alpha (nominal; Krippendorff 2011) of the judges' valid votes, a step or none, one row of verdicts a question.
 
-    1 is perfect agreement, 0 is chance's. None where it is not defined: no question with two votes, or all votes alike.
+    1 is perfect agreement, 0 is chance's. None if it is not defined: no question with two votes, or all votes alike.
     """
     import krippendorff
     import numpy as np

@@ -24,7 +24,7 @@ VERBS = {
     "/": r"divide",
 }
 COMMANDS = {sign: re.compile(rf"(?:{verbs})\b", re.IGNORECASE) for sign, verbs in VERBS.items()}
-"""How an item of a plan begins that orders one operation."""
+"""How an item of a plan starts that orders one operation."""
 
 
 def kinds(steps: Sequence[str]) -> list[Kind]:
@@ -59,10 +59,10 @@ def written(text: str) -> Written:
 
 
 def ordered_by(steps: Sequence[str], index: int) -> int | None:
-    """The item of an earlier plan that orders the very operation that step ``index`` carries out; None where there is none.
+    """The item of an earlier plan that orders the very operation that step ``index`` carries out; None if there is none.
 
-    An item orders a step where it begins with the operation's verb, the step's only operation is that one, and both have the same number
-    or, where the step has none, the step repeats the verb and most of the item's words.
+    An item orders a step where it starts with the operation's verb, the step's only operation is that one, and both have the same number
+    or, where the step has none, the step repeats the command and most of the item's words.
     """
     made = quantities.calculations(steps[index])
     command = COMMANDS.get("".join(made[0].operators)) if len(made) == 1 else None

@@ -34,9 +34,9 @@ class Setup:
 
     Attributes:
         settings: The locators and their settings, as in a recipe.
-        model: The full-precision checkpoint; None where no locator needs one.
-        quantized: The checkpoint that wrote the solutions; None where margins are not asked.
-        rates: How far each locator is to be believed.
+        model: The full-precision checkpoint; None if no locator needs one.
+        quantized: The checkpoint that wrote the solutions; None if margins are not asked.
+        rates: How reliable each locator is.
         max_new_tokens: Tokens after which a continuation is cut off; None: as a run does it.
         slots: Continuations at once; None: as a run does it.
         seed: Of sampled continuations.
@@ -54,7 +54,7 @@ class Setup:
 def run(solutions: Sequence[Solution], setup: Setup, out: Path, stages: Stages) -> tuple[list[Labelled], list[Fault]]:
     """The solutions as located, and their faults; everything is kept in the folder ``out``, and not made again.
 
-    Raises InputError where a model is missing or damaged, or rescue is asked of solutions without a right answer.
+    Raises InputError if a model is missing or damaged, or rescue is asked of solutions without a right answer.
     """
     needed = MODEL & {*setup.settings.locators}
     if needed and setup.model is None:
@@ -140,7 +140,7 @@ class _Runner:
         return [kept[one.problem.id] for one in ready]
 
     def _made_by(self) -> str:
-        """The digest of all that decides a fault, besides its solution."""
+        """The digest of all inputs of a fault, besides its solution."""
         of = [load.checkpoint_digest(load.locate(model)) if model else "" for model in (self.setup.model, self.setup.quantized)]
         settings = self.settings.model_dump(exclude=HOW)
         rates = self.setup.rates.model_dump_json()

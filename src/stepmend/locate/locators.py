@@ -18,7 +18,7 @@ class Case:
         prompt: The question as rendered for the model that continues the trace.
         trace: The trace.
         spans: Its steps.
-        full: Full precision's own solution of the problem, where there is one.
+        full: Full precision's own solution of the problem, if there is one.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ def make_case(prompt: str, trace: Trace, full: Trace | None = None) -> Case:
 
 
 def by_equations(case: Case) -> Vote:
-    """The first step with an equation that does not hold; abstains where all hold. Blind to right arithmetic on wrong quantities.
+    """The first step with an equation that does not hold; abstains if all hold. Blind to right arithmetic on wrong quantities.
 
     What it names proves a fault at this step or before it, not that it is the first.
     """
@@ -62,7 +62,7 @@ class Rescued:
 class _Search:
     """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on.
 
-    ``sections`` are the steps with which sections begin: a section is found first, then the step in it.
+    ``sections`` are the steps with which sections start: a section is found first, then the step in it.
     """
 
     low: int
@@ -74,7 +74,7 @@ class _Search:
 
     @property
     def middle(self) -> int:
-        """The step to try next: the section's beginning that is nearest to the middle, while there is one between."""
+        """The step to try next: the section's start that is nearest to the middle, while there is one between."""
         middle = (self.low + self.high) // 2
         between = [step for step in self.sections if self.low < step < self.high]
         return min(between or [middle], key=lambda step: abs(step - middle))
@@ -159,7 +159,7 @@ def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: Scorer, qu
 
 
 def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, int]]) -> Vote:
-    """The step of the first token that full precision would not have written at that prefix; abstains where there is none."""
+    """The step of the first token that full precision would not have written at that prefix; abstains if there is none."""
     for index, (written, wanted) in enumerate(zip(case.trace.tokens, margins.reference, strict=True)):
         if written != wanted:
             step = step_of(case.spans, token_spans[index][0])
@@ -172,5 +172,5 @@ def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, in
 
 
 def step_of(spans: Sequence[tuple[int, int]], place: int) -> int | None:
-    """The step that holds a character's place; the last one for places at the very end; None where there are no steps."""
+    """The step that holds a character's place; the last one for places at the very end; None if there are no steps."""
     return next((i for i, (begin, end) in enumerate(spans) if begin <= place < end), len(spans) - 1 if spans else None)

@@ -1,4 +1,4 @@
-"""The panel: judges are asked together, again where that may help, never twice, and not beyond a budget. Keys go nowhere else."""
+"""The panel: judges are asked together, again if that may help, never twice, and not beyond a budget. Keys go nowhere else."""
 
 import itertools
 import os
@@ -62,7 +62,7 @@ class _Seat:
         self.counts: Counter[str] = Counter()
 
     def name_of(self, question: Question) -> str:
-        """The digest of all that decides an answer."""
+        """The digest of all inputs of an answer."""
         return digest(self.judge.model, self.judge.url, PROMPT, messages(question))
 
     def hide(self, text: str) -> str:
@@ -70,7 +70,7 @@ class _Seat:
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
 
     def failed(self, error: "OpenAIError | ValueError", timeout: float) -> str:
-        """Why a question has no answer; gives the judge up where there is no use in asking more."""
+        """Why a question has no answer; gives the judge up if there is no use in asking more."""
         import openai
 
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
@@ -91,7 +91,7 @@ class _Seat:
 
 
 def _final(error: Exception) -> str | None:
-    """Why a judge cannot be asked anything more; None where it can."""
+    """Why a judge cannot be asked anything more; None if it can."""
     if getattr(error, "code", None) == "insufficient_quota":
         return REFUSALS[402]
     status = getattr(error, "status_code", 0)
@@ -99,7 +99,7 @@ def _final(error: Exception) -> str | None:
 
 
 def _pause(error: "OpenAIError", attempt: int) -> float | None:
-    """Seconds to wait before asking again, as the server says or twice as long each time; None where there is no use in it."""
+    """Seconds to wait before asking again, as the server says or twice as long each time; None if there is no use in it."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -118,7 +118,7 @@ class Panel:
 
     ``keep`` gets each answer as it comes (from any thread, one at a time); ``known`` are those kept before, which are not asked again.
     ``budget`` is in tokens, of all judges together: once it is spent, no new question is put. An attempt has ``timeout`` seconds
-    from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times where that may help.
+    from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times if that may help.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Panel:
         concurrency: int = 8,
         retries: int = 4,
     ) -> None:
-        """Raises InputError where two judges have one name, or are the same model at the same address: one voice has one vote."""
+        """Raises InputError if two judges have one name, or are the same model at the same address: one voice has one vote."""
         for one, other in itertools.combinations(judges, 2):
             if one.name == other.name:
                 raise InputError(f"judge: {one.name} is given twice")
@@ -147,7 +147,7 @@ class Panel:
         self._stop = threading.Event()
 
     def ask(self, questions: Sequence[Question], tick: Tick = silent) -> list[list[Verdict]]:
-        """Per question one verdict of each judge, in their order; ``tick`` counts verdicts.
+        """Per question one verdict of each judge, in order; ``tick`` counts verdicts.
 
         When interrupted it puts no more questions, waits a second for those already put (their answers are kept, too), and raises.
         """
@@ -201,7 +201,7 @@ class Panel:
         return lost
 
     def _put(self, name: str, seat: _Seat, question: Question) -> Verdict | None:
-        """Puts one question and keeps its answer; a verdict where there is none."""
+        """Puts one question and keeps its answer; a verdict if there is none."""
         import openai
 
         with self._lock:
@@ -244,7 +244,7 @@ class Panel:
         return content, counted
 
     def _post(self, seat: _Seat, asked: list[dict[str, str]], form: dict[str, Any]) -> str:
-        """The body of the server's answer; asks again, with growing pauses, where that may help."""
+        """The body of the server's answer; asks again, with growing pauses, if that may help."""
         import openai
 
         assert seat.client

@@ -90,7 +90,7 @@ def calculations(text: str) -> list[Calculation]:
 
 
 def statements(text: str) -> list[float]:
-    """Numbers that are set, not computed: what stands after an equality sign or a colon, alone, with no expression before it."""
+    """Numbers that are set, not computed: what is after an equality sign or a colon, alone, with no expression before it."""
     found = []
     for line in re.split(r"[\n;¦]", _readable(text)):
         match = re.search(r"(?:[=:]|\b(?:is|are|was|were|has|have|had)\b)\s*(\d[\d,]*(?:\.\d+)?)\b(?!\s*[-+*/^=%])", line)
@@ -119,7 +119,7 @@ _SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "
 
 
 def _evaluate(node: ast.expr) -> float | None:
-    """The value of a parsed expression; None where it has none that is finite."""
+    """The value of a parsed expression; None if it has none that is finite."""
     if isinstance(node, ast.Constant):
         return float(node.value)  # pyright: ignore[reportArgumentType]
     if isinstance(node, ast.UnaryOp):
@@ -180,7 +180,7 @@ def _trailing(text: str) -> ast.expr | None:
 
 
 def _leading(text: str) -> float | None:
-    """The number that a text begins with, where no operator follows it."""
+    """The number that a text starts with, where no operator follows it."""
     tokens = list(itertools.islice(_tokens(text), 4))
     sign = -1.0 if tokens[:1] == ["-"] else 1.0
     tokens = tokens[1:] if sign < 0 else tokens

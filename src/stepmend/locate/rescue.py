@@ -49,7 +49,7 @@ class Asked:
 class _Search:
     """One case: arrivals and samples of each cut, one arriving completion of each, and what it cost.
 
-    ``sections`` are the steps with which sections begin; while it is ``coarse``, only cuts there are looked at, until the section is found.
+    ``sections`` are the steps with which sections start; while it is ``coarse``, only cuts there are looked at, until the section is found.
     """
 
     case: Case
@@ -112,7 +112,7 @@ class SampledRescue:
         return max(1, self.samples // 2)
 
     def _next(self, search: _Search) -> int | None:
-        """The cut to sample next; None, and the case is closed, where it is decided or nothing is worth its cost."""
+        """The cut to sample next; None, and the case is closed, if it is decided or nothing is worth its cost."""
         likelihood_FP = log_likelihood(search.arrived_C, search.sampled_C)
         weight_FP = np.exp(likelihood_FP - logsumexp(likelihood_FP)) * search.guide_F[:, None]
         weight_FP /= weight_FP.sum()
@@ -134,7 +134,7 @@ class SampledRescue:
         return None
 
     def _next_section(self, search: _Search, weight_FP: np.ndarray) -> int | None:
-        """The section's beginning to sample next; None where the section is found, or nothing more is to be learnt from them."""
+        """The section's start to sample next; None if the section is found, or nothing more is to be learnt from them."""
         cuts = [*search.sections, len(search.case.spans)]
         information_C = information(weight_FP, search.arrived_C, search.sampled_C, self.batch, cuts)
         information_C[search.closed_C | (search.sampled_C >= 2 * self.samples)] = 0
@@ -189,7 +189,7 @@ class SampledRescue:
 def log_likelihood(arrived_C: np.ndarray, sampled_C: np.ndarray) -> np.ndarray:
     """Log-probability [F, P] of the counts, for each first faulty step (in the last place none) and value before it.
 
-    Cut k lies before step k, so the cuts up to that of the faulty step are worth something, and those after it are not. A cut's value
+    Cut k is before step k, so the cuts up to that of the faulty step are worth something, and those after it are not. A cut's value
     is drawn about its regime's mean, so its count is beta-binomial.
     """
     before_CP = _beta_binomial(arrived_C[:, None], sampled_C[:, None], LEVELS_P)

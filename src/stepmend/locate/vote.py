@@ -12,7 +12,7 @@ ENOUGH = 0.5
 """Below this probability the vote abstains, where the recipe says nothing else."""
 JUDGES = "judges"
 LOCATORS = frozenset({"equations", "rescue", "margins", "reference", "solution", JUDGES})
-"""Those that are no single judge."""
+"""Those that are not a single judge."""
 RIGHT = frozenset({"reference", "solution"})
 """One method beside two right solutions: together they have one voice."""
 FLOOR = 1e-9
@@ -74,7 +74,7 @@ def _is_judge(locator: str) -> bool:
 
 
 def _likelihood(vote: Vote, steps: int, reliability: Reliability) -> np.ndarray:
-    """Probability that a locator names the vote's step where each step is the first faulty one, and where none is."""
+    """Probability that a locator names the vote's step where each step is the first faulty one, and if none is."""
     named = vote.step
     assert named is not None
     after, before = steps - 1 - np.arange(steps), np.arange(steps)

@@ -16,7 +16,7 @@ METRICS = (
 )
 """What is taken as right or wrong where a log holds several metrics and the benchmark has no headline metric of its own: the first one."""
 HEADLINE = {"arc_": "acc_norm", "hellaswag": "acc_norm", "openbookqa": "acc_norm", "piqa": "acc_norm", "truthfulqa_mc2": "acc"}
-"""The metric that a benchmark reports, by the beginning of its name."""
+"""The metric that a benchmark reports, by the start of its name."""
 YES = frozenset(("true", "1", "1.0", "c", "yes", "correct", "right", "passed", "pass", "success", "solved", "resolved", "accepted"))
 NO = frozenset(
     (
@@ -43,7 +43,7 @@ GROUPS = ("level", "subject", "type")
 
 @dataclass(frozen=True)
 class Sample:
-    """One solution: right, wrong, or None where nothing scored it; its text where the log has it; level and subject where known.
+    """One solution: right, wrong, or None if nothing scored it; its text where the log has it; level and subject where known.
 
     ``share`` is set where the log holds a share of several solutions (avg@n) or a partial score instead. ``gold``, ``question`` and
     ``prompt`` (a digest) say what was asked; ``cut`` whether the limit cut the text off. None is not known.
@@ -60,7 +60,7 @@ class Sample:
 
     @property
     def value(self) -> float | None:
-        """1 for right, 0 for wrong, or the share; None where nothing scored it."""
+        """1 for right, 0 for wrong, or the share; None if nothing scored it."""
         if self.share is not None:
             return self.share
         return None if self.correct is None else float(self.correct)
@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Log:
-    """One arm's outcomes by problem; several samples a problem where there were several epochs.
+    """One arm's outcomes by problem; several samples per problem if there were several epochs.
 
     ``others`` are the metrics and filters that could be read as well; ``notes`` is what a reader must know of the log itself, such as
     that its run was cancelled; ``about`` says how it was made (few-shot examples, engine, dtype …).
@@ -187,7 +187,7 @@ def collect(file: Path, found: Iterable[tuple[str, str, Sample]]) -> tuple[dict[
 
 
 def groups_of(row: Any) -> dict[str, str]:
-    """Level, subject and type of a record, where it has them."""
+    """Level, subject and type of a record, if it has them."""
     return {name: str(row[name]) for name in GROUPS if isinstance(row, dict) and isinstance(row.get(name), str | int)}
 
 
@@ -220,7 +220,7 @@ def spoken(text: Any, thought: Any) -> str | None:
 
 
 def short(value: Any) -> str | None:
-    """A gold answer as text, where it is one or a list of such."""
+    """A gold answer as text, if it is one or a list of such."""
     if isinstance(value, list):
         return ", ".join(str(one) for one in value) or None
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "" else None

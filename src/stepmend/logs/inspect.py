@@ -26,7 +26,7 @@ def is_log(file: Path) -> bool:
 
 
 def read(file: Path, fields: Fields) -> Log:
-    """The outcomes of the chosen scorer; None where nothing scored a sample."""
+    """The outcomes of the chosen scorer; None if nothing scored a sample."""
     head, samples = _zip(file) if file.suffix == ".eval" else _json(file)
     about = head.get("eval") or {}
     task = about.get("task")

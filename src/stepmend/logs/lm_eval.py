@@ -12,7 +12,7 @@ from stepmend.logs.base import Fields, Log, Sample
 from stepmend.records import InputError
 
 FILTERS = ("none", "strict-match", "score-first", "get-answer", "flexible-extract")
-"""Which filter is read where there are several: the benchmark's own first one before what votes over samples (``maj@64``)."""
+"""Which filter is read if there are several: the benchmark's own first one before what votes over samples (``maj@64``)."""
 
 
 def is_log(rows: list[dict[str, Any]]) -> bool:
@@ -20,7 +20,7 @@ def is_log(rows: list[dict[str, Any]]) -> bool:
 
 
 def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
-    """The outcomes of the chosen filter and metric. Raises InputError where these are not there."""
+    """The outcomes of the chosen filter and metric. Raises InputError if these are not there."""
     match = re.fullmatch(r"samples_(.+)_(\d{4}-\d\d-\d\dT.+)", file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json"))
     task = match[1] if match else None
     metrics = [name for name in rows[0].get("metrics") or base.METRICS if name in rows[0]]

@@ -41,7 +41,7 @@ def _periodic(tail: str, longest: int = 64) -> bool:
 
 
 def length_ratio(texts: Mapping[str, str | None], reference: Mapping[str, str | None]) -> float | None:
-    """Characters of an arm's texts over the reference arm's, on the problems that both have; None where there is no such text."""
+    """Characters of an arm's texts over the reference arm's, on the problems that both have; None if there is no such text."""
     shared = [p for p in texts if texts[p] and reference.get(p)]
     whole = sum(len(reference[p] or "") for p in shared)
     return sum(len(texts[p] or "") for p in shared) / whole if whole else None

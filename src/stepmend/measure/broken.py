@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from stepmend.measure import behaviour
 
 FEWEST = 5
-"""Texts below which nothing is said."""
+"""Texts below which nothing is reported."""
 BLOCK = re.compile(r"(.{1,8}?)\1{9,}", re.DOTALL)
 """One short block at least ten times over, such as ``0000000000``."""
 
@@ -20,7 +20,7 @@ def is_degenerate(text: str) -> bool:
 
 
 def broken(texts: Iterable[str | None]) -> str | None:
-    """What is wrong with a run, as the end of a sentence; None where nothing is, or where there are no texts.
+    """What is wrong with a run, as the end of a sentence; None if nothing is, or if there are no texts.
 
     A run is broken where at least half of its texts loop or are empty, or four in five are the same and longer than an answer is.
     """

@@ -40,13 +40,13 @@ class Compared:
 
     @cached_property
     def paired(self) -> statistics.Paired:
-        """Discordant counts and test; with several samples a problem, a problem is right where more than half of them are."""
+        """Discordant counts and test; with several samples per problem, a problem is right where more than half of them are."""
         first, second = self.shares
         return statistics.paired(first > 0.5, second > 0.5)
 
     @cached_property
     def of_shares(self) -> bool:
-        """Whether the arms are paired as shares: several samples a problem, or shares in the log itself."""
+        """Whether the arms are paired as shares: several samples per problem, or shares in the log itself."""
         return any(
             len(arm.samples[p]) > 1 or any(s.share is not None for s in arm.samples[p])
             for arm in (self.first, self.second)
@@ -72,7 +72,7 @@ class Compared:
 
     @cached_property
     def left_out(self) -> "Compared | None":
-        """The other reading, where unscored samples are left out; None where it is the same, or leaves nothing."""
+        """The other reading, where unscored samples are left out; None if it is the same, or leaves nothing."""
         if not self.unscored or self.unscored_as == "left_out":
             return None
         kept = [p for p in self.problems if all(any(s.value is not None for s in arm.samples[p]) for arm in (self.first, self.second))]
@@ -171,7 +171,7 @@ class Compared:
 def compare(logs: Sequence[Log], margin: float = statistics.MARGIN) -> list[Compared]:
     """Every two of the arms, those with the first one first; ``margin`` as in ``Compared``.
 
-    Raises InputError where nobody scored an arm, where two have no problem in common or differ in format, task or its version, or where
+    Raises InputError if nobody scored an arm, where two have no problem in common or differ in format, task or its version, or where
     the question or the gold answer differs within a pair.
     """
     for log in logs:
@@ -182,7 +182,7 @@ def compare(logs: Sequence[Log], margin: float = statistics.MARGIN) -> list[Comp
 
 
 def is_broken(log: Log) -> str | None:
-    """What is wrong with an arm's texts, where it is a broken run."""
+    """What is wrong with an arm's texts, if it is a broken run."""
     return broken(samples[0].text for samples in log.samples.values())
 
 
@@ -210,7 +210,7 @@ def _pair(first: Log, second: Log) -> Compared:
 
 
 def _check_same(problem: str, first: Log, second: Log) -> None:
-    """Raises InputError where a pair is none: its two problems have different questions or different gold answers."""
+    """Raises InputError if a pair is none: its two problems have different questions or different gold answers."""
     one, two = first.samples[problem][0], second.samples[problem][0]
     same = "the same id must be the same problem"
     if one.question and two.question and one.question != two.question:

@@ -84,7 +84,7 @@ class Ending:
 def tested(arms: Sequence[tuple[statistics.Shares, statistics.Shares]]) -> list[Tested]:
     """Each pair of shares with its own test, exact McNemar and its score interval, and Holm's p over all of them.
 
-    Several samples a problem are paired as shares: sign flips and a bootstrap, as for right and wrong.
+    Several samples per problem are paired as shares: sign flips and a bootstrap, as for right and wrong.
     """
     p_values = [statistics.permutation(first, second) for first, second in arms]
     return [
@@ -121,7 +121,7 @@ def known(log: Log, name: str, problems: Sequence[str]) -> dict[str, float]:
 
 
 def share(log: Log, name: str) -> float | None:
-    """The share of a log's solutions that end so, of the problems of which it is known; None where it is of none."""
+    """The share of a log's solutions that end so, of the problems of which it is known; None if it is of none."""
     return _mean(known(log, name, list(log.samples)))
 
 

@@ -81,7 +81,7 @@ def fitness(traces: Iterable[Trace], right: Samples) -> Fitness:
 
 
 def is_thought(trace: Trace) -> bool:
-    """Whether a solution holds a thought, or begins in one."""
+    """Whether a solution holds a thought, or starts in one."""
     return bool(trace.opening) or THOUGHTS.search(trace.text) is not None
 
 
@@ -104,9 +104,9 @@ def align_command(recipe: Recipe) -> str:
 
 
 def obstacle(fit: Fitness, pair: Callable[[], Paired]) -> str | None:
-    """Why a scheme is not restored; None where it is.
+    """Why a scheme is not restored; None if it is.
 
-    ``pair`` gives full precision's outcomes paired with the scheme's on curate problems, and is called only where they are needed. Test
+    ``pair`` gives full precision's outcomes paired with the scheme's on curate problems, and is called only if they are needed. Test
     problems decide nothing: a loss that is reported because it looked large on the very problems it is reported on is too large on
     average, and a useless restoration would seem to recover part of it.
     """

@@ -59,7 +59,7 @@ class _Chosen(Mapping[str, Trace]):
 def solve(context: Context, arm: str, problems: Sequence[Problem], split: str, *, samples: int | None = None) -> Solutions:
     """The solutions of one arm, read when they are asked for; graded while others are generated, and kept.
 
-    ``samples`` is their number a problem; None is the recipe's.
+    ``samples`` is their number per problem; None is the recipe's.
     """
     texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
     size, digests = _inputs(context, arm, texts, ids, samples)
@@ -96,7 +96,7 @@ class Shard(BaseModel):
     """Problems that one engine solves: texts and ids of all of a stage, and the indices of solutions that are ``done``, or others' to do.
 
     ``made_by`` holds the digest of every sample; the solutions are those of all problems, sample by sample. Every shard of a stage knows
-    all its texts, so that an engine cuts them into the same batches, and draws the same samples. Traces keep ``opening``, the beginning of
+    all its texts, so that an engine cuts them into the same batches, and draws the same samples. Traces keep ``opening``, the start of
     a thought that the texts end in.
     """
 
@@ -133,7 +133,7 @@ def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
 def _inputs(
     context: Context, arm: str, texts: Sequence[str], ids: Sequence[str], samples: int | None = None
 ) -> tuple[int, list[str]]:  # fmt: skip
-    """The number of slots that an arm solves in, and of every sample the digest of all that decides it."""
+    """The number of slots that an arm solves in, and of every sample the digest of all its inputs."""
     measure = context.recipe.measure
     size = max(1, min(context.batch_size, len(texts)) * 2 // 3) if arm == AGAIN else context.batch_size
     opening = [context.form.opening] if context.form.opening else []

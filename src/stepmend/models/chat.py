@@ -27,13 +27,13 @@ SOLUTION, THOUGHT, BUILTIN = 1024, 32_768, 180
 """Tokens after which a solution is cut off, where the recipe does not say: of most models; of those that think, as the model cards of
 DeepSeek-R1 and Qwen3 recommend; of the built-in reasoners."""
 NEAR = 16
-"""Tokens before one that may change how it is written: bytes of one character, blanks at a text's begin."""
+"""Tokens before one that may change how it is written: bytes of one character, blanks at a text's start."""
 ALIGNED = "align.json"
 """The file in which an aligned checkpoint says how it was made, and what it was asked then."""
 
 
 def aligned(folder: str | Path) -> dict[str, Any]:
-    """What an aligned checkpoint says of its making; empty where ``folder`` is none."""
+    """What an aligned checkpoint says of its making; empty if ``folder`` is none."""
     try:
         found = json.loads(inputs.content(Path(folder) / ALIGNED))
     except (ValueError, RecursionError):  # InputError is a ValueError
@@ -55,7 +55,7 @@ class Form:
         prompt: The prompt's name in ``PROMPTS``, or its text.
         system: The system message; None for the template's own.
         thinking: Whether the model is asked to think, where its chat template has a switch for it.
-        opening: The beginning of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
+        opening: The start of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
     """
 
     prompt: str
@@ -65,18 +65,18 @@ class Form:
 
     @property
     def thinks(self) -> bool:
-        """Whether solutions are expected to begin with a thought."""
+        """Whether solutions are expected to start with a thought."""
         return self.thinking or bool(self.opening)
 
     @property
     def name(self) -> str:
-        """What names this form in digests and on cards: the prompt's name where there is nothing else to say."""
+        """What names this form in digests and on cards: the prompt's name if there is nothing else to say."""
         more = {"system": self.system, "thinking": self.thinking or None}
         more = {key: value for key, value in more.items() if value is not None}
         return json.dumps({"prompt": self.prompt, **more}, ensure_ascii=False) if more else self.prompt
 
     def render(self, tokenizer: Any, question: str) -> str:
-        """The text up to where the model's answer begins."""
+        """The text up to where the model's answer starts."""
         return render(tokenizer, self.prompt, question, system=self.system, thinking=self.thinking)
 
 
@@ -116,7 +116,7 @@ def switches(tokenizer: Any) -> bool:
 
 
 def opening(text: str) -> str:
-    """The beginning of a thought that a rendered question ends in, with the blanks behind it; empty where it ends in none."""
+    """The start of a thought that a rendered question ends in, with the blanks after it; empty if it ends in none."""
     *_, last = [None, *THOUGHTS.finditer(text)]
     return text[last.start() :] if last and last["open"] and not text[last.end() :].strip() else ""
 
@@ -133,7 +133,7 @@ def tokens_for(form: Form, config: Any, *, builtin: bool = False) -> int:
 def render(
     tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str, str]] = (), *, system: str | None = None, thinking: bool = False
 ) -> str:
-    """The text up to where the model's answer begins, by the tokenizer's own chat template.
+    """The text up to where the model's answer starts, by the tokenizer's own chat template.
 
     Args:
         tokenizer: The model's own.
@@ -157,7 +157,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of tokens, without special ones; but those that begin or end a thought (Magistral's ``[THINK]``) are part of it."""
+    """The text of tokens, without special ones; but those that start or end a thought (Magistral's ``[THINK]``) are part of it."""
     return _decoder(tokenizer)(tokens)
 
 
@@ -173,7 +173,7 @@ def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tup
     """The half-open span that each token takes in the text of all of them; special tokens take none (``decode``)."""
     text_of, spans, end = _decoder(tokenizer), [], 0
     for i in range(len(tokens)):
-        # A token's text is what it adds to those before it; how a text begins changes nothing far behind.
+        # A token's text is what it adds to those before it; how a text starts changes nothing far behind.
         near = tokens[max(0, i - NEAR) : i + 1]
         before, after = (len(text_of(part)) for part in (near[:-1], near))
         spans.append((end, end + max(0, after - before)))

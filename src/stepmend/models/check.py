@@ -1,6 +1,6 @@
 """Before any work: what of a model would be quantized, what tuned, what is left alone and why, and what is refused.
 
-All of it is read from a model without numbers (the meta device), so it takes seconds and reads no weights.
+All of it is read from a model without weights (the meta device), so it takes seconds and reads no weights.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ EXPERTS = "experts in one tensor"
 
 @dataclass(frozen=True)
 class Layer:
-    """One module that holds matrices: its name and class, rows and columns (of one expert, where it holds many), numbers in it, and
+    """One module that holds matrices: its name and class, rows and columns (of one expert, if it holds many), numbers in it, and
     whether it is quantized and its codes and scales tuned; ``why`` says why not."""
 
     name: str
@@ -75,7 +75,7 @@ def _is_seeing(name: str) -> bool:
 
 
 def _why_not(name: str, module: Any, is_head: bool, body: str, stack: str) -> str:
-    """Why a module's codes and scales are not tuned; empty where they are."""
+    """Why a module's codes and scales are not tuned; empty if they are."""
     if is_head:
         return "the head"
     if isinstance(module, nn.Embedding):

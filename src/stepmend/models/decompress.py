@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def made_in(dtype: Any) -> Iterator[None]:
-    """Inside, FP4 codes and MX scales are unpacked to ``dtype``; where that is none (``auto``), to bfloat16."""
+    """Inside, FP4 codes and MX scales are unpacked to ``dtype``; if that is none (``auto``), to bfloat16."""
     import torch
     from compressed_tensors.compressors.mxfp8 import base as mxfp8
     from compressed_tensors.compressors.nvfp4 import base as nvfp4

@@ -19,20 +19,20 @@ LOGITS = 1 << 26
 
 
 def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tensor:
-    """Ids [B, T], padded on the right: padding is behind everything that a causal model looks at."""
+    """Ids [B, T], padded on the right: padding is after everything that a causal model looks at."""
     width = -(-max(map(len, rows)) // WIDTH) * WIDTH
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
 
 
 def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]], **options: Any) -> torch.Tensor:
-    """The last hidden states, behind the final norm, at (row, place) pairs: [N, H]. No logits are made."""
+    """The last hidden states, after the final norm, at (row, place) pairs: [N, H]. No logits are made."""
     hidden_BTH = body_of(model)(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
     return hidden_BTH[row_N, place_N]
 
 
 def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], pad: int) -> torch.Tensor:
-    """``hidden_of`` of rows of ids, [N, H], in one pass for every group of like length."""
+    """``hidden_of`` of rows of ids, [N, H], in one pass for every group of similar length."""
     parts, order = [], []
     for group in alike([len(row) for row in rows], model.device):
         inside = {row: place for place, row in enumerate(group)}
@@ -44,7 +44,7 @@ def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[i
 
 
 def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Indices in groups of like length, longest first."""
+    """Indices in groups of similar length, longest first."""
     groups, least = list[list[int]](), ALIKE.get(device.type, ALIKE["cuda"])
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not groups or lengths[i] < least * lengths[groups[-1][0]]:
@@ -61,7 +61,7 @@ def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
 def in_pieces(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:
     """``of`` tensors with one row a place, [N, ...], which makes logits of them: so many places at once that ``LOGITS`` hold.
 
-    Going backward the logits of each piece are made again, so that no more than one piece's are ever held.
+    Going backward the logits of each piece are computed again, so that no more than one piece's are ever held.
     """
     size = max(1, LOGITS // vocabulary)
     if len(tensors[0]) <= size:

@@ -22,7 +22,7 @@ TWICE = ["consolidated*", "original/*"]
 
 
 def locate(model: str) -> str:
-    """The folder of a checkpoint, or the hub name that it is. Raises InputError where it is neither, or is damaged."""
+    """The folder of a checkpoint, or the hub name that it is. Raises InputError if it is neither, or is damaged."""
     from stepmend.models.reasoner import CHECKPOINTS, FAMILIES
 
     if model.startswith(BUILTIN):
@@ -82,7 +82,7 @@ def check(folder: Path) -> None:
 
 
 def config_of(folder: str) -> Any:
-    """The checkpoint's configuration. Raises InputError where transformers knows no such architecture."""
+    """The checkpoint's configuration. Raises InputError if transformers knows no such architecture."""
     from transformers import AutoConfig
 
     try:
@@ -100,7 +100,7 @@ READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """Every file of a checkpoint that loading reads, in order. Raises InputError where one is a FIFO, a device, or a link to nothing."""
+    """Every file of a checkpoint that loading reads, in order. Raises InputError if one is a FIFO, a device, or a link to nothing."""
     kinds = READ if any(folder.glob("*.safetensors")) else READ | {".gguf"}
     for file in sorted(folder.rglob("*")):
         if file.suffix in kinds and not file.is_dir():
@@ -132,7 +132,7 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The checkpoint's tokenizer, padding on the left. Raises InputError where it cannot be read, or has no chat template."""
+    """The checkpoint's tokenizer, padding on the left. Raises InputError if it cannot be read, or has no chat template."""
     tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
@@ -142,7 +142,7 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def read_tokenizer(folder: str) -> Any:
-    """The checkpoint's tokenizer as it is. Raises InputError where it cannot be read."""
+    """The checkpoint's tokenizer as it is. Raises InputError if it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -152,7 +152,7 @@ def read_tokenizer(folder: str) -> Any:
 
 
 def ends_of(folder: str) -> frozenset[int]:
-    """The ids of the tokens that end an answer: of ``generation_config.json``, or where there is none of ``config.json``."""
+    """The ids of the tokens that end an answer: of ``generation_config.json``, or if there is none of ``config.json``."""
     beside = Path(folder) / "generation_config.json"
     found = tensors.json_object(beside).get("eos_token_id") if beside.exists() else None
     found = config_of(folder).eos_token_id if found is None else found
@@ -171,7 +171,7 @@ LOADING = {
     "unexpected_keys": "holds an unexpected tensor,",
     "mismatched_keys": "holds the wrong shape of",
 }
-"""Loading problems that transformers reports, and how they are said."""
+"""Loading problems that transformers reports, and how they are reported."""
 LARGE = 64_000_000
 """Parameters above which a 16-bit checkpoint may be computed in 16 bits on a CPU."""
 
@@ -255,7 +255,7 @@ def pretrained(folder: str, **options: Any) -> Any:
 
 
 def _settle(model: Any, dtype: Any) -> None:
-    """Bring to float32, where that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
+    """Bring to float32, if that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
     import torch
 
     if dtype is torch.float32:
@@ -265,7 +265,7 @@ def _settle(model: Any, dtype: Any) -> None:
 
 
 def skeleton(config: Any) -> Any:
-    """The model of a configuration without its numbers, on the meta device. Raises InputError where transformers has no causal one."""
+    """The model of a configuration without its numbers, on the meta device. Raises InputError if transformers has no causal one."""
     import torch
 
     try:
@@ -313,7 +313,7 @@ def plain_linears(config: Any) -> Iterator[None]:
 def kind_of(config: Any) -> Any:
     """The class that a configuration's model is of: a causal one, or one that reads images too, of which only the text is used.
 
-    Raises InputError where there is neither.
+    Raises InputError if there is neither.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 

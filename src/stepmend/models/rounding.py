@@ -1,6 +1,6 @@
 """Linear layers whose inputs are rounded, and models in which they are not.
 
-Logits of two models that are one cannot be compared behind many such layers: where rounding turns on a last bit, a difference of 1e-7
+Logits of two models that are one cannot be compared after many such layers: where rounding turns on a last bit, a difference of 1e-7
 becomes a step of 6 % in FP8, and soon all of the rounding's noise.
 """
 

@@ -72,7 +72,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model multiplies: numbers a token meets in linear layers and head, and its decoder layers; for solving, both sums below."""
+    """What a model multiplies: numbers per token meets in linear layers and head, and its decoder layers; for solving, both sums below."""
 
     numbers: float
     layers: int

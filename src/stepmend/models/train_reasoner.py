@@ -6,7 +6,7 @@ Seeded; resumable from its last checkpoint (the same command again); on one CPU 
 - first bare arithmetic lines with problems of one or two steps, then problems of all levels with 15 % arithmetic;
 - the loss is on the solution, with a trace (2 %) on the question;
 - Muon (orthogonalized momentum, https://kellerjordan.github.io/posts/muon) for the matrices, AdamW for the rest;
-- a constant rate, then a linear decay to zero: a longer run shares its beginning with a shorter one.
+- a constant rate, then a linear decay to zero: a longer run shares its start with a shorter one.
 
 Tensor names carry their shape: B rows, T tokens, V vocabulary, K matrices of one shape, M and N their rows and columns.
 """
@@ -79,7 +79,7 @@ def make_rows(tokenizer: Any, rng: random.Random, step: int) -> Iterator[Row]:
 
 
 def make_batches(tokenizer: Any, seed: int, chunk: int, *, tokens: int, per_chunk: int) -> list[list[Row]]:
-    """The ``per_chunk`` batches of one chunk of training: rows of like length together, at most ``tokens`` padded tokens a batch."""
+    """The ``per_chunk`` batches of one chunk of training: rows of similar length together, at most ``tokens`` padded tokens a batch."""
     rng = random.Random(f"reasoner {seed} {chunk}")
     source = make_rows(tokenizer, rng, chunk * per_chunk)
     rows: list[Row] = []
@@ -113,7 +113,7 @@ def loss_of(model: torch.nn.Module, batch: list[Row]) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix, by five Newton–Schulz steps (Jordan et al., 2024).
 
-    torch's own Muon works in bf16, which most CPUs emulate slowly; this one works in the matrices' dtype, or in bf16 where that is
+    torch's own Muon works in bf16, which most CPUs emulate slowly; this one works in the matrices' dtype, or in bf16 if that is
     fast, and takes all matrices of one shape at once.
     """
 

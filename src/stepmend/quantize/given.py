@@ -67,7 +67,7 @@ class Given:
 
 
 def _scales(layer: Layer) -> str:
-    """Of what size the blocks are that share a scale, and in what it is stored where that is 8 bits."""
+    """Of what size the blocks are that share a scale, and in what it is stored if that is 8 bits."""
     width, kind = layer.columns // layer.groups, "" if layer.scale == "float" else f" in {layer.scale}"
     if layer.tall == layer.rows and layer.groups == 1:
         return f"a scale{kind}"
@@ -85,7 +85,7 @@ def look(parent: str, model: str, path: str) -> Given:
         path: The low-bit checkpoint: a folder, a name on the hub, or a GGUF file.
 
     Raises:
-        InputError: where it is not of this model, holds nothing that can be restored, or is damaged.
+        InputError: if it is not of this model, holds nothing that can be restored, or is damaged.
     """
     if formats.method_of(parent):
         raise InputError(f"model: {parent} is quantized already; give its full-precision parent, and this one as --quantized")
@@ -115,7 +115,7 @@ def look(parent: str, model: str, path: str) -> Given:
 def located(path: str, parent: str) -> str:
     """The folder of a low-bit checkpoint; that of a GGUF file has the configuration and tokenizer of ``parent``.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     try:
         file = gguf.named(path)
@@ -125,7 +125,7 @@ def located(path: str, parent: str) -> str:
 
 
 def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
-    """Raises InputError where both models do not have the same parameters, or a file holds another shape."""
+    """Raises InputError if both models do not have the same parameters, or a file holds another shape."""
     if full.config.model_type != low.config.model_type:
         raise InputError(f"{folder} is of type {low.config.model_type!r}, and the full-precision model {full.config.model_type!r}")
     heads = {name for model in (full, low) for name, module in model.named_modules() if module is model.get_output_embeddings()}
@@ -205,7 +205,7 @@ def _other_texts(full: Any, low: Any) -> Iterator[str]:
 
 
 def _splitting(tokenizer: Any) -> Any:
-    """How a tokenizer splits texts, but for padding and truncation; None where it does not say."""
+    """How a tokenizer splits texts, except padding and truncation; None if it does not say."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     kept = json.loads(backend.to_str()) if backend is not None else {}
     return {key: value for key, value in kept.items() if key not in ("padding", "truncation", "version")} or None
@@ -218,7 +218,7 @@ def _other_ends(parent: str, folder: str) -> Iterator[str]:
 
 
 def _other_base(folder: str, model: str) -> Iterator[str]:
-    """What the card names as the base model, where that is not the last part of the model's name."""
+    """What the card names as the base model, if that is not the last part of the model's name."""
     try:
         card = inputs.text(Path(folder) / "README.md", CARD)
     except InputError:

@@ -1,7 +1,7 @@
 """What AWQ and SmoothQuant may scale in a model: layers whose output is divided by factors, and the layers that are multiplied by them.
 
 Such a pair leaves the model as it is only where nothing else reads that output. So the model, without numbers (on the meta device), is
-given a text, and every use of a norm's output is noted. llm-compressor's own mappings of a family are taken where they hold by this;
+given a text, and every use of a norm's output is noted. llm-compressor's own mappings of a family are taken if they hold by this;
 where it has none, or they do not hold, those that were found are given to it in the form that it registers.
 """
 
@@ -38,7 +38,7 @@ class Mapping:
 def of(model: Any, method: str) -> list[Mapping]:
     """The mappings of ``awq`` or ``smoothquant`` for a model on the meta device.
 
-    Raises InputError, with what to do, where there is nothing that may be scaled.
+    Raises InputError, with what to do, if there is nothing that may be scaled.
     """
     if not (found := _of(model, method)):
         followed = readers(model) is not None
@@ -63,7 +63,7 @@ def _of(model: Any, method: str) -> list[Mapping]:
 def readers(model: Any) -> dict[str, list[str]] | None:
     """Norms of the decoder layers, each with the linear layers that read its output, where no other part of the model reads it.
 
-    None where the model cannot be followed without numbers.
+    None if the model cannot be followed without numbers.
     """
     stack = check.decoder_stack(model) + "."
     norms = {name: module for name, module in model.named_modules() if name.startswith(stack) and _divides(module)}
@@ -146,7 +146,7 @@ def _plain_experts(model: Any) -> Iterator[None]:
 def _divides(module: nn.Module) -> bool:
     """Whether a module is a norm whose output is divided where its weight (and bias) are; tried on numbers.
 
-    llm-compressor itself brings norms that multiply by 1 + weight into this form, where it knows them.
+    llm-compressor itself brings norms that multiply by 1 + weight into this form, if it knows them.
     """
     from llmcompressor.modeling.offset_norm import NormCalibrationModule, _is_registered
 

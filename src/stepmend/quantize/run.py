@@ -31,9 +31,9 @@ NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
 WHOLE = "_global_scale"
-"""The end of the names of scales that stay float32: NVFP4's, one a tensor."""
+"""The end of the names of scales that stay float32: NVFP4's, one per tensor."""
 EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
-"""The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
+"""The name of a tensor of one expert: what is before the part, the part, and what follows it."""
 
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
@@ -43,7 +43,7 @@ def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
 
 
 def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
-    """What becomes of every layer, before work starts. Raises InputError where the scheme does not suit the checkpoint."""
+    """What becomes of every layer, before work starts. Raises InputError if the scheme does not suit the checkpoint."""
     config = load.config_of(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent, and this one as --quantized")
@@ -59,7 +59,7 @@ def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, w
     """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all. ``wide``: modules with more bits than the scheme's.
 
     Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
-    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
+    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError if the scheme does not suit the model, needs
     texts and there are none, leaves a layer in full precision that it is for, or where the reloaded checkpoint is another model.
     """
     layers = preflight(folder, scheme)
@@ -95,7 +95,7 @@ def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, expe
 
 
 def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
-    """Raises InputError where a layer that the scheme is for was left in full precision."""
+    """Raises InputError if a layer that the scheme is for was left in full precision."""
     held = {name for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None}
     for layer in layers:
         inside = layer.why == check.EXPERTS and any(name.startswith(f"{layer.name}.") for name in held)
@@ -161,7 +161,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
     recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme), wide)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}
     if scheme.calibrated:
-        # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
+        # Rows of similar length together, each batch cut to its shortest: no padding enters the statistics.
         rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
         data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         # Shuffled samples give other codes for the same seed.
@@ -191,7 +191,7 @@ def _in_float32() -> Iterator[None]:
 def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
     """What AWQ or SmoothQuant scales in a model on the meta device: a layer, and those that make up for it; nothing for other methods.
 
-    Raises InputError where there is nothing to scale.
+    Raises InputError if there is nothing to scale.
     """
     if scheme.method not in schemes.SCALED:
         return []
@@ -242,7 +242,7 @@ def _parents_dtypes(folder: str) -> dict[str, torch.dtype]:
 
 
 def _expert_names(model: Any) -> dict[str, str]:
-    """What the parts of an expert are called in the family's files, where that is not what llm-compressor calls them (Mixtral: w1)."""
+    """What the parts of an expert are called in the family's files, if that is not what llm-compressor calls them (Mixtral: w1)."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
@@ -265,7 +265,7 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 @contextmanager
 def _quiet(scratch: Path) -> Iterator[None]:
-    """llm-compressor logs to the screen and into the working directory, and pins memory where there is no accelerator to pin it for."""
+    """llm-compressor logs to the screen and into the working directory, and pins memory if there is no accelerator to pin it for."""
     from loguru import logger
 
     with redirect_stdout(io.StringIO()):  # its logger takes hold of standard output when it is imported

@@ -1,8 +1,8 @@
 """The table of schemes: what a name such as ``nvfp4`` or ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
 
 A name reads ``[<method>-]<preset>[-kv8]``, where the preset is one of compressed-tensors', in small letters and with ``-`` for ``_``, and
-rounding to the nearest is the method where none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
-``-g`` there is one scale a row (a preset of integers has groups of 128). With zero points (``-asym``) or without (``-sym``): AWQ has them
+rounding to the nearest is the method if none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
+``-g`` there is one scale per row (a preset of integers has groups of 128). With zero points (``-asym``) or without (``-sym``): AWQ has them
 by itself, as its authors do, the others have not. This module needs no torch.
 """
 
@@ -47,7 +47,7 @@ NAME = re.compile(
 class Preset:
     """A preset of compressed-tensors: ``kind`` and bits of weights and activations, and the number of columns that share a scale.
 
-    ``scales`` says what is scaled where it is not a group or a row. ``static`` is whether activations have a scale that is calibrated.
+    ``scales`` says what is scaled if it is not a group or a row. ``static`` is whether activations have a scale that is calibrated.
     """
 
     kind: str
@@ -73,7 +73,7 @@ FLOATS = {
 }
 """Presets with float codes."""
 ROWWISE = {"w8a8": Preset("int", 8, "int", 8, None), "int8": Preset("int", 8, "int", 8, None)}
-"""Presets of integers with one scale a row."""
+"""Presets of integers with one scale per row."""
 PAIRS = (
     (2, 4), (2, 8), (2, 16), (3, 4), (3, 8), (3, 16), (4, 4), (4, 8), (4, 16), (5, 8), (5, 16), (6, 8), (6, 16), (7, 8), (7, 16), (8, 16),
 )  # fmt: skip
@@ -86,12 +86,12 @@ PRESETS = {
 }  # fmt: skip
 """compressed-tensors' presets by the names that they have here."""
 AHEAD = {"rtn": (*PRESETS,), "gptq": (*FLOATS, "w4afp8"), "autoround": ("nvfp4", "mxfp4")}
-"""Method -> presets that it may stand before."""
+"""Method -> presets that it may be before."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale a row.
+    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale per row.
 
     ``preset`` names the preset that it is, and is empty for a scheme that the other fields tell in full.
     """
@@ -156,7 +156,7 @@ def parse(name: str) -> Scheme:
 
 
 def _preset(name: str) -> Scheme | None:
-    """The scheme of a name that ends in a preset's; None where it does not. Raises InputError for a method that is not offered for it."""
+    """The scheme of a name that ends in a preset's; None if it does not. Raises InputError for a method that is not offered for it."""
     plain = name.removesuffix("-kv8")
     method, _, preset = ("", "", plain) if plain in PRESETS else plain.partition("-")
     if preset not in PRESETS or (method and preset not in (*FLOATS, "w4afp8")) or (method and method not in METHODS):
@@ -205,7 +205,7 @@ def recipe_of(
     scaled: Sequence[tuple[str, Sequence[str]]] = (),
     wide: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
+    """The llm-compressor modifiers of a scheme, except the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
 
     ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by. ``wide`` names modules that
     have more bits than the scheme's; those of 16 are left alone.

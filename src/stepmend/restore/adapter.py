@@ -16,11 +16,11 @@ from stepmend.models import check, load, names
 from stepmend.rundir import make_folder, write_text
 
 FOLDER = "adapter"
-"""Where the adapter lies in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
+"""Where the adapter is in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
 
 
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
-    """The checkpoint with its adapter, or where it has none a fresh one on every linear layer of the decoder.
+    """The checkpoint with its adapter, or if it has none a fresh one on every linear layer of the decoder.
 
     Layers of a class that only derives from ``nn.Linear`` have none: they compute something else (Phi-MoE's router gives three tensors).
 
@@ -75,7 +75,7 @@ def export(model: Any, folder: Path, out: Path) -> None:
     def fill(part: Path) -> None:
         copy(folder, part)
         model.save_pretrained(part / FOLDER)
-        (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty but for this machine's paths
+        (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty except this machine's paths
         config = json.loads((part / FOLDER / "adapter_config.json").read_text())
         write_text(part / FOLDER / "adapter_config.json", json.dumps(config | {"base_model_name_or_path": ".."}, indent=2) + "\n")
 

@@ -46,7 +46,7 @@ SHOWN = (
 MINIMUM = 8
 """Problems with a kept solution below which nothing is tuned: too few to tell a format from its examples."""
 ENOUGH = 32
-"""Problems with a kept solution below which those without one, where they are the more, are asked again with the format shown."""
+"""Problems with a kept solution below which those without one, if they are the more, are asked again with the format shown."""
 KEEP = 2
 """Different solutions kept of one problem, the greedy one first."""
 
@@ -83,7 +83,7 @@ class Aligned:
     ``asked`` training problems gave ``drawn`` solutions, of which ``right`` had the right answer and ``formed`` the format; ``kept`` of
     those that had both, of ``taught`` problems, were tuned on. ``leaked`` problems were not asked, as they resemble a test problem;
     ``shown`` says whether the format had to be shown. On ``n`` test problems, solved greedily: accuracies, their difference (after minus
-    before) and McNemar's exact ``p``, the shares of solutions in format, each in [0, 1]. ``losses`` has one value a step.
+    before) and McNemar's exact ``p``, the shares of solutions in format, each in [0, 1]. ``losses`` has one value per step.
     """
 
     asked: int
@@ -108,7 +108,7 @@ class _Samples:
     """The traces of one alignment, in an append-only file of whole lines; a line that a crash cut is dropped, and made again."""
 
     def __init__(self, file: Path) -> None:
-        """Takes a lock that ends with this object. Raises InputError where another process has it."""
+        """Takes a lock that ends with this object. Raises InputError if another process has it."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = appending(file)
         try:
@@ -175,7 +175,7 @@ class _Work:
         return self._engine[1]
 
     def text(self, problem: Problem, *, shown: bool = False) -> str:
-        """The rendered question; with the format shown, behind ``SHOWN`` as earlier turns."""
+        """The rendered question; with the format shown, after ``SHOWN`` as earlier turns."""
         return chat.render(self.tokenizer, self.settings.prompt, problem.question, SHOWN if shown else ())
 
     def solve(self, folder: str, problems: Sequence[Problem], tick: Tick, *, draw: int = 0, shown: bool = False) -> list[Trace]:
@@ -221,7 +221,7 @@ class _Work:
         return _Drawn(kept, counts, shown)
 
     def gather(self, problems: Sequence[Problem]) -> _Drawn:
-        """What there is to learn from. Raises InputError where it is too little."""
+        """What there is to learn from. Raises InputError if it is too little."""
         found = self.draw(problems, shown=False)
         rest = [problem for problem in problems if problem.id not in found.kept]
         if len(found.kept) < min(ENOUGH, len(rest)):
@@ -237,7 +237,7 @@ class _Work:
         return found
 
     def tune(self, problems: Sequence[Problem], drawn: _Drawn, made_by: str, tick: Tick) -> None:
-        """Train on kept solutions, behind the prompt alone, and write ``out``."""
+        """Train on kept solutions, after the prompt alone, and write ``out``."""
         self._engine = None  # its memory is needed
         kept = self.settings
         rows = [self._row(problem, trace) for problem in problems for trace in drawn.kept.get(problem.id, [])]
@@ -276,8 +276,8 @@ def align(
     times at ``temperature``, in batches of ``batch_size``; an adapter of ``rank`` is then trained for ``steps`` optimizer steps.
     ``prompt`` is asked throughout, and should be what the model is asked later. What is None is chosen by the model.
 
-    Every trace is kept in ``<out>.samples.jsonl``: the same call continues where it was stopped, and where it was not, it gives the same
-    figures once more. Raises InputError for a model, a setting or an ``out`` that will not do, where there are no problems, and where
+    Every trace is kept in ``<out>.samples.jsonl``: the same call continues if it was stopped, and if it was not, it gives the same
+    figures once more. Raises InputError for a model, a setting or an ``out`` that is invalid, if there are no problems, and where
     too few solutions are right and in format.
     """
     builtin = model.startswith(load.BUILTIN)

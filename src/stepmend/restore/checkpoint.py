@@ -1,4 +1,4 @@
-"""A restored checkpoint in a run: made where the run does not hold it, and accepted where it is better on held-out problems."""
+"""A restored checkpoint in a run: made where the run does not hold it, and accepted if it is better on held-out problems."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -55,7 +55,7 @@ def halves(texts: Sequence[Text]) -> list[int]:
 
 
 def token_weights(texts: Sequence[Text]) -> list[list[float]]:
-    """Each text's weight, token by token; a beginning that all texts share (a system prompt) counts as one text's."""
+    """Each text's weight, token by token; a start that all texts share (a system prompt) counts as one text's."""
     rows, shared = [text.ids for text in texts], 0
     while all(len(row) > shared for row in rows) and len({row[shared] for row in rows}) == 1:
         shared += 1
@@ -63,7 +63,7 @@ def token_weights(texts: Sequence[Text]) -> list[list[float]]:
 
 
 def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of texts of like length, in batches of at most ``TOKENS`` tokens (or one text)."""
+    """Indices of texts of similar length, in batches of at most ``TOKENS`` tokens (or one text)."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batch and (len(batch) + 1) * len(rows[i]) > TOKENS:
@@ -249,7 +249,7 @@ def _sums(
     width = layer.centred_MN.shape[1]
     sums = Sums(width, low[0].device)
     seen: list[torch.Tensor] = []
-    factor: float | None = None  # factors of rows and columns are known but for one that goes from all rows to all columns
+    factor: float | None = None  # factors of rows and columns are known except one that goes from all rows to all columns
 
     def watch(input_BTN: torch.Tensor) -> None:
         seen.append(input_BTN.flatten(0, -2))

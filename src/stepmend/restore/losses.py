@@ -42,7 +42,7 @@ class Loss:
     """The loss of one recipe over its bullets, and for ``distill`` anchors after them; ``read`` once, then call it with a batch's indices.
 
     ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at
-    the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
+    the targets: full-precision logits are computed again from them for each batch, so no model stands by and no vocabulary is stored.
     ``checkpointing`` says whether gradient checkpointing is on.
     """
 

@@ -43,7 +43,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
 
 
 def inner_width(model: Any) -> int:
-    """The width inside the feed-forward part: the configuration's, or where it has none that of the widest layer but the head."""
+    """The width inside the feed-forward part: the configuration's, or if it has none that of the widest layer but the head."""
     config = model.config.get_text_config()
     if isinstance(width := getattr(config, "intermediate_size", None), int):
         return width
@@ -53,7 +53,7 @@ def inner_width(model: Any) -> int:
 
 
 def _outputs(model: Any) -> int:
-    """Numbers a token that layers keep besides: outputs that one scale a row changes, before and after."""
+    """Numbers per token that layers keep besides: outputs that one scale per row changes, before and after."""
     return 2 * sum(scaled.change.numel() for scaled in scales.scales(model).values() if not scaled.made_whole)
 
 
@@ -78,7 +78,7 @@ def fits(parts: dict[str, float], free: int) -> bool:
 
 
 def text(parts: dict[str, float], free: int, checkpointing: bool = False) -> str:
-    """The estimate in one line, and what to do where it does not fit."""
+    """The estimate in one line, and what to do if it does not fit."""
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
     line += "; with gradient checkpointing" if checkpointing else ""

@@ -1,6 +1,6 @@
 """What tuning moves towards: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
 
-A target is a token to be predicted; its *place* is where it is predicted from, one token earlier. Tensor names carry their shape: B rows,
+A target is a token to be predicted; its *place* is if it is predicted from, one token earlier. Tensor names carry their shape: B rows,
 T tokens, N targets of all rows, V vocabulary, H hidden width.
 """
 
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Chosen and rejected behind the beginning they share, which is computed once: ``shared + chosen + rejected`` in one row of tokens.
+    """Chosen and rejected after the start they share, which is computed once: ``shared + chosen + rejected`` in one row of tokens.
 
     The rejected tokens do not see the chosen ones. Each side's targets are (place, token) pairs.
     """
@@ -46,7 +46,7 @@ class Pair:
 
 
 def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
-    """What stands before the step, full precision's step, and what follows it; before it, the text of whom ``prefix`` names."""
+    """What is before the step, full precision's step, and what follows it; before it, the text of whom ``prefix`` names."""
     if prefix == "quantized":
         return bullet.prefix, bullet.chosen, bullet.continuation
     begin, end = bullet.place
@@ -54,7 +54,7 @@ def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
 
 
 def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
-    """Prompt, correct beginning, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
+    """Prompt, correct start, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
 
     ``step``: the chosen step. ``prefix``: from the start through it. ``tail``: from it to the end. ``whole``: all of the answer.
     """
@@ -62,7 +62,7 @@ def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quanti
 
 
 def rejected_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
-    """The same with the rejected step and what the quantized model wrote behind it."""
+    """The same with the rejected step and what the quantized model wrote after it."""
     return _row(tokenizer, bullet.question, texts(bullet, prefix)[0], bullet.rejected, bullet.rejected_rest, span, ended=not bullet.cut)
 
 
@@ -80,7 +80,7 @@ def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span:
 
 
 def pack(chosen: Row, rejected: Row) -> Pair:
-    """Two rows as one: what they share stands in it once."""
+    """Two rows as one: what they share is in it once."""
     least = min(len(chosen.ids), len(rejected.ids))
     shared = next((i for i in range(least) if chosen.ids[i] != rejected.ids[i]), least)
     split = len(chosen.ids)
@@ -101,7 +101,7 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int, *, packed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once where ``packed``."""
+    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared prefixes are computed once if ``packed``."""
     sums_of = _sums if packed else _apart
     groups = alike([len(pair.ids) for pair in pairs], model.device)
     sums_B2 = torch.cat([sums_of(model, [pairs[i] for i in group], pad) for group in groups])

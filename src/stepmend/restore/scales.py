@@ -113,7 +113,7 @@ class ScaleLinear(nn.Module):
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
     ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
-    None where they are all in their places. Codes that are ``frozen`` may not be set. How scales are used, and what is added to the weights
+    None if they are all in their places. Codes that are ``frozen`` may not be set. How scales are used, and what is added to the weights
     of a group, is as in ``Codes``. ``watch`` is called with the input of every forward pass, as it is multiplied.
     """
 
@@ -164,7 +164,7 @@ class ScaleLinear(nn.Module):
         return (self.centred_MN + self.zeros()).to(torch.int8)
 
     def set_codes(self, codes_MN: torch.Tensor) -> None:
-        """Replace integer codes. Raises ValueError where one is outside of the format's range."""
+        """Replace integer codes. Raises ValueError if one is outside of the format's range."""
         low, high = self.range
         if int(codes_MN.min()) < low or int(codes_MN.max()) > high:
             raise ValueError(f"codes from {int(codes_MN.min())} to {int(codes_MN.max())}; {self.bits} bits hold {low} to {high}")
@@ -200,7 +200,7 @@ class ScaleLinear(nn.Module):
         return self.offset_MG.repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
 
     def weight(self, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """The dequantized weight, [M, N], columns group by group; ``scale`` is what ``scale()`` gives, where it is made already."""
+        """The dequantized weight, [M, N], columns group by group; ``scale`` is what ``scale()`` gives, if it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
         weight_MGS = grouped_MGS * self.used(self.scale() if scale is None else scale)[:, :, None]
         if self.offset_MG is not None:
@@ -223,7 +223,7 @@ class ScaleLinear(nn.Module):
             self.watch(x)
         if self.made_whole or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
-        # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
+        # One scale per row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = (F.linear(x, self.centred_MN) * self.used(self.scale())[:, 0]).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
@@ -356,7 +356,7 @@ def changed(model: Any) -> dict[str, int]:
 def trained(model: Any) -> dict[str, torch.Tensor]:
     """What was restored, as the checkpoint's files have it: scales, norms and packed codes, by their names there.
 
-    Raises InputError where a scale became zero or changed its sign.
+    Raises InputError if a scale became zero or changed its sign.
     """
     low_bit, found = model.low_bit, dict[str, torch.Tensor]()
     for name, layer in scales(model).items():
@@ -373,7 +373,7 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raises InputError where a scale is no number, became zero, or changed its sign."""
+    """Raises InputError if a scale is no number, became zero, or changed its sign."""
     if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
         raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is not finite; lower restore.learning_rate")
 

@@ -48,7 +48,7 @@ class Batches:
 
 @dataclass
 class Trained:
-    """What a training did: the loss of every step, and the validation values by step, where there were any."""
+    """What a training did: the loss of every step, and the validation values by step, if there were any."""
 
     losses: list[float] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -158,7 +158,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def check(loss: float) -> float:
-    """The loss. Raises InputError where it is no number."""
+    """The loss. Raises InputError if it is no number."""
     if not math.isfinite(loss):
         raise InputError(f"restore: the loss is {loss}; lower the learning rate, or look for infinities in the checkpoint")
     return loss
@@ -181,7 +181,7 @@ class _State:
         replace(file, lambda part: part.write_bytes(buffer.getvalue()))
 
     def resume(self, file: Path, made_by: str) -> None:
-        """Restore the last saved state, where there is one of ``made_by``."""
+        """Restore the last saved state, if there is one of ``made_by``."""
         if not file.exists():
             return
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location=self.parameters[0].device)

@@ -25,7 +25,7 @@ from stepmend.rundir import make_folder, replace
 VERSION = "restore-5"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
-"""Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
+"""Peak learning rates of scales and norms, as relative changes in a step, if nothing is held out to find them on."""
 LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 """Peak learning rates of an adapter."""
 SAY_EVERY = 30.0
@@ -43,7 +43,7 @@ class Tuned:
     The loss of every step; how far the exported checkpoint's logits are from the trained model's, and may be; the tokens it was supervised
     on, in all; for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost); the
     peak rate of every kind, and the (rate, validation KL) pairs that chose it; the share of codes that moved; validation KL by step; and
-    held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False where the restored state was not
+    held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False if the restored state was not
     better: the checkpoint written is the quantized one, unchanged. ``layers`` counts the linear layers with changed codes (``solved``) and
     scales (``rescaled``), with an adapter, and with codes that nothing tunes (``untuned``), and changed norms.
     """
@@ -105,7 +105,7 @@ def restore(
         say: told in one line each what memory is needed, and what was found.
 
     Raises:
-        InputError: where there are no bullets, nothing to learn, or memory or numbers do not do.
+        InputError: if there are no bullets, nothing to learn, or memory or numbers do not do.
     """
     if not bullets:
         raise InputError("restore: there are no bullets to tune on")
@@ -246,7 +246,7 @@ class _Work:
         replace(self.codes_file, lambda part: part.write_bytes(buffer.getvalue()))
 
     def _resume_codes(self) -> float | None:
-        """Codes that a stopped restoration has solved already; the share that moved, None where there are none."""
+        """Codes that a stopped restoration has solved already; the share that moved, None if there are none."""
         if not self.codes_file.exists():
             return None
         state: dict[str, Any] = torch.load(self.codes_file, weights_only=True, map_location=self.model.device)
@@ -328,7 +328,7 @@ class _Work:
                 self.say(f"  too few held-out problems to show that it is better: {LEAST} are needed, which is half of restore.validation")
 
     def _export(self, kept: bool) -> tuple[float, float]:
-        """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
+        """Write the restored checkpoint, or if it is not better the quantized one; the error of its logits, and what is allowed."""
         if kept:
             self.kind.export(self.model, self.quantized, self.out)
             return exported.compare(self.model, self.out, self.loss.rows[0].ids)
@@ -359,7 +359,7 @@ def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say
 def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore, kinds: Sequence[str]) -> None:
     """The longest batch that may come, before any step.
 
-    Raises InputError where memory, loss or gradient does not do, or a kind of what is tuned would not move.
+    Raises InputError if memory, loss or gradient does not do, or a kind of what is tuned would not move.
     """
     lengths, model = loss_of.lengths, loss_of.student
     try:

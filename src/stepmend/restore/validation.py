@@ -40,7 +40,7 @@ class Solution:
 
 
 class Readings:
-    """Full precision's last hidden states at the targets of texts, from which its distributions are made again: no model stands by."""
+    """Full precision's last hidden states at the targets of texts, from which its distributions are computed again: no model stands by."""
 
     def __init__(self, teacher: Any, rows: Sequence[objectives.Row], pad: int) -> None:
         self.rows, self.pad, self.head = list(rows), pad, Head(teacher)
@@ -146,7 +146,7 @@ RATES = tuple(round(1e-4 * 10 ** (k / 2), 8) for k in range(6))
 
 
 def range_test(start: float, attempt: Callable[[float], float]) -> tuple[float | None, list[tuple[float, float]]]:
-    """The peak learning rate at which a few steps lower the validation KL most; None where every rate raises it.
+    """The peak learning rate at which a few steps lower the validation KL most; None if every rate raises it.
 
     Args:
         start: validation KL before any step.

@@ -1,4 +1,4 @@
-"""What stands in a run's folder: the files of its records and facts, and how they are read by whoever opens it."""
+"""What is in a run's folder: the files of its records and facts, and how they are read by whoever opens it."""
 
 import json
 import warnings
@@ -36,7 +36,7 @@ def check_files(folder: Path, what: str) -> None:
 def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
     """What a run has kept of its stages, in its order, notes of earlier versions first.
 
-    Lines that are no fact are said, and moved aside where ``keep`` is set.
+    Lines that are not a fact are reported, and moved aside where ``keep`` is set.
     """
     named, damaged = notes.read(folder)
     for line in damaged:
@@ -56,7 +56,7 @@ def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
 
 
 def _values(line: bytes) -> dict[str, Any] | None:
-    """What a line says of a fact; None where it is none."""
+    """What a line says of a fact; None if it is none."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):

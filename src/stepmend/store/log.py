@@ -1,4 +1,4 @@
-"""A file of records, one JSON object a line, that is only added to: indexed once, parsed record by record, and nothing of it is lost.
+"""A file of records, one JSON object per line, that is only added to: indexed once, parsed record by record, and nothing of it is lost.
 
 What an index holds of a record is its place in the file. A record is parsed when it is asked for, so that memory does not grow with what
 is in the file; only as many as ``HELD`` bytes of lines are kept parsed. Lines that cannot be read are moved to ``NAME.rejected``.
@@ -44,7 +44,7 @@ class Log(Generic[R]):
         self.reject(bad)
 
     def append(self, records: Sequence[R]) -> int:
-        """Append records, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they start."""
         with appending(self.file) as stream:
             _end_line(self.file, stream)
             start = stream.seek(0, 2)
@@ -52,7 +52,7 @@ class Log(Generic[R]):
         return start
 
     def parsed(self, line: bytes) -> R | None:
-        """The record of a line; None where it holds none. Raises InputError for one of a newer version."""
+        """The record of a line; None if it holds none. Raises InputError for one of a newer version."""
         try:
             return self.kind.model_validate_json(line) if line.endswith(b"\n") else None
         except ValidationError:
@@ -62,7 +62,7 @@ class Log(Generic[R]):
             return None
 
     def reject(self, starts: set[int]) -> None:
-        """Move the lines that begin there to a file of their own, and say so; who only reads says that they do not count."""
+        """Move the lines that start there to a file of their own, and say so; who only reads says that they do not count."""
         if not starts:
             return
         aside = self.file.with_name(self.file.name + ".rejected")
@@ -73,7 +73,7 @@ class Log(Generic[R]):
 
 
 def lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file from a line's start on, with the place where each begins; none where there is no file."""
+    """The lines of a file from a line's start on, with the place where each starts; none if there is no file."""
     if not file.exists():
         return
     with inputs.opened(file, None) as stream:
@@ -133,7 +133,7 @@ class MadeLog(Log[M]):
         self.reject(self._add(0))
 
     def _add(self, first: int) -> set[int]:
-        """Add the lines from there on to the index; where those that hold no record begin."""
+        """Add the lines from there on to the index; where those that hold no record start."""
         bad = set[int]()
         for start, line in lines(self.file, first):
             if start in self._damaged:
@@ -151,13 +151,13 @@ class MadeLog(Log[M]):
         self._arms[made_by] = arm
 
     def append(self, records: Sequence[M]) -> int:
-        """Append records, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they start."""
         first = super().append(records)
         self._add(first)
         return first
 
     def reject(self, starts: set[int]) -> None:
-        """Move the lines that begin there to a file of their own, and find the others' places again, earlier records of theirs included."""
+        """Move the lines that start there to a file of their own, and find the others' places again, earlier records of theirs included."""
         super().reject(starts)
         if starts:
             if not self.keep:
@@ -166,7 +166,7 @@ class MadeLog(Log[M]):
 
     @property
     def digests(self) -> dict[str, str]:
-        """The arm of every digest, in the order in which they first stand in the file."""
+        """The arm of every digest, in the order in which they first are in the file."""
         return dict(self._arms)
 
     def of(self, *digests: str) -> "Records[M]":
@@ -181,7 +181,7 @@ class MadeLog(Log[M]):
         return Records(self, [self._places[made_by] for made_by in digests])
 
     def at(self, start: int) -> M | None:
-        """The record that begins there; None where the line holds none."""
+        """The record that starts there; None if the line holds none."""
         if start in self._held:
             return self._held[start]
         with inputs.opened(self.file, None) as stream:

@@ -1,7 +1,7 @@
 """Which records and facts of a run count: those of the stages that this recipe's run has come to.
 
 A run announces every stage before it does the first work of it, under a label and with the digest of its inputs. The manifest is the list
-of these, in their order. Where a stage's digest differs from the one it had, the list is cut there: what came after it may have been made
+of these, in order. Where a stage's digest differs from the one it had, the list is cut there: what came after it may have been made
 from it, and counts again when it is announced again. Records themselves are never removed by that.
 """
 
@@ -32,7 +32,7 @@ class Manifest:
     """The list of one run, in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """A damaged file is said and moved aside: each stage is announced again."""
+        """A damaged file is reported and moved aside: each stage is announced again."""
         self._file = folder / NAME
         stages = read(folder, strict=False)
         if stages is None and self._file.exists():
@@ -56,7 +56,7 @@ class Manifest:
 
 
 def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
-    """The stages before one; all where it is not among them."""
+    """The stages before one; all if it is not among them."""
     for other, made_by in stages.items():
         if other == label:
             return
@@ -64,9 +64,9 @@ def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
 
 
 def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
-    """The stages that a run has come to, with their digests; None where the folder is of a version that kept no manifest.
+    """The stages that a run has come to, with their digests; None if the folder is of a version that kept no manifest.
 
-    Raises InputError where it is of a newer version, and where it is damaged; None for that, too, where ``strict`` is off.
+    Raises InputError if it is of a newer version, and if it is damaged; None for that, too, where ``strict`` is off.
     """
     file = folder / NAME
     if not file.exists():

@@ -23,7 +23,7 @@ class Other:
     """A run's folder, opened to be taken from; meanwhile no process can change it. ``taken`` counts what was taken, by its name."""
 
     def __init__(self, folder: Path, out: Path, problems: Iterable[Problem]) -> None:
-        """Raises InputError where the folder holds no run, or a link; is, or holds, the run ``out``; is in use; or knows one of
+        """Raises InputError if the folder holds no run, or a link; is, or holds, the run ``out``; is in use; or knows one of
         ``problems`` with another question or answer: its grades would be wrong here."""
         if not (folder / "recipe.json").is_file():
             raise InputError(f"reuse: {folder} holds no run (there is no recipe.json)")
@@ -52,7 +52,7 @@ class Other:
                     raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, as {theirs.id} has)")
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """release the folder."""
         if self._lock is not None:
             os.close(self._lock)
 
@@ -72,7 +72,7 @@ class Other:
         return self._facts.get(kind, arm, None if made_by is None else {made_by})
 
     def take(self, folder: Path, fits: Callable[[Path], bool]) -> bool:
-        """Copy the checkpoint that stands under the name of ``folder`` there, where it is one that fits; whether it was copied."""
+        """Copy the checkpoint that stands under the name of ``folder`` there, if it is one that fits; whether it was copied."""
         source = self.folder / folder.name
         with suppress(InputError, ValueError):  # a damaged one does not fit
             if source.is_dir() and fits(source):
@@ -89,9 +89,9 @@ class Other:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock under which others may read and none may write; None where the folder has no lock file, and so no process of its own.
+    """A lock under which others may read and none may write; None if the folder has no lock file, and so no process of its own.
 
-    Raises InputError where a process works on the folder.
+    Raises InputError if a process works on the folder.
     """
     try:
         lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

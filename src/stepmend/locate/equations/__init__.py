@@ -60,7 +60,7 @@ def claims(text: str, after: str = "") -> list[Claim]:
 
 
 def first_false(steps: Sequence[str], question: str = "") -> tuple[int, Claim] | None:
-    """The first step with an equation that does not hold, and that equation: a fault lies at this step or before it.
+    """The first step with an equation that does not hold, and that equation: a fault is at this step or before it.
 
     Nothing is found from where the question or a step turns to residues, other bases, or operators that the text defines.
     """
@@ -78,7 +78,7 @@ def first_false(steps: Sequence[str], question: str = "") -> tuple[int, Claim] |
 
 @dataclass(frozen=True)
 class _Equation:
-    """Two sides beside each other, where they and their chain stand in the plain text, and whether they agree."""
+    """Two sides beside each other, where they and their chain are in the plain text, and whether they agree."""
 
     text: str
     holds: bool
@@ -129,7 +129,7 @@ def _chain_ends(
 def _named(
     name: str, right: Side | None, part: Segment, plain: str, offset: int, named: dict[str, tuple[Side, Sequence[Token], int]]
 ) -> tuple[Side, Sequence[Token]] | None:
-    """What the same words were set to before, where they are now set to a plain number and nothing tells the two apart."""
+    """What the same words were set to before, if they are now set to a plain number and nothing tells the two apart."""
     place = offset + part.place
     if right and right.operators:
         named[name] = right, part.tokens, place
@@ -182,7 +182,7 @@ def _scaled(sides: tuple[Side, Side]) -> bool:
 
 
 def _name(tokens: Sequence[Token]) -> str:
-    """The words that an equation begins with, back to the last punctuation; empty where there is anything else among them."""
+    """The words that an equation starts with, back to the last punctuation; empty if there is anything else among them."""
     words = []
     for token in reversed(tokens):
         if token.kind == "other" and token.text not in "'’_":

@@ -20,7 +20,7 @@ def agree(left: Side, right: Side, rounded: bool) -> bool:
     if len((left.units | right.units) & MEASURES) > 1:
         return True
     if left.inexact != right.inexact and left.whole and right.whole:
-        return True  # a root is no fraction: one of them is not what it seems
+        return True  # a root is not a fraction: one of them is not what it seems
     return any(_near(a, b, left, right, rounded) for a in left.values for b in right.values)
 
 

@@ -22,7 +22,7 @@ def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int
 
 
 def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
-    """The expression that a segment ends with, and where it begins; None where it is preceded by what may belong to it."""
+    """The expression that a segment ends with, and where it starts; None if it is preceded by what may belong to it."""
     if tokens and tokens[-1].text == "¦":
         tokens = tokens[:-1]
     resumed = first = max(len(tokens) - NEAREST, 0)
@@ -39,7 +39,7 @@ def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
 
 
 def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
-    """Whether what stands before an expression may be part of it, or the expression part of a phrase (``in 20 years = …``)."""
+    """Whether what is before an expression may be part of it, or the expression part of a phrase (``in 20 years = …``)."""
     if not before:
         return False
     last = before[-1]
@@ -68,7 +68,7 @@ def _pieces(before: Sequence[Token], after: Token) -> bool:
 
 
 def prefix(tokens: Sequence[Token]) -> Side | None:
-    """The expression that a segment begins with; None where what follows may belong to it."""
+    """The expression that a segment starts with; None if what follows may belong to it."""
     if tokens and tokens[0].text == "¦":
         tokens = tokens[1:]
     tokens = tokens[:NEAREST]
