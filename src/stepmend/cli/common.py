@@ -100,7 +100,7 @@ def show_table(screen: "Console", table: "Table") -> None:
         screen.print(plain(table.title))
     headers = [column.header for column in table.columns]
     for name, *values in zip(*(column.cells for column in table.columns), strict=True):
-        screen.print(plain(name))
+        screen.print(plain(name), style="bold")
         for header, value in zip(headers[1:], values, strict=True):
             if value:
                 screen.print(Padding(plain(f"{header}: {value}"), (0, 0, 0, 2), expand=False))
