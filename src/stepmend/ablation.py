@@ -18,7 +18,7 @@ from stepmend.restore import tune
 
 
 def run(context: Context, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
-    """Located bullets against controls, for every scheme that was restored; ``pipeline.run`` comes first."""
+    """Compare located bullets with controls, for every restored scheme; call ``pipeline.run`` first."""
     for scheme in context.recipe.low_bit:
         restored = str(Arm(scheme).restored())
         kept = context.dir.fact(Tuned, restored)

@@ -1,6 +1,6 @@
-"""What a run keeps of its stages beside their records: one frozen class for each kind of fact, and those of one run together.
+"""Facts: the results of stages that are not records. One frozen class for each kind of fact, and the collection of one run.
 
-A fact is of one arm (``arm`` is empty if it is of the run as a whole). ``made_by`` is the digest of all its inputs; it is empty
+A fact is about one arm (``arm`` is empty if it is about the whole run). ``made_by`` is the digest of all its inputs; it is empty
 where nothing that is measured depends on it. Fields with a default were not kept by earlier versions.
 """
 
@@ -31,7 +31,7 @@ class Part(BaseModel):
 
 
 class Placement(Fact):
-    """Where a run computes, which a resumed run keeps: kind of device, dtype, slots, and how many of them have been found to ``fit``.
+    """Where a run computes: kind of device, dtype, slots, and how many slots ``fit`` into memory. A resumed run keeps these.
 
     ``asked`` is the digest of what the recipe said of it.
     """
@@ -45,7 +45,7 @@ class Placement(Fact):
 
 
 class Card(Fact):
-    """What made a run: versions of libraries, digests, seed. ``parent`` is the digest of full precision's checkpoint.
+    """The run card: library versions, digests, seed. ``parent`` is the digest of full precision's checkpoint.
 
     ``versions`` are those that the run was started with, and ``later`` those that it went on with, if they were others.
     """
@@ -72,7 +72,7 @@ class Seconds(Fact):
 class Quantized(Fact):
     """A quantized checkpoint: its digest, the seconds that it took, and how many layers were quantized and left alone, and why.
 
-    ``given`` says of a checkpoint that somebody else made its format, where it loads, what it holds, and what a user must be told.
+    ``given`` describes a checkpoint given by ``--quantized``: its format, where it loads, its contents, and warnings.
     """
 
     fact: str = "quantized"
@@ -136,7 +136,7 @@ class Verdict(Part):
 
 
 class Endings(Part):
-    """Held-out solutions that newly end oddly (``lost``), those that no longer do, p, and the number of problems.
+    """Abnormal endings of held-out solutions: new ones (``lost``), those that disappeared, p, and the number of problems.
 
     They are cut off, loop, or are an unclosed thought. ``kinds`` gives the same for each of these, with Holm's p, where one of the tests
     shows that more end so.
@@ -206,7 +206,7 @@ class Change(Part):
 
 
 class Effects(Fact):
-    """What restoring did elsewhere: to the loss on the questions' text, and to KL where both models were right (nats per token)."""
+    """Side effects of restoring: on the loss on the questions' text, and on KL where both models were right (nats per token)."""
 
     fact: str = "effects"
     question: Change | None = None
@@ -232,7 +232,7 @@ class Control(Fact):
 
 
 class Tally(Part):
-    """What became of one judge's questions, and the tokens they took; ``given_up`` says why it was asked no more."""
+    """The outcomes of one judge's questions, and their tokens; ``given_up`` is the reason why the judge is no longer asked."""
 
     asked: int = 0
     from_kept: int = 0
@@ -246,7 +246,7 @@ class Tally(Part):
 
 
 class Judged(Fact):
-    """What became of the judges' questions, by judge, in the last call that asked any."""
+    """The outcomes of the judges' questions, by judge, in the last call that asked any."""
 
     fact: str = "judged"
     judges: dict[str, Tally]

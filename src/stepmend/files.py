@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, files that only grow, and nothing that is written through a link."""
+"""Atomic files and folders, append-only files, and no writing through symbolic links."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from stepmend.records import InputError, Record
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to append to, made if there is none. Raises InputError for a link and what else is not a file."""
+    """A file opened for appending, created if missing. Raises InputError for a link, and for anything that is not a regular file."""
     if file.exists() and not file.is_symlink():
         inputs.regular(file)  # a FIFO would be waited for
     try:
@@ -41,7 +41,7 @@ def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file that is either there whole or not at all."""
+    """Write a file atomically."""
     replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
@@ -54,7 +54,7 @@ def copy_tree(folder: Path, out: Path, ignore: Callable[[str, list[str]], Iterab
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
+    """Make a folder atomically: ``fill`` writes into a temporary folder next to it, which is then renamed."""
     part = folder.with_name(folder.name + ".part")
     _remove(part)
     part.mkdir(parents=True)
@@ -80,7 +80,8 @@ def _remove(path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Files as a new file has them: safetensors keeps its own from everybody but their owner, and a server may be another user."""
+    """Give files the usual permissions of new files: safetensors makes its files readable only by their owner, and a server may run as
+    another user."""
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.rglob("*"):
@@ -89,7 +90,7 @@ def _readable(folder: Path) -> None:
 
 
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
+    """Replace a file atomically: ``write`` writes a temporary file next to it, which is then renamed.
 
     The file beside it is always created, whatever is there: nothing is written through a link.
     """

@@ -1,6 +1,6 @@
-"""The one way in for files that people name: only regular files are opened, and none is read without end.
+"""All files that users name are opened here: only regular files, and with size limits.
 
-A FIFO or a device could be read for ever, a packed file may unpack to thousands of times its size, and either is one clear line here.
+A FIFO or a device could be read forever, and a packed file may unpack to thousands of times its size; either gives a one-line error.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from typing import BinaryIO, TextIO
 from stepmend.records import InputError
 
 LARGEST = 4 << 30
-"""Bytes of one file that are read, unpacked; more would not fit the memory of a usual machine once it is parsed."""
+"""Maximum size in bytes of an unpacked file; once parsed, more would not fit into the memory of a typical machine."""
 PACKED = 64 << 20
 """Bytes that any packed file may unpack to …"""
 RATIO = 100
@@ -50,7 +50,7 @@ def opened(file: Path, limit: int | None = LARGEST) -> BinaryIO:
 
 
 def content(file: Path, limit: int = LARGEST) -> bytes:
-    """All that a file holds. Raises InputError as ``opened`` does."""
+    """The content of a file. Raises InputError as ``opened`` does."""
     with opened(file, limit) as stream:
         return stream.read(limit)
 

@@ -1,4 +1,4 @@
-"""What a run keeps while it generates: records a few seconds after they are made, and grades that workers make meanwhile."""
+"""Saving while generating: records are saved every few seconds, and worker processes grade meanwhile."""
 
 import time
 from collections import deque
@@ -15,15 +15,15 @@ from stepmend.rundir import RunDir
 T = TypeVar("T", bound=Record)
 
 AT_ONCE = 256
-"""Traces that are graded at once …"""
+"""Traces per grading batch …"""
 AHEAD = 8
-"""… and such batches that may wait to be graded: those of a resumed run come faster than they are graded, and memory is short."""
+"""… and the maximum number of waiting batches, to limit memory: a resumed run reads traces faster than they are graded."""
 EVERY = 2.0
-"""Seconds after which what has come is kept: a stop loses no more than that of finished work."""
+"""Seconds between saves: an interruption loses at most this much finished work."""
 
 
 class Keeper(Generic[T]):
-    """Gathers records, and hands them on when the last handing is ``EVERY`` seconds ago, and at the end, that of an error too."""
+    """Buffers records, and saves them every ``EVERY`` seconds, at the end, and after an error."""
 
     def __init__(self, keep: Callable[[list[T]], Any]) -> None:
         self.keep, self.fresh, self.last = keep, list[T](), time.monotonic()
@@ -34,7 +34,7 @@ class Keeper(Generic[T]):
             self.hand()
 
     def hand(self) -> None:
-        """Hand on what has come."""
+        """Save the buffered records."""
         if self.fresh:
             self.keep(self.fresh)
         self.fresh, self.last = [], time.monotonic()

@@ -1,4 +1,4 @@
-"""The parts of a recipe: what each key is, its default, and what it may be. ``recipe.py`` puts them together and reads them."""
+"""The parts of a recipe: the keys, their defaults and their allowed values. ``recipe.py`` combines and reads them."""
 
 from typing import Any, Literal, Self
 
@@ -31,7 +31,7 @@ class Part(BaseModel):
 
 
 class Chat(Part):
-    """How the model is asked, in its own chat template. What is not set is chosen by the model."""
+    """How the model is prompted, in its own chat template. Keys that are not set depend on the model."""
 
     thinking: bool | None = Field(
         default=None, description="whether a model that thinks on request is asked to; default: it is, unless it was aligned without"
@@ -54,7 +54,7 @@ class Chat(Part):
 
 
 class Measure(Part):
-    """What every arm solves."""
+    """What every arm solves, and how."""
 
     problems: int | None = Field(default=None, ge=1, description="test problems; of story a level (default 300), of others in all (all)")
     max_new_tokens: int | None = Field(
@@ -177,7 +177,7 @@ HOW = {"judge_budget", "judge_timeout", "plain_http", "reliabilities", "own_fail
 
 
 class Curate(Part):
-    """Where bullets come from, and calibration problems: never from what is reported."""
+    """Sources of bullets and of calibration problems: never the reported problems."""
 
     benchmark: Benchmark | None = Field(default=None, description="another benchmark to tune on; default: the one that is reported")
     data: str | None = Field(default=None, description="that benchmark's file or folder")
@@ -197,7 +197,7 @@ ONLY = {"weight": "distill", "features": "distill", "question": "distill", "anch
 
 
 class Restore(Part):
-    """What is tuned, towards what, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
+    """What is tuned, with which objective, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
 
     tune: Literal["codes", "scales", "norms", "codes+scales", "codes+norms", "scales+norms", "codes+scales+norms", "lora"] = Field(
         default="codes+scales+norms", description="codes are solved layer by layer; scales, norms or an adapter are tuned end to end"

@@ -1,4 +1,4 @@
-"""YAML as recipes have it: version 1.2's core schema, without what stands for more than is written."""
+"""YAML for recipes: version 1.2's core schema, without aliases and merge keys."""
 
 import re
 from typing import Any

@@ -20,7 +20,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def visible(text: str) -> str:
-    """Text with its control characters written out: what data holds is shown on a terminal, and not obeyed by it."""
+    """Text with its control characters escaped, so that data cannot control the terminal."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -31,7 +31,7 @@ class Tick(Protocol):
 
 
 def silent(count: int, tokens: int = 0, /) -> None:
-    """A tick that nobody sees."""
+    """A tick that shows nothing."""
 
 
 @dataclass(frozen=True)

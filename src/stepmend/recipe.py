@@ -1,4 +1,4 @@
-"""Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
+"""Everything that decides a run's result, in one frozen object: read from YAML, overridden by ``--set key=value``, stored with the run."""
 
 import reprlib
 from pathlib import Path
@@ -20,7 +20,7 @@ LONGEST = 1 << 18
 
 
 class Recipe(Part):
-    """One run. Two runs with equal recipes on equal checkpoints give equal records."""
+    """The recipe of a run. Two runs with equal recipes on equal checkpoints give equal records."""
 
     model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
     schemes: tuple[str, ...] = Field(default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="none where quantized names checkpoints")
@@ -72,7 +72,7 @@ class Recipe(Part):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: Any) -> Any:
-        """Where checkpoints are given, no scheme is made unless it is asked for."""
+        """If checkpoints are given, no scheme is made by default."""
         return {"schemes": ()} | values if isinstance(values, dict) and values.get("quantized") else values
 
     @property
@@ -107,7 +107,7 @@ class Recipe(Part):
 
     @classmethod
     def from_json(cls, file: Path) -> Self:
-        """The recipe a run keeps. Raises InputError if the file is damaged."""
+        """The recipe stored in a run. Raises InputError if the file is damaged."""
         try:
             return cls.model_validate_json(inputs.content(file, LONGEST))
         except ValidationError:
@@ -124,17 +124,18 @@ class Recipe(Part):
 
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
-"""Keys that decide how work is done, or what is reported of it, and nothing that is made."""
+"""Keys that control only how work is done or reported; no record depends on them."""
 ROUNDED = ("rtn-w4a16-g128", "rtn-w3a16-g128")
-"""The demo's schemes: plain rounding, for calibrated on a model's own traces GPTQ leaves the built-in reasoners next to nothing to mend."""
+"""The demo's schemes: plain rounding, because GPTQ, calibrated on a model's own traces, leaves the built-in reasoners almost no loss to
+restore."""
 QUICK: dict[str, Any] = {
     "quick": True,
     "measure": {"problems": 80},
     "curate": {"problems": 450, "round": 450, "bullets": 64},
     "restore": {"steps": 30, "learning_rate": 0.002, "within_noise": True},
 }
-"""What ``--quick`` sets; so few problems may show no loss, so it restores in any case, and every stage is seen. So few steps are
-small ones: at the usual rate they end before they have come back from their first excursion."""
+"""The settings of ``--quick``. With few problems the loss may not be significant, so it restores in any case, to run every stage. The
+learning rate is small, because at the usual rate so few steps end before they recover from the first increase of the loss."""
 
 
 def quick(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the stages hand each other: frozen, typed, versioned, one JSON object per line.
+"""The records that stages pass to each other: frozen, typed, versioned, one JSON object per line.
 
 Indices are 0-based; spans are half-open character offsets into the trace's own text; probabilities are in [0, 1]; logits and
 log-probabilities are natural-log float32. An unknown field is an error. This module imports neither torch nor transformers.
@@ -40,7 +40,8 @@ def one_line(text: str) -> str:
 
 
 class InputError(ValueError):
-    """Something a user can correct: one line that says what, where, and what is allowed. The command line exits with code 2."""
+    """An error that the user can correct: one line that says what is wrong, where, and what is allowed. The command line exits with code
+    2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -74,7 +75,7 @@ class Problem(Record):
 class Made(Record):
     """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all its inputs.
 
-    ``sample`` counts the arm's solutions of the problem, from 0: the one that this is, or that it is about.
+    ``sample`` is the index, from 0, of the arm's solution of the problem that this record is or refers to.
     """
 
     problem: str
@@ -96,12 +97,12 @@ class Trace(Made):
 
     @property
     def said(self) -> str:
-        """The text as a reader needs it: with the start of the thought that it goes on with."""
+        """The text with the start of the thought that it continues."""
         return self.opening + self.text
 
 
 class Continuation(Record):
-    """What a model wrote after one text, kept until the stage that asked for it is finished; ``key`` is the digest of what was asked."""
+    """A model's continuation of one text, kept until its stage is finished; ``key`` is the digest of the request."""
 
     key: str
     text: str
@@ -110,10 +111,10 @@ class Continuation(Record):
 
 
 class Grade(Made):
-    """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
+    """The grade of a trace. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
 
-    ``outcome`` is the mathematics alone. ``form`` says how the answer was given: ``boxed`` as asked, ``marked`` in another usual way,
-    ``loose`` at the end of the text; only a boxed answer is right under the ``strict`` grade.
+    ``outcome`` is the mathematics alone. ``form`` says how the answer was given: ``boxed`` as requested, ``marked`` in another common way,
+    ``loose`` at the end of the text; only a boxed answer is correct under the ``strict`` grade.
     """
 
     outcome: Outcome
@@ -123,16 +124,16 @@ class Grade(Made):
 
     @property
     def strict(self) -> Outcome:
-        """The grade of who asks for the format too: an answer that was not boxed is unscored."""
+        """The strict grade, which requires the format too: an answer that was not boxed is unscored."""
         return self.outcome if self.form == "boxed" else "unscored"
 
 
 class Vote(Record):
-    """One locator's word on one trace: the first faulty step, or None if it abstains; and why.
+    """One locator's vote on one trace: the first faulty step, or None if it abstains; and its evidence.
 
-    ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a
-    judge says of the step. ``likelihood`` is how well what the locator saw agrees with each step as the first faulty one, and in the last
-    place with none, up to a common factor; empty if the locator names a step and no more.
+    ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a judge
+    says of the step. ``likelihood`` is the likelihood of the locator's observations, up to a common factor, for each step as the first
+    faulty one, and last for no faulty step; empty if the locator only names a step.
     """
 
     locator: str
@@ -187,7 +188,7 @@ class Fault(Made):
 
 
 class Blame(Made):
-    """What rounding each module did to the token that full precision writes at a fault's frontier (``blame/scores.py``), by measure.
+    """The effect of each module's rounding on full precision's token at a fault's frontier (``blame/scores.py``), by measure.
 
     Scores are in natural-log units, in the order of the arm's linear layers with codes; positive where rounding takes the token away.
     """

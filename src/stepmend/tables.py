@@ -1,4 +1,4 @@
-"""Rows of the files that people have: CSV, JSON Lines, JSON, Parquet, each also with gzip. What cannot be read is one clear line."""
+"""Rows of users' files: CSV, JSON Lines, JSON, Parquet, each also with gzip. Unreadable files give a one-line error."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Silver Bullets: training examples at exactly the faulty steps, none of which leaks from the evaluation."""
+"""Silver Bullets: training examples at exactly the faulty steps, with no leakage from the evaluation."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from stepmend.records import Bullet, Fault, Problem, Trace
 
 @dataclass(frozen=True)
 class Solved:
-    """What is known of a curate problem: its rendered question, full precision's solution and the low-bit model's."""
+    """A curate problem: its rendered question, full precision's solution and the low-bit model's."""
 
     problem: Problem
     prompt: str

@@ -1,4 +1,5 @@
-"""Controls of the claim that located steps matter: as many examples of the same problems or of others, made without the locators' word."""
+"""Controls for the claim that located steps matter: the same number of examples, from the same or other problems, built without using the
+located step."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from stepmend.locate import steps
 from stepmend.records import Bullet, InputError
 
 Pick = Callable[[Sequence[int]], int | None]
-"""Chooses one of the steps that can be taken; None if none will do."""
+"""Chooses one of the available steps; None if none is suitable."""
 CONTROLS: dict[str, str] = {
     "random-step": "the same bullets, each at another step, drawn at random; for dpo, of those in which the two texts differ",
     "shuffled-step": "the same bullets, each about as far along as another one's located step, and never at its own",
@@ -22,7 +23,7 @@ CONTROLS: dict[str, str] = {
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """Names of controls from a list with commas. Raises InputError that lists what is allowed."""
+    """Names of controls from a comma-separated list. Raises InputError, which lists the allowed names."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if unknown := [name for name in names if name not in CONTROLS] or (["nothing"] if not names else []):
         raise InputError(f"controls: unknown {', '.join(unknown)}; allowed: {', '.join(CONTROLS)}")
@@ -30,7 +31,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def check(names: Sequence[str], restore: Restore) -> None:
-    """Raises InputError for controls that this recipe tunes just as it does the located bullets."""
+    """Raises InputError for controls that this recipe would tune exactly like the located bullets."""
     idle = {"random-step", "shuffled-step", "whole-trace"} if restore.trained == "whole" else set[str]()
     idle |= {"sft-chosen"} if restore.objective == "sft" else set()
     if same := [name for name in names if name in idle]:
@@ -40,7 +41,8 @@ def check(names: Sequence[str], restore: Restore) -> None:
 
 
 def recipe_of(control: str, restore: Restore) -> Restore:
-    """How a control is tuned: as the located bullets are, except what the control changes; another objective has a rate of its own."""
+    """The settings that a control is tuned with: those of the located bullets, except what the control changes; another objective has its
+    own learning rate."""
     same = {"objective": "sft", "span": restore.trained}  # on the same tokens, though plain likelihood has a span of its own
     changes = {
         "whole-response": {"objective": "dpo", "span": "whole"},
@@ -80,7 +82,7 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
 
 
 def _texts(bullet: Bullet) -> tuple[str, str]:
-    """The whole solution that is right, and the whole one that is not."""
+    """The whole correct solution, and the whole wrong one."""
     return bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
 
 
@@ -95,7 +97,7 @@ def _another(bullet: Bullet, rng: random.Random) -> Pick:
 
 
 def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
-    """Picks the step whose middle is nearest to ``share`` of the solution's steps, by lot of two as near; never the located one."""
+    """Picks the step whose middle is nearest to ``share`` of the solution's steps, at random among ties; never the located one."""
     count = len(steps.split(_texts(bullet)[0]))
 
     def pick(usable: Sequence[int]) -> int | None:

@@ -17,14 +17,14 @@ from stepmend.engines.decode import Decoder, Row
 from stepmend.models import chat, forward
 
 LOGITS = 1 << 26
-"""Logits held at once while scoring (256 MiB in float32): texts of any length and vocabulary fit."""
+"""Maximum number of logits in memory while scoring (256 MiB in float32), for texts of any length and any vocabulary."""
 TOKENS = 8192
-"""Tokens that are scored in one pass, padding included, where more than one text is."""
+"""Maximum number of tokens, padding included, in a scoring pass over several texts."""
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them.
+    """One loaded model. Its completion of a text does not depend on the other texts, or if ``batched``, only on the fixed batch.
 
     ``halved`` is called with the new number of slots where memory runs out, ``written`` with the numbers of tokens as they are written;
     ``kept`` is the decoder's.
@@ -45,7 +45,7 @@ class LocalEngine:
 
     @property
     def batched(self) -> bool:
-        """Whether the model is one that decodes in fixed batches, as its attention is not plain, causal and full."""
+        """Whether the model decodes in fixed batches, because its attention is not plain, causal and full."""
         return not cache.supported(self.model)
 
     def generate(

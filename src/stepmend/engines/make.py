@@ -1,4 +1,4 @@
-"""An engine of its description: what a process that has loaded nothing yet makes of a ``Spec``."""
+"""Build an engine from its ``Spec``, in any process."""
 
 from collections.abc import Callable
 from typing import Any

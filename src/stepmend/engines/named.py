@@ -1,8 +1,8 @@
-"""Which engine writes an arm's solutions, as ``measure.engines`` of the recipe names it. Imports neither torch nor a server's client.
+"""Which engine generates an arm's solutions, by ``measure.engines`` of the recipe. Imports neither torch nor a server's client.
 
 An engine is ``transformers`` or ``vllm``, in this process and for every arm, or after ``NAME=`` for one; or ``NAME=MODEL@URL``, where a
 server at that address serves the arm's checkpoint as MODEL. NAME is the name of an arm's folder: ``full``, a scheme or a given
-checkpoint, or ``SCHEME-restored``. What is named ``NAME=vllm`` holds for what is made of that arm, too.
+checkpoint, or ``SCHEME-restored``. ``NAME=vllm`` also applies to the arms that are restored from NAME.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ Kind = Literal["transformers", "vllm", "openai"]
 HERE: tuple[Kind, ...] = ("transformers", "vllm")
 """Engines that load a checkpoint into this process."""
 SCORES: tuple[Kind, ...] = ("transformers",)
-"""Engines that score: the others only generate."""
+"""Engines that can score; the others only generate."""
 NAMES: dict[Kind, str] = {"transformers": "transformers", "vllm": "vLLM", "openai": "a server"}
 WHAT = "an engine is transformers, vllm, NAME=transformers, NAME=vllm or NAME=MODEL@BASE_URL"
 
 
 class Spec(BaseModel):
-    """An engine and what it is to serve, as plain data: any process can make the engine of it (``engines/make.py``).
+    """An engine and its checkpoint as plain data, from which any process can build the engine (``engines/make.py``).
 
     ``checkpoint`` and ``tokenizer`` are folders; ``server`` is (name, model, address) of a server. ``slots`` is how many solutions are
     written at once in this process.
@@ -69,7 +69,7 @@ def check(specs: Sequence[str], low_bit: Iterable[str]) -> None:
 
 
 def of(specs: Sequence[str], arm: str) -> tuple[Kind, str]:
-    """The kind of engine that writes an arm's solutions, and the spec that says so, empty for the default."""
+    """The kind of engine that generates an arm's solutions, and the recipe's entry for it, empty for the default."""
     found = {name: (what, spec) for spec in specs for name, what in [split(spec)]}
     arm = FULL if arm == AGAIN else arm
     parsed = parse(arm)
@@ -92,7 +92,7 @@ def described(specs: Sequence[str], arms: Iterable[str]) -> str:
 
 
 def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
-    """What digests of what an engine writes hold beside the checkpoint: nothing for transformers in this process."""
+    """The part of digests that identifies an engine, besides the checkpoint; empty for transformers in this process."""
     if kind == "openai":
         judge = judges.parse(spec, what="engine")
         return (digest("openai", judge.model, judge.url),)

@@ -19,7 +19,7 @@ from stepmend.records import InputError, digest
 
 
 class _Reply(BaseModel):
-    """What we read of a completion."""
+    """The fields of a completion that are read."""
 
     class Choice(BaseModel):
         text: str
@@ -30,17 +30,17 @@ class _Reply(BaseModel):
 
 @dataclass(frozen=True)
 class ServerEngine:
-    """One model behind a server.
+    """One model on a server.
 
     Attributes:
-        name: What its key is named by in the environment (``STEPMEND_JUDGE_KEY_NAME``, else ``OPENAI_API_KEY``).
+        name: Its name, which selects the API key's environment variable (``STEPMEND_JUDGE_KEY_NAME``, else ``OPENAI_API_KEY``).
         model: The model's name at the server.
         url: The server's address, up to ``/v1``.
         tokenizer: The model's own.
         max_new_tokens: Tokens after which a completion is cut off.
-        concurrency: Requests at once; the server batches them.
-        timeout: Seconds that one completion has in all.
-        what: What messages call it.
+        concurrency: Maximum number of concurrent requests; the server batches them.
+        timeout: Total seconds allowed for one completion.
+        what: How messages refer to it.
         written: Called with the numbers of tokens as they come.
     """
 

@@ -1,4 +1,4 @@
-"""A cache of fixed slots, and attention over it, for the attention interface of transformers.
+"""A KV cache with fixed slots, and attention over it, for the attention interface of transformers.
 
 The cache stands in for ``past_key_values``; the attention function is registered under ``NAME``. Both work on a model's own modules,
 so every architecture whose attention is plain, causal and full can use them; ``supported`` tests that on the model itself.

@@ -1,4 +1,4 @@
-"""The protocol of a low-bit file format, and what it says of a layer.
+"""The protocol of a low-bit file format, and its description of a layer.
 
 Tensor names carry their shape: M rows (outputs), N columns (inputs), G groups of columns that share a scale.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0.
+    """A layer according to the files' headers: its shape, bits per code, groups per row, and whether all zero points are 0.
 
     ``code`` and ``scale`` are the kinds of numbers that these are: ``int`` or ``float`` codes; scales in a ``float`` of 16 bits or more,
     in ``E4M3``, or in ``E8M0`` (powers of two). ``tall`` rows share a scale. ``kind`` is the name that the format has for such blocks, if
@@ -41,7 +41,7 @@ class Codes:
     None if every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None if they
     are in that order already.
 
-    Codes that are floats (E4M3, E2M1) are held as these, and stay as they are: ``integer`` is False, and the weight is code * scale.
+    Float codes (E4M3, E2M1) keep their dtype and do not change: ``integer`` is False, and the weight is code * scale.
     ``tall`` rows share a row of ``scale_MG``, which then has ceil(M / tall) rows. Where there is a ``divisor`` (float32 [1]), scales are
     divided by it before they are used. ``factor_MG`` (float32) multiplies the scales, where several groups in a row share one:
     ``scale_MG`` then has a column for each such set of groups, and the codes do not change. ``offset_MG`` (float32) is None if every

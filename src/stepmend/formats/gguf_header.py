@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read within bounds: every length is checked against the file before anything of that length is read.
+"""The header of a GGUF file, read safely: every length is checked against the file size before it is used.
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md): the magic, a version, how many tensors and values; the values, each a key, a type and what
 it holds; of each tensor its name, dimensions (the fastest first), type and offset; then, from the next multiple of ``general.alignment``
@@ -42,7 +42,7 @@ class Tensor:
 
 @dataclass
 class Header:
-    """What a file says of itself: values by key (arrays as lists), and its tensors in order."""
+    """A file's metadata: values by key (arrays as lists), and its tensors in order."""
 
     file: Path
     values: dict[str, Any] = field(default_factory=dict)
@@ -55,11 +55,11 @@ class Header:
 
 
 class DamagedError(Exception):
-    """What is wrong with a file, in a few words."""
+    """A damaged file; the message says what is wrong."""
 
 
 class _Cursor:
-    """A place in a file's header, which moves on as it is read."""
+    """A read position in a file's header."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.end, self.at = data, min(len(data), HEADER), 0

@@ -1,7 +1,7 @@
 """Which tensor of a model each tensor of a GGUF file is, by transformers' map, and what its converter did to it.
 
-llama.cpp's converter writes the rows of some tensors in another order (queries and keys of Llama), and adds 1 to some norms (Gemma). What
-it does, transformers' readers undo; what those do is seen by giving them numbered rows.
+llama.cpp's converter writes the rows of some tensors in another order (queries and keys of Llama), and adds 1 to some norms (Gemma).
+transformers' readers undo this; applying them to numbered rows reveals the permutation.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ HEAD = "output.weight"
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's name in the model; the row of the file that each of its rows is, None if they are in the model's order; and what is
-    to be added to the file's values."""
+    """A tensor's name in the model; the file's row for each of its rows, None if they are in the same order; and the offset to add to the
+    file's values."""
 
     name: str
     order: "torch.Tensor | None" = None

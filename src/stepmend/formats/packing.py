@@ -1,4 +1,4 @@
-"""What the layouts share: checks of a configuration's values and of tensors' shapes, in one line that names the layer."""
+"""Shared by the layouts: checks of a configuration's values and of tensors' shapes, with one-line errors that name the layer."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -30,7 +30,7 @@ TWICE = "consolidated"
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's configuration says of its quantization; empty for full precision.
+    """The quantization section of a checkpoint's configuration; empty for full precision.
 
     Older GPTQ checkpoints have it in ``quantize_config.json``. Raises InputError if either file is no JSON object.
     """

@@ -1,4 +1,4 @@
-"""From a trace to a grade: extract the answer, decide equality. Nothing is silently wrong: what cannot be graded says why."""
+"""Grading of traces: extract the answer, decide equality. What cannot be graded is unscored, with a reason, and never silently wrong."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ OUTCOMES: dict[verify.Verdict, tuple[str, str | None]] = {
     "timeout": ("unscored", "timeout"),
     "parser": ("unscored", "parser"),
 }
-"""What a verdict on an answer makes of a trace: outcome, and reason if it is unscored."""
+"""Verdict on an answer -> outcome of the trace, and the reason if it is unscored."""
 
 
 def kind_of(benchmark: str) -> verify.Kind:
@@ -42,7 +42,7 @@ def judge(
 
 
 def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifier) -> list[bool]:
-    """Which of many (problem, whole solution, whether it is finished) end at the right answer; all of one benchmark."""
+    """For many (problem, whole solution, whether it is finished): whether each ends at the correct answer; all of one benchmark."""
     found = [extract(text, loose=finished) for _, text, finished in asked]
     kind = kind_of(asked[0][0].benchmark) if asked else "math"
     judged = judge(found, [problem.answer for problem, _, _ in asked], kind, verifier)

@@ -1,4 +1,4 @@
-"""Where the answer is in a text. Versioned: a change of these rules is a change of every grade's digest. Linear in the text."""
+"""Extraction of the answer from a text. Versioned: changing these rules changes every grade's digest. Linear in the text."""
 
 import re
 from dataclasses import dataclass
@@ -81,7 +81,8 @@ def _extract(text: str, whole: bool, loose: bool) -> Extracted | None:
 
 
 def _one_question(text: str, whole: bool) -> tuple[str, bool]:
-    """The text up to where the model asks itself another question, and whether that part is whole: it is where such a question follows."""
+    """The text before the next question that the model asks itself, and whether that part is complete (it is, if such a question
+    follows)."""
     headings = list(HEADING.finditer(text, len(text) - len(text.lstrip()) + 1))
     if not headings:
         return text, whole

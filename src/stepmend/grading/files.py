@@ -90,7 +90,7 @@ def counts(graded: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(graded: list[dict[str, Any]], file: Path) -> None:
-    """Keep every record's grade, one JSON object per line; the file is there whole or not at all."""
+    """Write every record's grade, one JSON object per line, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = [{key: value for key, value in record.items() if key != "text"} for record in graded]
     write_text(file, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,4 +1,4 @@
-"""How a text finished, in the words of the tools that write it down."""
+"""The finish reason of texts, in the words of the tools that record it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def cuts(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str])
 
 
 def is_cut(value: Any) -> bool | None:
-    """Whether a word for how a text finished says that the limit cut it off; None for a word that is not known."""
+    """Whether a finish reason means that the token limit cut the text off; None for an unknown one."""
     said = str(value).strip().lower().rpartition(".")[2].replace("-", "_").replace(" ", "_")
     return True if said in CUT else False if said in ENDED else None
 

@@ -1,4 +1,4 @@
-"""An answer that is not marked: the last formula or number of a text's end."""
+"""Unmarked answers: the last formula or number at the end of a text."""
 
 import re
 
@@ -20,7 +20,7 @@ NUMBER = re.compile(
 PROSE = re.compile(r"(?<![^\W\d_])[^\W\d_]{2,40} [^\W\d_]{1,40} [^\W\d_]{2,40}")
 """Three words in a row."""
 TAIL = 300
-"""Characters at the end of a text in which a loose answer may stand."""
+"""Number of characters at the end of a text that are searched for an unmarked answer."""
 
 
 def last(text: str) -> str | None:
@@ -37,7 +37,7 @@ def last(text: str) -> str | None:
 
 
 def concluded(text: str) -> bool:
-    """Whether a text reads like a solution that has come to its end: a number, in a last line that asks nothing and announces nothing."""
+    """Whether a text looks like a finished solution: its last line has a number, and neither asks nor announces anything."""
     line = text.rstrip()[-TAIL:].rpartition("\n")[2]
     return bool(re.search(r"\d", line)) and not re.search(
         r"[:?？：]\W{0,5}\Z|\b(?:find|solve|given|problem|question)\b", line, re.IGNORECASE

@@ -1,4 +1,4 @@
-"""Answers as people type them, written as the LaTeX that Math-Verify reads: signs, roots, powers of ten, spaces in numbers."""
+"""Normalization of typed answers to LaTeX that Math-Verify can parse: signs, roots, powers of ten, spaces in numbers."""
 
 import re
 

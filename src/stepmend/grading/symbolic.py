@@ -1,4 +1,4 @@
-"""Math-Verify's verdict on a pair of answers, checked by number. Runs in worker processes, which may be killed at any time."""
+"""Math-Verify's verdict on a pair of answers, checked numerically. Runs in worker processes, which may be killed at any time."""
 
 import importlib
 import logging
@@ -24,7 +24,8 @@ LEAST = 4
 
 
 def symbolic(answer: str, gold: str) -> Verdict:
-    """Equal where Math-Verify says so and no number contradicts it, or where numbers alone say so; ``parser`` where it cannot read one.
+    """Equal if Math-Verify says so and numerical values do not contradict it, or if the values alone show it; ``parser`` if an answer
+    cannot be parsed.
 
     Math-Verify rounds to six places, so 1/2^60 and 1/2^61 are the same to it; and it knows no sign of a variable, so that
     sqrt(1/n) and 1/sqrt(n) differ. Both are decided by their values.

@@ -1,7 +1,7 @@
 """Whether two answers are equal: an exact fast path for numbers, options and words, and Math-Verify in worker processes that can be killed.
 
 Math-Verify (https://github.com/huggingface/Math-Verify) simplifies with sympy, which now and then takes minutes or all memory. Its own
-time limit is a signal that C code ignores; here a worker that overstays is killed and replaced, and the run goes on.
+time limit is a signal that C code ignores; here a worker that exceeds the limit is killed and replaced.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ Kind = Literal["math", "number"]
 Verdict = Literal["equal", "different", "timeout", "parser"]
 
 LIMIT = 3.0
-"""Seconds a worker may think about one pair."""
+"""Time limit of a worker per pair, in seconds."""
 MEMORY = 4 * 2**30
 """Bytes of address space of a worker."""
 CLOSE = Decimal("1e-6")
@@ -157,7 +157,7 @@ class Verifier:
 
 
 def _settle() -> None:
-    """What a worker does first: import, and bound its memory."""
+    """Initialize a worker: import, and limit its memory."""
     import math_verify  # noqa: F401
 
     with suppress(ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What a model says to its reader: without thoughts, other channels, special tokens and questions that it then asks itself.
+"""The visible part of a model's output: without thoughts, other channels, special tokens and run-on questions.
 
 Linear in the text: every pattern starts with a literal, and nothing after it is tried twice (possessive quantifiers, bounded repeats).
 """

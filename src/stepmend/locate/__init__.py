@@ -1,4 +1,4 @@
-"""Where a trace first goes wrong: steps, and the locators that vote on the first faulty one.
+"""Where a trace first goes wrong: its steps, and the locators that vote on the first faulty one.
 
 The package can be called: ``stepmend.locate(solutions)`` is ``stepmend.api.locate``.
 """

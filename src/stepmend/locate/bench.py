@@ -1,4 +1,4 @@
-"""Locators against ProcessBench (2412.06559): human labels of the first wrong step of solutions, right ones among them."""
+"""Locators measured on ProcessBench (2412.06559): human labels of the first wrong step of solutions, including correct ones."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ class Solution:
         problem: The question.
         steps: The labelled steps.
         label: The first wrong one (0-based), or None if every step is right.
-        also: Other labels that can be defended.
+        also: Other defensible labels.
         answer: The right answer; empty if it is not known.
         worked: The benchmark's worked solution; empty if it is not known.
         error_class: The labelled class of the fault.
-        benchmark: What the problem is of, as far as the record says.
-        group: The problem's own name: solutions of one problem are never split between fitting and measuring.
+        benchmark: The problem's benchmark, if the record has it.
+        group: The problem's id: solutions of one problem are never split between fitting and measuring.
         cut_off: Whether the model did not end the text by itself.
     """
 
@@ -145,11 +145,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "reference": (),
     "solution": ("model", "answered"),
 }
-"""What each locator needs: checkpoints, and the right answers."""
+"""The requirements of each locator: checkpoints, and correct answers."""
 
 
 def able(**given: object) -> tuple[str, ...]:
-    """The locators that have what they need, of ``model``, ``quantized`` and ``answered``."""
+    """The locators whose requirements are met by ``model``, ``quantized`` and ``answered``."""
     return tuple(name for name, needs in NEEDS.items() if all(given[need] for need in needs))
 
 
@@ -169,7 +169,7 @@ def asking(
     specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True, plain_http: bool = False,
     timeout: float = 60,
 ) -> Iterator[Locate]:  # fmt: skip
-    """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
+    """The locator to measure: equations, or the quorum of these judges, whose answers are kept in a file.
 
     ``shown`` says whether judges are told the right answer, if it is known, as in a run; an answer has ``timeout`` seconds.
     Raises InputError as the judges do.
@@ -195,7 +195,7 @@ def asking(
 
 
 def kept(file: Path) -> list[Judgement]:
-    """Answers kept before; a line that a crash cut is closed, and what it held is asked again."""
+    """Answers of earlier calls; a truncated last line is terminated, and its question is asked again."""
     found = []
     lines = inputs.content(file).splitlines(keepends=True) if file.exists() else []
     for line in lines:

@@ -1,4 +1,4 @@
-"""What rescue continues traces with, as the recipe names it: a checkpoint, or a model behind an OpenAI-compatible server."""
+"""Completers, which continue traces for rescue: a checkpoint, or a model on an OpenAI-compatible server."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From failed traces to faults: run the locators, combine their votes, classify the error."""
+"""From failed traces to faults: run the locators, combine their votes, and classify the error."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from stepmend.records import Fault, InputError, Problem, Vote, digest
 VERSION = f"locate-5 {steps.VERSION} {equations.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
 """Changes whenever the same traces may be located or classified differently."""
 ALONE = 8
-"""Samples of a cut, at least, where full precision rescues itself: greedily it would only fail again."""
+"""Minimum number of samples per cut when full precision rescues itself: greedy decoding would only fail again."""
 NOBODY = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
 
 
 @dataclass(frozen=True)
 class Completer:
-    """What rescue continues with: full precision, or a better model; and how it is asked a problem."""
+    """The model that continues traces for rescue: full precision or a better model; and how it is prompted."""
 
     engine: Engine
     prompt_of: Callable[[Problem], str]
@@ -33,17 +33,17 @@ class Completer:
 
 @dataclass(frozen=True)
 class Locator:
-    """All that locating needs.
+    """Everything that locating needs.
 
     Attributes:
         full: Full precision; None if locators that need no model are asked alone.
-        arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
-        completer: What rescue continues with; full precision if it is None.
+        arrive: For many (problem, whole solution, whether it is finished): whether each ends at the correct answer.
+        completer: The model that continues traces for rescue; full precision if it is None.
         rates: How reliable each locator is.
-        known: Completions of an earlier call that was stopped, by key.
+        known: Completions of an earlier, interrupted call, by key.
         keep: Called with (key, completion) as completions come.
         opening: The start of a thought that questions are rendered with, and that solutions go on with.
-        drawn: Whether the solutions were drawn: then a token that full precision would not have chosen proves nothing.
+        drawn: Whether the solutions were sampled: then a token that full precision would not have chosen is not an evidence.
     """
 
     settings: Locate
@@ -74,7 +74,7 @@ class Locator:
         Args:
             problems: The problems.
             cases: The failed traces.
-            quantized: The model that wrote them; without it margins have nothing to say.
+            quantized: The model that wrote them; without it, margins abstain.
             made_by: The digest of all inputs of the faults.
             worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
             alone: Whether the traces are full precision's own failures: then it rescues itself by samples.

@@ -1,7 +1,7 @@
-"""LLM judges that name the first faulty step, behind any OpenAI-compatible address; their quorum, and how far they agree.
+"""LLM judges on OpenAI-compatible servers, which name the first faulty step; their quorum and their agreement.
 
-An answer is a vote only if it is exactly what was asked for; everything else is counted as what it is and decides nothing. Every
-answer is kept as it came, so that nothing is asked (and paid) twice. Keys come from the environment and go nowhere but to the judge.
+An answer is a vote only if it has exactly the requested form; all others are counted and ignored. Every answer is stored unchanged, so that
+no question is asked (and paid for) twice. Keys are read from the environment and sent only to the judge.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What a step is: an introduction, an item of a plan, a statement, a calculation, or the answer; and how a whole text is written.
+"""Kinds of steps: introduction, item of a plan, statement, calculation, answer; and the kind of a whole text.
 
-A fault is rarely in a step that says nothing, so the vote's prior goes by these kinds; the plan's items are where a wrong operation is
-first named.
+The vote's prior depends on these kinds: a fault is rarely in a step without content, and a plan's item is where a wrong operation is first
+named.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The whole vote, or one locator, on labelled solutions: what ``stepmend bench locate`` runs, without a run's folder, and resumes.
+"""The whole vote, or one locator, on labelled solutions: ``stepmend bench locate``, without a run's folder, and resumable.
 
 Solutions are split by our own steps. A named step is exact if it holds the middle of the labelled one, and no second calculation.
 """

@@ -1,4 +1,4 @@
-"""Running locators on labelled solutions: models are loaded, work is kept as it comes, and a killed call continues."""
+"""Running locators on labelled solutions: models are loaded, results are saved as they arrive, and a killed call resumes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ from stepmend.progress import Stages, Tick, silent
 from stepmend.records import Continuation, Fault, InputError, Judgement, Trace, digest
 
 CHUNK = 64
-"""Solutions that are located at once; a kill loses no finished chunk, and no completion."""
+"""Solutions per chunk; a kill loses no finished chunk, and no completion."""
 MODEL = frozenset({"rescue", "margins", "solution"})
 """Locators that need the full-precision model."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is asked, and of which models.
+    """The locators to run, and their models.
 
     Attributes:
         settings: The locators and their settings, as in a recipe.

@@ -1,4 +1,4 @@
-"""The locators, each on its own: equations that can be checked, rescue by full precision, and margins of both models."""
+"""Single locators: equations, rescue by full precision, and margins of both models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The panel: judges are asked together, again if that may help, never twice, and not beyond a budget. Keys go nowhere else."""
+"""Concurrent client for judges, with retries, stored answers and a token budget. Keys are sent only to their judges."""
 
 import itertools
 import os
@@ -34,7 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 0.5, 8.0, 120.0
 
 
 class _Reply(BaseModel):
-    """What we read of a chat completion."""
+    """The fields of a chat completion that are read."""
 
     class Choice(BaseModel):
         class Message(BaseModel):
@@ -47,7 +47,7 @@ class _Reply(BaseModel):
 
 
 class _Seat:
-    """One judge at the panel: its key, whether it is still asked and how, and what it has answered."""
+    """The state of one judge: its key, whether and how it is still asked, and its answers."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
@@ -66,11 +66,11 @@ class _Seat:
         return digest(self.judge.model, self.judge.url, PROMPT, messages(question))
 
     def hide(self, text: str) -> str:
-        """A server's words without our key, should it repeat it (a short key is a dummy, and any text may hold it)."""
+        """A server's message with our key removed, in case it is repeated (short keys are dummies, and may occur in any text)."""
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
 
     def failed(self, error: "OpenAIError | ValueError", timeout: float) -> str:
-        """Why a question has no answer; gives the judge up if there is no use in asking more."""
+        """Why a question has no answer; stops asking the judge if further requests are useless."""
         import openai
 
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
@@ -99,7 +99,7 @@ def _final(error: Exception) -> str | None:
 
 
 def _pause(error: "OpenAIError", attempt: int) -> float | None:
-    """Seconds to wait before asking again, as the server says or twice as long each time; None if there is no use in it."""
+    """Seconds to wait before the next attempt: as the server says, or doubling; None if another attempt is useless."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -117,7 +117,7 @@ class Panel:
     """Judges that are asked together.
 
     ``keep`` gets each answer as it comes (from any thread, one at a time); ``known`` are those kept before, which are not asked again.
-    ``budget`` is in tokens, of all judges together: once it is spent, no new question is put. An attempt has ``timeout`` seconds
+    ``budget`` is in tokens of all judges together: once it is spent, no new question is sent. An attempt has ``timeout`` seconds
     from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times if that may help.
     """
 
@@ -132,7 +132,7 @@ class Panel:
         concurrency: int = 8,
         retries: int = 4,
     ) -> None:
-        """Raises InputError if two judges have one name, or are the same model at the same address: one voice has one vote."""
+        """Raises InputError if two judges have the same name, or are the same model at the same address."""
         for one, other in itertools.combinations(judges, 2):
             if one.name == other.name:
                 raise InputError(f"judge: {one.name} is given twice")
@@ -149,7 +149,7 @@ class Panel:
     def ask(self, questions: Sequence[Question], tick: Tick = silent) -> list[list[Verdict]]:
         """Per question one verdict of each judge, in order; ``tick`` counts verdicts.
 
-        When interrupted it puts no more questions, waits a second for those already put (their answers are kept, too), and raises.
+        When interrupted, it sends no more questions, waits a second for pending answers (which are stored too), and raises.
         """
         rows = [[seat.name_of(question) for seat in self._seats] for question in questions]
         places = Counter(itertools.chain(*rows))

@@ -1,4 +1,4 @@
-"""Numbers and calculations as a text writes them: what the locator by reference and the rules of error classes compare.
+"""Numbers and calculations in a text, which the locator ``reference`` and the rules of error classes compare.
 
 Unlike ``equations``, which judges whether an equation holds and is silent when unsure, this reads as much as it can and judges nothing.
 """

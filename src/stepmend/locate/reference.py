@@ -1,4 +1,4 @@
-"""The locator by reference: a worked solution, or full precision's own right one, says which values a right solution computes.
+"""The locator ``reference``: it compares a solution's values with those of a worked solution, or of full precision's own correct one.
 
 The first step whose computed value is not among the reference's, while those before it are, is suspicious. Another route to the answer
 computes other values and is not a fault, so a value that a later calculation turns into one of the reference's is taken as right, and a

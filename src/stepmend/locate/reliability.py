@@ -1,4 +1,4 @@
-"""How reliable each locator is: rates by benchmark and kind of text, with defaults, and read from and written to a file.
+"""Reliabilities of locators: rates by benchmark and kind of text, with defaults, read from and written to a file.
 
 ``stepmend bench locate --save FILE`` measures them on labelled solutions; the recipe's ``locate.reliabilities`` names the file.
 """
@@ -24,7 +24,7 @@ class Part(BaseModel):
 
 
 class Reliability(Part):
-    """Of the solutions in which a locator names a step: how often it is the first faulty one, an earlier one, or a later one."""
+    """If a locator names a step: how often it is the first faulty one, an earlier one, or a later one."""
 
     exact: float = Field(ge=0, le=1)
     early: float = Field(ge=0, le=1)
@@ -79,7 +79,7 @@ def read(file: Path) -> Reliabilities:
 
 
 UNMEASURED = Reliability(exact=0.6, early=0.2, late=0.2)
-"""A locator or judge that nobody has measured."""
+"""The reliability of a locator or judge that has not been measured."""
 # The generated problems (docs/results/locate.md): 338 regressions, half a case added to each count, so none is ever certain. There is one
 # way to write a solution there, so margins are nearly always right; in free text the first other word is not a fault yet.
 # gsm8k/free: 60 labelled failures of a quantized 0.5 B model (`bench locate --save`; rescue by full precision, 8 samples per cut).

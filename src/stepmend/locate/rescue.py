@@ -1,8 +1,9 @@
-"""Rescue by samples: a better model continues a trace from before each step; the fault is where its chance to arrive drops.
+"""Sampled rescue: a better model continues a trace from before each step; the fault is where its probability of reaching the correct answer
+drops.
 
-The value of a cut is the chance that a continuation from there ends at the right answer. Before the first fault cuts are worth about
-the same, after it next to nothing. So the counts of arrivals have a change point, and its posterior says where the fault is and how
-surely. Samples go where they say most about it, and end when it is decided: a sequential test.
+The value of a cut is the probability that a continuation from there ends at the correct answer. Cuts before the first fault have about the
+same value, cuts after it almost none. So the counts of correct continuations have a change point, and its posterior gives the location of
+the fault. Samples are drawn if they are most informative, until the posterior is decided: a sequential test.
 
 Arrays carry their shape: F hypotheses (the first faulty step, in the last place none), C cuts (before each step, and the end),
 P levels of the value before the fault.
@@ -23,17 +24,17 @@ from stepmend.locate.locators import Case, Rescued
 from stepmend.records import Vote
 
 LEVELS_P = (np.arange(12) + 0.5) / 12
-"""Values before the fault that are reckoned with, equally likely."""
+"""Assumed values before the fault, equally likely."""
 CONCENTRATION = 8.0
 """How alike the values of cuts before the fault are: each is drawn from a beta distribution with so many pseudo-counts."""
 RESIDUE = 0.12
-"""Value of cuts after the fault, over that of those before it: now and then a continuation mends the fault."""
+"""Value of cuts after the fault, relative to those before it: sometimes a continuation corrects the fault."""
 SURE = 0.95
 """Posterior probability at which a case is decided."""
 CANDIDATES = 40
 """Cuts, at most, whose information is computed before each batch."""
 LEAST = 0.02
-"""Information about the fault, in nats, below which a further batch is not worth its tokens."""
+"""Minimum expected information about the fault, in nats, for which another batch is drawn."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class SampledRescue:
 
     Attributes:
         complete: New continuations of each text asked about.
-        arrive: Which of many (case, whole text, whether it is finished) end at the right answer.
+        arrive: For many (case, whole text, whether it is finished): whether each ends at the correct answer.
         samples: Continuations of a cut; twice as many where the decision stays open.
     """
 

@@ -1,4 +1,4 @@
-"""Faults of an arm's failures: read from the run, located if it does not hold them, and kept."""
+"""Faults of an arm's failures: read from the run, or located and saved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -90,7 +90,7 @@ def _made_by(
 
 
 def how(context: Context) -> tuple[Any, ...]:
-    """What decides faults beside models and texts: versions, seed, completer, rates, judges, and the recipe's settings, which are last."""
+    """The inputs of faults besides models and texts: versions, seed, completer, rates, judges, and last the recipe's settings."""
     rates, settings = context.rates.model_dump_json(), context.settings.model_dump(exclude=HOW)
     thoughts = [steps.OF_THOUGHTS] if context.form.thinks else []
     return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *thoughts, settings

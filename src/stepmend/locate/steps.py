@@ -1,4 +1,4 @@
-"""Steps of a trace: spans that join back to the text, character for character; and what an equation step says."""
+"""Steps of a trace: spans that join to the text, character for character; and the equations of steps."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -11,7 +11,7 @@ from stepmend.grading.extract import boxed
 from stepmend.grading.visible import THOUGHTS
 
 VERSION = "steps-4"
-"""Changes whenever the same text may be split differently; that of texts with thoughts, ``OF_THOUGHTS``."""
+"""Changes whenever a text may be split differently; ``OF_THOUGHTS`` is the version for texts with thoughts."""
 OF_THOUGHTS = "thoughts-1"
 Span = tuple[int, int]
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
@@ -46,7 +46,7 @@ TURN = re.compile(
 )
 """How a section of a long thought starts."""
 SECTIONS = 24
-"""Sections that a text is cut into, about: it has at most twice as many, and a text of fewer steps has one section a step."""
+"""Approximate number of sections of a text: it has at most twice as many, and a text with fewer steps has one section per step."""
 EQUATION = re.compile(r"(?<![\d.*/+\-])(?<![*/+\-] )(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
 ASKED = re.compile(r"Step (\d+): \S")
 """How each line but the answer's starts in the step format."""
@@ -97,7 +97,7 @@ def answer_start(text: str) -> int | None:
 def sections(text: str) -> list[Span]:
     """Half-open spans of a few dozen sections, each of whole steps of ``split``: what a locator searches first in a long thought.
 
-    They are about equally many steps long, and start where the thought turns (``Wait``, ``Alternatively``, a heading) where they can.
+    They have about equal numbers of steps, and start where possible at a turn of the thought (``Wait``, ``Alternatively``, a heading).
     A text of up to SECTIONS steps has one step a section.
     """
     steps = split(text)

@@ -16,7 +16,7 @@ from stepmend.records import ErrorClass, Problem, Trace
 VERSION = "taxonomy-2"
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 LOOP = 0.25
-"""A text that is packed to less than this share of its length repeats itself."""
+"""A text that compresses to less than this share of its length repeats itself."""
 ENOUGH, NEAR = 200, 500
 """Characters that a text needs for that to mean something, and in which the loop must have started."""
 

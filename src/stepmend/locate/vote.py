@@ -1,4 +1,4 @@
-"""How locators vote: Bayes' rule over "the first faulty step is k", each locator as far as it was measured to be right."""
+"""The reliability-weighted vote of the locators: Bayes' rule over "the first faulty step is k"."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ ENOUGH = 0.5
 """Below this probability the vote abstains, where the recipe says nothing else."""
 JUDGES = "judges"
 LOCATORS = frozenset({"equations", "rescue", "margins", "reference", "solution", JUDGES})
-"""Those that are not a single judge."""
+"""The locators that are not judges."""
 RIGHT = frozenset({"reference", "solution"})
-"""One method beside two right solutions: together they have one voice."""
+"""The same method with two correct solutions: together they have one vote."""
 FLOOR = 1e-9
 
 

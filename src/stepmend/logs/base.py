@@ -1,4 +1,4 @@
-"""What a log is, whichever tool wrote it, and what its tools' words for right and wrong mean."""
+"""The common form of logs, and the meaning of the tools' words for correct and wrong."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ METRICS = (
     *("math_verify", "extractive_match", "exact_match", "acc", "accuracy", "pass@1", "math_pass@1", "pass@k:k=1", "avg@"),
     *("is_correct", "correct", "resolved", "passed", "score"),
 )
-"""What is taken as right or wrong where a log holds several metrics and the benchmark has no headline metric of its own: the first one."""
+"""Metrics in order of preference, for logs with several metrics and benchmarks without a headline metric."""
 HEADLINE = {"arc_": "acc_norm", "hellaswag": "acc_norm", "openbookqa": "acc_norm", "piqa": "acc_norm", "truthfulqa_mc2": "acc"}
 """The metric that a benchmark reports, by the start of its name."""
 YES = frozenset(("true", "1", "1.0", "c", "yes", "correct", "right", "passed", "pass", "success", "solved", "resolved", "accepted"))
@@ -45,8 +45,8 @@ GROUPS = ("level", "subject", "type")
 class Sample:
     """One solution: right, wrong, or None if nothing scored it; its text where the log has it; level and subject where known.
 
-    ``share`` is set where the log holds a share of several solutions (avg@n) or a partial score instead. ``gold``, ``question`` and
-    ``prompt`` (a digest) say what was asked; ``cut`` whether the limit cut the text off. None is not known.
+    ``share`` is set instead if the log holds a share of several solutions (avg@n) or a partial score. ``gold``, ``question`` and ``prompt``
+    (a digest) identify the question; ``cut`` says whether the token limit cut the text off. None means unknown.
     """
 
     correct: bool | None
@@ -70,8 +70,8 @@ class Sample:
 class Log:
     """One arm's outcomes by problem; several samples per problem if there were several epochs.
 
-    ``others`` are the metrics and filters that could be read as well; ``notes`` is what a reader must know of the log itself, such as
-    that its run was cancelled; ``about`` says how it was made (few-shot examples, engine, dtype …).
+    ``others`` are the other available metrics and filters; ``notes`` are warnings about the log, such as a cancelled run; ``about`` says
+    how it was made (few-shot examples, engine, dtype …).
     """
 
     name: str
@@ -86,7 +86,7 @@ class Log:
 
     @property
     def unscored(self) -> int:
-        """Samples that nothing scored."""
+        """Unscored samples."""
         return sum(sample.value is None for samples in self.samples.values() for sample in samples)
 
 
@@ -108,7 +108,7 @@ class Fields:
 
 
 def scored(value: Any, where: str, fields: Fields, *, shares: bool = False) -> tuple[bool | None, float | None]:
-    """(right, share) of what tools write for them. A number between 0 and 1 needs ``fields.threshold``, unless ``shares`` are meant.
+    """(correct, share) from the values that tools write. A number between 0 and 1 needs ``fields.threshold``, unless ``shares`` are meant.
 
     Raises InputError for everything that says neither.
     """
@@ -197,7 +197,7 @@ def digest(content: Any) -> str:
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    """Names of which none is there twice: the second of a kind is ``name #2``."""
+    """Unique names: the second of two equal names becomes ``name #2``."""
     seen: Counter[str] = Counter()
     told = []
     for name in names:

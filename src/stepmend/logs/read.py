@@ -1,4 +1,4 @@
-"""Which tool wrote a log, and a folder of subtasks' logs as one."""
+"""Detects the tool of a log, and reads a folder of subtasks' logs as one log."""
 
 from collections.abc import Sequence
 from pathlib import Path

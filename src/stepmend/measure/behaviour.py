@@ -1,4 +1,4 @@
-"""What else a quantized model does differently: length, loops. Works on texts alone."""
+"""Other differences of a quantized model's texts: length, loops."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 NGRAM = 4
 WINDOW = 256
-"""Words at the end of a text that are looked at."""
+"""Number of words at the end of a text that are examined."""
 LEAST = 40
 """Words below which a text cannot be told to loop."""
 REPEATED = 0.5

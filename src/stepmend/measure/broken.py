@@ -1,4 +1,4 @@
-"""Runs that are broken: texts that loop, are all the same, or are empty. Said before any accuracy."""
+"""Detection of broken runs: texts that loop, are all the same, or are empty. Reported before any accuracy."""
 
 import re
 from collections import Counter

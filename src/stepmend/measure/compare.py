@@ -1,4 +1,4 @@
-"""Arms that other tools measured, paired by problem: what ``stepmend compare`` prints."""
+"""Arms measured by other tools, paired by problem: the results of ``stepmend compare``."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from stepmend.measure.broken import broken
 from stepmend.records import InputError
 
 Reading = Literal["wrong", "left_out"]
-"""What a sample that nothing scored counts as: wrong, or nothing at all."""
+"""How an unscored sample is counted: as wrong, or not at all."""
 
 
 @dataclass(frozen=True)
 class Compared:
     """Two arms on the problems that both have. ``shares`` are in the order of ``problems``.
 
-    ``unscored_as`` says how what nothing scored is read: as wrong, or left out, with the problems that one arm then has no sample of.
-    ``margin`` is by how many points the second may be worse and still be called not worse.
+    ``unscored_as`` says how unscored samples are counted: as wrong, or left out, together with problems that then lack a sample in one arm.
+    ``margin`` is the non-inferiority margin, in points.
     """
 
     first: Log
@@ -67,7 +67,7 @@ class Compared:
 
     @cached_property
     def unscored(self) -> int:
-        """Problems on which one of the two arms has a sample that nothing scored."""
+        """Problems on which one of the two arms has an unscored sample."""
         return sum(any(s.value is None for arm in (self.first, self.second) for s in arm.samples[problem]) for problem in self.problems)
 
     @cached_property
@@ -139,7 +139,7 @@ class Compared:
         }
 
     def sentence(self, p: float | None = None) -> str:
-        """One sentence on what may be concluded; ``p`` is the adjusted one where several tests were made."""
+        """The conclusion in one sentence; ``p`` is the adjusted one if several tests were made."""
         other = self.left_out if self.differs_in_unscored else None
         if other is None:
             return self._sentence(p)

@@ -1,6 +1,6 @@
-"""Odd endings of solutions, paired like right and wrong: loops, cuts by the limit, thoughts that were never closed.
+"""Abnormal endings of solutions, paired like correct and wrong: loops, cut-offs by the token limit, unclosed thoughts.
 
-What a log does not tell is not known, and never counted as no.
+An ending that a log does not record is unknown, and never counted as absent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ ENDINGS: dict[str, tuple[str, str, Callable[[Sample], bool | None]]] = {
     "cut_off": ("cut off", "no field that says how a text finished", lambda sample: sample.cut),
     "unclosed": ("in an unclosed thought", "no texts", lambda sample: None if sample.text is None else _unclosed(sample.text)),
 }
-"""By name: in words, what a log lacks that does not tell, and whether a sample ends so (None: not known)."""
+"""By name: the ending in words, what a log needs to record it, and whether a sample ends so (None: unknown)."""
 
 
 @dataclass(frozen=True)

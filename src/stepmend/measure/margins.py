@@ -1,4 +1,4 @@
-"""Both models' margins of full precision's own tokens, and what quantization did to them."""
+"""Both models' margins of full precision's own tokens, and the effect of quantization on them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ READ = 256
 
 
 def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
-    """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
+    """The effect of quantization on the margins of full precision's own tokens, over all its traces of these problems."""
     if not context.scores(FULL, arm):
         context.stages.say(f"  {arm}: margins are skipped: the engine of full precision or of this arm cannot score")
         return

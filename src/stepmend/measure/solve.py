@@ -1,8 +1,8 @@
-"""Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end.
+"""Every arm solves the same problems; solutions are saved as they end, and graded while others are generated.
 
 
-Where solutions are drawn (``measure.temperature``), every problem has ``measure.samples`` of them. The n-th solution of a problem is the
-same however many there are in all: more of them may be asked for later, and those that are there are kept.
+With sampling (``measure.temperature``), every problem has ``measure.samples`` solutions. The n-th solution of a problem does not depend on
+their number: more can be generated later, and existing ones are kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from stepmend.measure import statistics
 from stepmend.records import Problem, Trace, digest
 
 APART = 1 << 20
-"""How far the noise floor's seed is from the recipe's."""
+"""Offset of the noise floor's seed from the recipe's."""
 
 
 class Solutions(Mapping[str, Trace]):
@@ -57,7 +57,7 @@ class _Chosen(Mapping[str, Trace]):
 
 
 def solve(context: Context, arm: str, problems: Sequence[Problem], split: str, *, samples: int | None = None) -> Solutions:
-    """The solutions of one arm, read when they are asked for; graded while others are generated, and kept.
+    """The solutions of one arm, read on access; missing ones are generated, graded and saved.
 
     ``samples`` is their number per problem; None is the recipe's.
     """
@@ -164,7 +164,7 @@ def _is_right(context: Context, arm: str, problem: str, number: int) -> bool:
 
 
 def solved(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:
-    """Whether an arm solves each problem: most of its solutions are right."""
+    """Whether an arm solves each problem, that is, most of its solutions are correct."""
     return statistics.majority(outcomes(context, problems, arm))
 
 

@@ -1,4 +1,4 @@
-"""Paired statistics of right and wrong. Every function takes outcomes of the same problems in the same order; True is right.
+"""Paired statistics of correct and wrong outcomes. Every function takes outcomes of the same problems in the same order; True is right.
 
 One sample per problem: the exact McNemar test, and a score interval that excludes 0 exactly where the test rejects. Several samples or
 training seeds per problem: sign flips, and a bootstrap over problems, which are the clusters (Miller, 2411.00640). Seeds are replicates
@@ -26,7 +26,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 Z = float(norm.ppf((1 + LEVEL) / 2))
 MARGIN = 1.0
-"""Points of accuracy that an arm may lose and still be called not worse, where no other margin is given."""
+"""Default non-inferiority margin, in points of accuracy."""
 Verdict = Literal["not worse", "worse", "not shown"]
 
 

@@ -1,4 +1,4 @@
-"""What a model is asked, and in which form: a prompt (``prompts.py``), a system message, and the model's own chat template."""
+"""Prompting: a prompt (``prompts.py``), a system message, and the model's own chat template."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ __all__ = [
 ]  # fmt: skip
 
 TODAY = date(2025, 1, 1)
-"""What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
+"""The date given to chat templates that print it, fixed so that prompts do not change from day to day."""
 TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-"""What chat templates are told, where they ask."""
+"""Variables passed to chat templates."""
 SWITCHES = ("enable_thinking", "thinking")
-"""What chat templates call the switch that makes a model think: Qwen3's, and that of Granite and DeepSeek-V3.1."""
+"""Names of the chat-template variable that turns thinking on: Qwen3's, and that of Granite and DeepSeek-V3.1."""
 SOLUTION, THOUGHT, BUILTIN = 1024, 32_768, 180
 """Tokens after which a solution is cut off, where the recipe does not say: of most models; of those that think, as the model cards of
 DeepSeek-R1 and Qwen3 recommend; of the built-in reasoners."""
 NEAR = 16
 """Tokens before one that may change how it is written: bytes of one character, blanks at a text's start."""
 ALIGNED = "align.json"
-"""The file in which an aligned checkpoint says how it was made, and what it was asked then."""
+"""The file of an aligned checkpoint that records its settings and its prompt."""
 
 
 def aligned(folder: str | Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def prompt_for(folder: str, builtin: bool, thinks: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is asked.
+    """How a model is prompted.
 
     Attributes:
         prompt: The prompt's name in ``PROMPTS``, or its text.
@@ -81,10 +81,10 @@ class Form:
 
 
 def form_of(tokenizer: Any, folder: str, wanted: Chat | None = None, *, builtin: bool = False) -> Form:
-    """How the checkpoint in ``folder`` is asked: as the recipe wants it, and what that leaves open, by the model.
+    """How the checkpoint in ``folder`` is prompted: by the recipe, and by the model's defaults for keys that are not set.
 
-    A model that can be asked to think is, unless it was aligned, for it was aligned without. Raises InputError for a system message that
-    the chat template does not take, and for a wish about thinking that it cannot fulfil.
+    A model that can think does so, unless it was aligned, because alignment is done without thinking. Raises InputError for a system
+    message or a thinking setting that the chat template does not support.
     """
     wanted = wanted or Chat()
     asks = switches(tokenizer)
@@ -139,9 +139,9 @@ def render(
         tokenizer: The model's own.
         prompt: A name in ``PROMPTS``, or a text with ``{question}`` in it.
         question: The question.
-        shown: Earlier turns, asked and said.
+        shown: Earlier turns of user and assistant.
         system: The system message; None leaves it to the template.
-        thinking: What templates with a switch for thinking are told.
+        thinking: The value passed to templates with a thinking switch.
     """
     turns = [part for asked, said in shown for part in (filled(prompt, asked), said)]
     turns.append(filled(prompt, question))

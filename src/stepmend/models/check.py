@@ -1,4 +1,4 @@
-"""Before any work: what of a model would be quantized, what tuned, what is left alone and why, and what is refused.
+"""Checks before any work: which modules of a model would be quantized and tuned, which are left alone and why, and what is refused.
 
 All of it is read from a model without weights (the meta device), so it takes seconds and reads no weights.
 """
@@ -16,10 +16,10 @@ from stepmend.quantize.schemes import Scheme, check_widths
 from stepmend.records import InputError
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""What the small linear layers that choose experts are called; rounding them sends tokens elsewhere (llm-compressor's examples leave
-them)."""
+"""Names of routers, the small linear layers that choose experts; rounding them changes the routing (llm-compressor's examples exclude them
+too)."""
 NARROW = 16
-"""Rows or columns below which a linear layer is left alone: it holds next to nothing, and gates as narrow as this decide much."""
+"""Linear layers with fewer rows or columns are left alone: they hold almost no parameters, and such narrow gates have a large effect."""
 APART = ("nvfp4a16", "mxfp8a16")
 """Weight-only presets in which transformers does not load experts: it leaves out the scale of all scales, and reads exponents as scales."""
 EXPERTS = "experts in one tensor"

@@ -1,4 +1,4 @@
-"""Float codes of compressed-tensors checkpoints, made dense in the dtype that is computed in.
+"""Float codes of compressed-tensors checkpoints, dequantized to the compute dtype.
 
 The library makes FP4 and MX weights bfloat16 whatever the model's dtype is, and such a model fails in its first layer. Here they are made
 in the dtype asked for, by the library's own dequantization.

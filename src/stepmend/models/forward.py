@@ -1,4 +1,5 @@
-"""One teacher-forced pass, in pieces that fit memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H width."""
+"""Teacher-forced passes, in chunks that fit into memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H
+width."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ LOGITS = 1 << 26
 
 
 def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tensor:
-    """Ids [B, T], padded on the right: padding is after everything that a causal model looks at."""
+    """Ids [B, T], padded on the right, where a causal model's attention does not reach."""
     width = -(-max(map(len, rows)) // WIDTH) * WIDTH
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
 

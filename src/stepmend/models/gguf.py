@@ -1,4 +1,4 @@
-"""GGUF files as checkpoints: a low-bit one beside the configuration and tokenizer of its full-precision model, and a full-precision one as
+"""GGUF files as checkpoints: a low-bit file with the configuration and tokenizer of its full-precision model, and a full-precision file as
 an ordinary folder.
 """
 

@@ -1,4 +1,4 @@
-"""Functions of many small kernels, recorded once as a CUDA graph and replayed: a launch costs more than the work of such a kernel."""
+"""Functions of many small kernels, recorded once as a CUDA graph and replayed: launching such a kernel takes longer than running it."""
 
 from collections.abc import Callable
 from typing import Any

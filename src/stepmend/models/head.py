@@ -1,4 +1,4 @@
-"""The two halves of any causal model: the body, which makes hidden states, and the head, which makes logits of them.
+"""The two parts of any causal model: the body, which computes hidden states, and the head, which computes logits from them.
 
 The head is the model's own forward pass with the body taken out, so that scales, caps, biases and further layers after the body are in
 it, whatever a family calls them. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H hidden width.

@@ -1,4 +1,4 @@
-"""Load a full-precision or a quantized checkpoint, and say plainly what is wrong with one that does not load."""
+"""Load a full-precision or a quantized checkpoint, with a clear error for one that does not load."""
 
 import hashlib
 import re
@@ -16,9 +16,9 @@ from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-"""What is fetched of a model from the hub."""
+"""Files of a model that are downloaded from the hub."""
 TWICE = ["consolidated*", "original/*"]
-"""The same weights in their makers' own format, which some models have beside."""
+"""Duplicate weights in a vendor's own format, which some models include."""
 
 
 def locate(model: str) -> str:
@@ -59,7 +59,7 @@ def _download(name: str) -> str:
 
 
 def check(folder: Path) -> None:
-    """Whether a folder holds a whole checkpoint with tokenizer. Raises InputError that names the file and what is the matter."""
+    """Check that a folder holds a complete checkpoint with tokenizer. Raises InputError, which names the file and the problem."""
     if not (folder / "config.json").exists():
         raise InputError(f"model: {folder} holds no model (there is no config.json)")
     list(_read_files(folder))
@@ -123,7 +123,7 @@ def tensor_names(folder: str | Path) -> set[str]:
 
 
 def checkpoint_digest(folder: str | Path) -> str:
-    """What names a checkpoint's content: every file that loading reads, whole."""
+    """The digest of a checkpoint's content: every file that loading reads, completely."""
     parts = []
     for file in _read_files(Path(folder)):
         with file.open("rb") as stream:
@@ -160,7 +160,7 @@ def ends_of(folder: str) -> frozenset[int]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory: Python's, torch's own, a GPU library's, and the CPU allocator's."""
+    """Whether an error is an out-of-memory error: of Python, torch, a GPU library or the CPU allocator."""
     named = type(error).__name__ == "OutOfMemoryError"
     said = isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", str(error)) is not None
     return isinstance(error, MemoryError) or named or said
@@ -341,8 +341,8 @@ def _is_plain(kind: Any) -> bool:
 def load_model(folder: str, dtype: str = "auto") -> Any:
     """The checkpoint, ready to generate, where ``placement`` puts it.
 
-    A quantized checkpoint is decompressed at once; the wrappers that compressed-tensors lays around each module, to move what lies on
-    another device, and around layers whose activations are not quantized, are taken off: here they would do nothing.
+    A quantized checkpoint is decompressed immediately. compressed-tensors' wrappers for offloading, and those of layers whose activations
+    are not quantized, are removed, because they would do nothing here.
     """
     from transformers import GenerationConfig
 
@@ -361,7 +361,7 @@ def load_model(folder: str, dtype: str = "auto") -> Any:
 
 
 def free() -> None:
-    """Give back the memory of models that nobody holds: on a GPU torch would keep it, and wrappers' cycles keep models a while."""
+    """Free the memory of unreferenced models: collect reference cycles, and empty torch's GPU cache."""
     import gc
 
     import torch

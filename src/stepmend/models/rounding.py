@@ -1,7 +1,7 @@
-"""Linear layers whose inputs are rounded, and models in which they are not.
+"""Linear layers with quantized inputs, and running them without input rounding.
 
-Logits of two models that are one cannot be compared after many such layers: where rounding turns on a last bit, a difference of 1e-7
-becomes a step of 6 % in FP8, and soon all of the rounding's noise.
+Logits of two copies of a model cannot be compared after many such layers: at a rounding boundary, a difference of 1e-7 becomes a step of 6
+% in FP8, and soon reaches the full noise of rounding.
 """
 
 from collections.abc import Iterator

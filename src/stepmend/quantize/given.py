@@ -1,7 +1,7 @@
-"""A low-bit checkpoint that somebody else made: whether it is one of the full-precision model, and can be restored, before any work.
+"""Checks of a given low-bit checkpoint before any work: whether it belongs to the full-precision model, and whether it can be restored.
 
-What would make the comparison meaningless is refused: another architecture, other shapes, another vocabulary. What may be meant so is a
-warning: other settings, another chat template, other embeddings, a card that names another base model.
+Differences that would make the comparison meaningless are refused: architecture, shapes, vocabulary. Differences that may be intended give
+a warning: settings, chat template, embeddings, a card that names another base model.
 """
 
 import json
@@ -25,23 +25,23 @@ from stepmend.records import InputError
 ROWS = 256
 """Rows of the embeddings that are compared."""
 NEAR = 0.02
-"""How far these may be from full precision's, as a share: rounding to another dtype changes them by 0.4 % at most …"""
+"""Maximum relative difference of embeddings: rounding to another dtype changes them by at most 0.4 % …"""
 ROUNDED = 0.3
 """… and rounding them to 4 bits and more by a tenth."""
 ZEROS = frozenset({"gguf"})
 """Formats in which a group of zeros has the scale 0."""
 CARD = 1 << 20
-"""Bytes of a card that is read."""
+"""Bytes of a model card that are read."""
 OWN = frozenset({
     "quantization_config", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "use_cache", "architectures", "pad_token_id",
     "bos_token_id", "eos_token_id", "tie_word_embeddings",
 })  # fmt: skip
-"""Settings that may differ without another computation, or that are looked at by themselves."""
+"""Settings that may differ without changing the computation, or that are checked separately."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A checkpoint that was looked at: its arm's name, folder and format, what becomes of its layers, and what a user must be told."""
+    """A checked checkpoint: its arm's name, folder and format, what is done with its layers, and warnings."""
 
     name: str
     folder: str
@@ -50,7 +50,7 @@ class Given:
     warnings: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
-        """What a run notes of it, as of a checkpoint that it has made itself."""
+        """The facts that a run stores about it, as about a checkpoint that it made itself."""
         counts = {**check.summary(self.layers), "codes": len(self.low_bit.layers)}
         told = {"format": self.low_bit.name, "loads_in": self.low_bit.loads_in, "holds": self.holds(), "warnings": list(self.warnings)}
         return {"layers": counts, "given": told}
@@ -77,7 +77,7 @@ def _scales(layer: Layer) -> str:
 
 
 def look(parent: str, model: str, path: str) -> Given:
-    """A low-bit checkpoint beside its full-precision model, before any work; reads scales and a few rows of weights.
+    """Check a low-bit checkpoint against its full-precision model, before any work; reads scales and a few rows of weights.
 
     Args:
         parent: The folder of the full-precision checkpoint.
@@ -140,7 +140,7 @@ def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
 
 
 def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
-    """What becomes of every layer. Raises InputError, with its name, for one with codes that nothing could restore."""
+    """What is done with every layer. Raises InputError, with the layer's name, for one whose codes cannot be restored."""
     named, head = names.layers(low, low_bit), low.get_output_embeddings()
     stack, layers = check.decoder_stack(low), check.layers_of(low)
     for name, file in named.items():
@@ -230,7 +230,8 @@ def _other_base(folder: str, model: str) -> Iterator[str]:
 
 
 def _other_embeddings(parent: str, low: Any, low_bit: Format) -> Iterator[str]:
-    """Quantizers leave embeddings as they are, or round them: other ones say that it was made of another model, or trained on."""
+    """Quantizers keep embeddings, or round them: a larger difference means that the checkpoint was made from another model, or trained
+    further."""
     embeddings = low.get_input_embeddings()
     name = next((f"{name}.weight" for name, module in low.named_modules() if module is embeddings), "")
     full = Tensors(Path(parent))

@@ -1,8 +1,8 @@
-"""What AWQ and SmoothQuant may scale in a model: layers whose output is divided by factors, and the layers that are multiplied by them.
+"""Scaling mappings of AWQ and SmoothQuant: layers whose output is divided by factors, and the layers whose weights are multiplied by them.
 
-Such a pair leaves the model as it is only where nothing else reads that output. So the model, without numbers (on the meta device), is
-given a text, and every use of a norm's output is noted. llm-compressor's own mappings of a family are taken if they hold by this;
-where it has none, or they do not hold, those that were found are given to it in the form that it registers.
+Such a pair leaves the model's function unchanged only if nothing else reads that output. So a text is run through the model without weights
+(on the meta device), and every use of a norm's output is recorded. llm-compressor's own mappings of a family are used if they agree with
+this; otherwise the mappings found here are registered with it.
 """
 
 import copy
@@ -22,9 +22,9 @@ from stepmend.models import check
 from stepmend.records import InputError
 
 TOKENS = 4
-"""Length of the text that is followed through a model."""
+"""Length of the text that is traced through a model."""
 INNER, OUTER = 16, 8
-"""Widths of the copy of a feed-forward block that is tried."""
+"""Widths of the copy of a feed-forward block that is tested."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _of(model: Any, method: str) -> list[Mapping]:
 def readers(model: Any) -> dict[str, list[str]] | None:
     """Norms of the decoder layers, each with the linear layers that read its output, where no other part of the model reads it.
 
-    None if the model cannot be followed without numbers.
+    None if the model cannot be traced without weights.
     """
     stack = check.decoder_stack(model) + "."
     norms = {name: module for name, module in model.named_modules() if name.startswith(stack) and _divides(module)}
@@ -83,7 +83,7 @@ def readers(model: Any) -> dict[str, list[str]] | None:
 
 
 class _Follow(TorchFunctionMode):
-    """Who reads what norms have put out: ``linear`` by norm, and ``shared``, norms whose output something else reads too.
+    """Readers of norms' outputs: ``linear`` layers by norm, and ``shared`` norms, whose output something else reads too.
 
     Views of an output (other shapes of it) share its storage, by which it is known.
     """

@@ -22,7 +22,7 @@ from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
 
 BATCH = 16
-"""Calibration rows that go through the model at once."""
+"""Calibration batch size."""
 
 PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
 """The text on which a checkpoint, reloaded, is compared with the quantizer's model."""
@@ -56,11 +56,11 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
 
 
 def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, wide: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all. ``wide``: modules with more bits than the scheme's.
+    """Write the quantized checkpoint of ``folder`` to ``out``, atomically. ``wide``: modules with more bits than the scheme's.
 
-    Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
-    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError if the scheme does not suit the model, needs
-    texts and there are none, leaves a layer in full precision that it is for, or where the reloaded checkpoint is another model.
+    Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files. ``texts`` are rendered prompts
+    with the parent's own solutions. Raises InputError if the scheme does not suit the model, if calibration texts are missing, if a layer
+    that should be quantized is not, or if the reloaded checkpoint differs.
     """
     layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
@@ -176,7 +176,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
 
 @contextmanager
 def _in_float32() -> Iterator[None]:
-    """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
+    """Context manager: AutoRound computes in float32; by default it converts layers to bfloat16 on a CPU, and leaves them so."""
     from llmcompressor.modifiers.autoround import base as imported
 
     base: Any = imported
@@ -189,7 +189,7 @@ def _in_float32() -> Iterator[None]:
 
 
 def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
-    """What AWQ or SmoothQuant scales in a model on the meta device: a layer, and those that make up for it; nothing for other methods.
+    """The scaling mappings of AWQ or SmoothQuant for a model on the meta device; empty for other methods.
 
     Raises InputError if there is nothing to scale.
     """
@@ -242,7 +242,7 @@ def _parents_dtypes(folder: str) -> dict[str, torch.dtype]:
 
 
 def _expert_names(model: Any) -> dict[str, str]:
-    """What the parts of an expert are called in the family's files, if that is not what llm-compressor calls them (Mixtral: w1)."""
+    """The names of an expert's parts in the family's files, if they differ from llm-compressor's (Mixtral: w1)."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 

@@ -1,4 +1,5 @@
-"""The table of schemes: what a name such as ``nvfp4`` or ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
+"""The table of schemes: the meaning of names such as ``nvfp4`` or ``gptq-w3a16-g128``, where each loads, and whether it suits a model's
+widths.
 
 A name reads ``[<method>-]<preset>[-kv8]``, where the preset is one of compressed-tensors', in small letters and with ``-`` for ``_``, and
 rounding to the nearest is the method if none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
@@ -28,9 +29,9 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
     "smoothquant": ((8, 8),),
     "autoround": ((2, 16), (3, 16), (4, 16)),
 }
-"""Method -> (weight bits, activation bits) that it is offered in."""
+"""Method -> supported (weight bits, activation bits)."""
 ITERATIONS = 200
-"""Steps that AutoRound tunes each decoder layer for; its own default."""
+"""AutoRound's tuning steps per decoder layer; its default."""
 SCALED = ("awq", "smoothquant")
 """Methods that scale layers before they round them."""
 
@@ -86,14 +87,14 @@ PRESETS = {
 }  # fmt: skip
 """compressed-tensors' presets by the names that they have here."""
 AHEAD = {"rtn": (*PRESETS,), "gptq": (*FLOATS, "w4afp8"), "autoround": ("nvfp4", "mxfp4")}
-"""Method -> presets that it may be before."""
+"""Method -> presets that it can be combined with."""
 
 
 @dataclass(frozen=True)
 class Scheme:
     """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale per row.
 
-    ``preset`` names the preset that it is, and is empty for a scheme that the other fields tell in full.
+    ``preset`` is the preset's name, empty for a scheme that the other fields define completely.
     """
 
     name: str
@@ -113,7 +114,7 @@ class Scheme:
 
     @property
     def calibrated(self) -> bool:
-        """Whether anything is estimated from calibration traces: all but rounding without scales of activations or of the KV cache."""
+        """Whether the scheme needs calibration traces: all except rounding without static scales of activations or of the KV cache."""
         return self.method != "rtn" or self.of.static or self.kv_bits is not None
 
     @property

@@ -1,6 +1,6 @@
 """What is tuned, as in the paper: a LoRA adapter (2106.09685) over the frozen quantized weights.
 
-It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. The checkpoint it belongs to is exported with it.
+It is not merged: rounding to a 4-bit grid would erase it. The checkpoint that it belongs to is exported with it.
 """
 
 import json
@@ -70,7 +70,7 @@ def changed(model: Any) -> dict[str, int]:
 
 
 def export(model: Any, folder: Path, out: Path) -> None:
-    """Copy the quantized checkpoint and lay the adapter beside it, in ``adapter/``."""
+    """Copy the quantized checkpoint, and write the adapter to its subfolder ``adapter/``."""
 
     def fill(part: Path) -> None:
         copy(folder, part)

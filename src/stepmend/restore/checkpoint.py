@@ -63,7 +63,7 @@ def kept(context: Context, arm: str) -> bool:
 
 
 def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], after: Mapping[str, Trace]) -> None:
-    """Undo a restoration by which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
+    """Undo a restoration after which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
 
     ``before`` and ``after`` are both arms' solutions of held-out problems. All odd endings are tested together, and each kind of those that
     occur by itself, with Holm's adjustment over the kinds.

@@ -1,7 +1,8 @@
-"""Integer codes and their scales solved decoder layer by decoder layer: which inputs reach which linear layer, in both models.
+"""Integer codes and their scales, solved decoder layer by decoder layer; this module computes the inputs of each linear layer in both
+models.
 
-Both models' hidden states go through the stack side by side. Within a layer, linear layers that read the same input are solved together
-(``grid.resolve``), in the order in which they are computed, so that each sees inputs of layers that are solved already.
+Both models' hidden states are propagated through the stack in parallel. Within a layer, linear layers that read the same input are solved
+together (``grid.resolve``), in the order in which they are computed, so that each sees inputs of layers that are solved already.
 
 Tensor names carry their shape: M rows, N columns, T tokens, B texts.
 """

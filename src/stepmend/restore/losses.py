@@ -1,5 +1,5 @@
-"""One objective over bullets, ready to be asked for the loss of a batch: what the teacher, or the untouched low-bit model, says of the
-bullets is read once, before training. Tensor names: N targets of a text, H hidden width.
+"""The objectives over bullets. The teacher's outputs, or those of the low-bit model before tuning, are computed once, before training.
+Tensor names: N targets of a text, H hidden width.
 
 With p the full-precision model, q the tuned one, r the low-bit one before tuning, h last hidden states, and over the targets n of a batch
 (the tokens of ``span``), in natural logs:
@@ -10,8 +10,8 @@ With p the full-precision model, q the tuned one, r the low-bit one before tunin
   2404.19733), without which preferences are won at the chosen text's cost.
 - ``distill``: D(targets) + ``question`` * D(question), where D is the mean over places of w_n * KL(p_n || q_n) + ``features`` *
   |h_q - h_p|^2 / mean |h_p|^2. KL of full precision's distribution: QAD (2601.20088). Hidden states: FitNets (1412.6550), at the last
-  layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The
-  question's own tokens are ours: they keep what no answer shows.
+  layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The term on the
+  question's own tokens is ours: it preserves behaviour that no answer exercises.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ READ = 16
 
 
 def still(module: Any) -> None:
-    """Take away the dropout that a layer's own forward pass does."""
+    """Disable the dropout in a layer's own forward pass."""
     for name, value in vars(module).items():
         if "dropout" in name and isinstance(value, float):
             setattr(module, name, 0.0)
@@ -41,8 +41,8 @@ def still(module: Any) -> None:
 class Loss:
     """The loss of one recipe over its bullets, and for ``distill`` anchors after them; ``read`` once, then call it with a batch's indices.
 
-    ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at
-    the targets: full-precision logits are computed again from them for each batch, so no model stands by and no vocabulary is stored.
+    ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at the
+    targets: full-precision logits are recomputed from them for each batch, so the teacher need not stay in memory and no logits are stored.
     ``checkpointing`` says whether gradient checkpointing is on.
     """
 
@@ -74,7 +74,7 @@ class Loss:
         return [len(pair.ids) for pair in self.pairs] if self.recipe.objective == "dpo" else [len(row.ids) for row in self.rows]
 
     def checkpoint_gradients(self) -> None:
-        """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
+        """Enable gradient checkpointing: store only each layer's input, and recompute the layer in the backward pass (1604.06174)."""
         self.checkpointing = True
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in self.student.modules():

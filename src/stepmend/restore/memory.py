@@ -1,4 +1,4 @@
-"""How much memory a tuning needs, said before it starts."""
+"""Estimate of the memory that tuning needs, printed before it starts."""
 
 from typing import Any
 

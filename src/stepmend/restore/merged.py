@@ -1,4 +1,4 @@
-"""What is tuned in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it."""
+"""Tuning in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def train(
     """Train an adapter of ``rank`` on texts, merge it and write ``out``, whole or not at all; continues from ``<out>.state``.
 
     ``rate`` is the peak learning rate. ``note``, what decides the result, is kept in ``out`` with the loss of every step. Raises
-    InputError where the loss is no number.
+    InputError if the loss is not finite.
     """
     pad = load_tokenizer(parent).pad_token_id
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""What tuning moves towards: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
+"""Training targets: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
 
-A target is a token to be predicted; its *place* is if it is predicted from, one token earlier. Tensor names carry their shape: B rows,
-T tokens, N targets of all rows, V vocabulary, H hidden width.
+A target is a token to be predicted; its *place* is the position it is predicted from, one token earlier. Tensor names carry their shape: B
+rows, T tokens, N targets of all rows, V vocabulary, H hidden width.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Pair:
 
 
 def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
-    """What is before the step, full precision's step, and what follows it; before it, the text of whom ``prefix`` names."""
+    """The text before the step (of the model that ``prefix`` names), full precision's step, and what follows it."""
     if prefix == "quantized":
         return bullet.prefix, bullet.chosen, bullet.continuation
     begin, end = bullet.place
@@ -190,7 +190,7 @@ def weights(teacher_NV: torch.Tensor, weight: Weight) -> torch.Tensor:
 def features(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
     """Squared distance of last hidden states over the teacher's mean square, [N] (FitNets, 1412.6550, at the last layer).
 
-    A distribution says one thing of a token, hidden states say as many as the model is wide: few bullets teach more.
+    Hidden states give more information per token than a distribution does, so few bullets are enough.
     """
     return (student_NH.float() - teacher_NH.float()).pow(2).mean(-1) / teacher_NH.float().pow(2).mean()
 

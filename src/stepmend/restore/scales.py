@@ -1,5 +1,5 @@
-"""The low-bit model as it is restored: integer codes that ``codes.solve`` sets, scales and norms that are tuned end to end (EfficientQAT,
-2407.11062), and the export of all three into the checkpoint's own file.
+"""The trainable low-bit model: integer codes set by ``codes.solve``, scales and norms tuned end to end (EfficientQAT, 2407.11062), and the
+export of all three in the checkpoint's own format.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
 in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which stays as it is; so that what is trained is what is served.
@@ -48,7 +48,7 @@ def straight(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def straight_through() -> Iterator[None]:
-    """Inside, compressed-tensors' rounding of activations and KV caches, which knows no gradient, lets gradients through."""
+    """Context manager: gradients pass straight through compressed-tensors' rounding of activations and KV caches."""
     from compressed_tensors.modeling import attention, kvcache
     from compressed_tensors.quantization.lifecycle import forward
 
@@ -68,11 +68,11 @@ def straight_through() -> Iterator[None]:
 
 
 LEAST = {torch.float8_e4m3fn: 2.0**-9, torch.float8_e8m0fnu: 2.0**-127}
-"""The least positive number of each dtype of 8 bits that scales are stored in. torch makes infinities of those beyond the largest."""
+"""The smallest positive number of each 8-bit dtype of scales. torch converts numbers beyond the largest to infinities."""
 
 
 def as_stored(exact: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
-    """A tensor rounded to the dtype of its file. In 8 bits it stays a number, and a scale that is not zero does not become zero."""
+    """A tensor rounded to the dtype of its file. In 8 bits it stays finite, and a scale that is not zero does not become zero."""
     if storage not in LEAST:
         return exact.to(storage)
     inside = exact.clamp(LEAST[storage], torch.finfo(storage).max)
@@ -230,9 +230,9 @@ class ScaleLinear(nn.Module):
 
 @contextmanager
 def unrounded(model: Any) -> Iterator[None]:
-    """Inside, scales and norms are computed with as they are tuned, not as they are stored.
+    """Context manager: forward passes use scales and norms as tuned, not rounded to their stored dtypes.
 
-    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, to E4M3 those below 3 to 6 %, so it hides where small steps lead.
+    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, to E4M3 those below 3 to 6 %, so it hides the effect of small steps.
     Powers of two (E8M0) stay rounded: no small step leads to the next one.
     """
     found = [module for module in model.modules() if isinstance(module, Stored) and module.storage != torch.float8_e8m0fnu]
@@ -247,7 +247,7 @@ def unrounded(model: Any) -> Iterator[None]:
 
 @contextmanager
 def made_once(model: Any) -> Iterator[None]:
-    """Inside, the weights of grouped layers are made once, for all passes of a step."""
+    """Context manager: the weights of grouped layers are dequantized once, for all passes of a step."""
     grouped = [layer for layer in scales(model).values() if layer.made_whole]
     for layer, scale_MG in zip(grouped, scales_of(grouped), strict=True):
         layer.made = layer.weight(scale_MG)
@@ -277,7 +277,7 @@ def scales_of(layers: Sequence[ScaleLinear]) -> list[torch.Tensor]:
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients.
 
-    ``dtype`` is what is computed in: full precision's, which a checkpoint that somebody else made may not have.
+    ``dtype`` is the compute dtype: full precision's, which may differ from a given checkpoint's.
 
     The model's ``low_bit`` is the checkpoint's format, and ``file_names`` are the names that the files have for its layers.
     """

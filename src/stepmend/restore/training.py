@@ -74,7 +74,7 @@ def train(
         validate: gives the value to lower; asked before the first step and ``EVALUATIONS`` times over all steps.
 
     Raises:
-        InputError: where a loss is no number.
+        InputError: if a loss is not finite.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.AdamW([{"params": group.parameters, "lr": group.rate} for group in groups], **ADAMW)
@@ -140,7 +140,7 @@ def direction(parameters: Sequence[torch.nn.Parameter], backward: Callable[[int]
 
 
 def put(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
-    """Give parameters the values of a kept state."""
+    """Set the parameters to a saved state."""
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
@@ -174,7 +174,7 @@ class _State:
     best: list[torch.Tensor]
 
     def save(self, file: Path, made_by: str) -> None:
-        """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
+        """Save the state; through memory, because torch hides the system's error for a full disk."""
         buffer = io.BytesIO()
         state = {"made_by": made_by, "parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
         torch.save(state | {"best": self.best, "losses": self.trained.losses, "curve": self.trained.curve}, buffer)

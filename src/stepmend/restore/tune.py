@@ -29,11 +29,11 @@ RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
 LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 """Peak learning rates of an adapter."""
 SAY_EVERY = 30.0
-"""Seconds without a line after which one says how far the work is."""
+"""Seconds between progress messages."""
 TRIAL = 6
 """Steps whose gradients the range test looks at."""
 BULLET = 2.0
-"""What a bullet's token counts in solving codes, beside one of another solution."""
+"""Weight of a bullet's token in solving codes, relative to a token of another solution."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def restore(
             ``rates``, or the recipe's, hold for all steps.
         rates: peak learning rate of every kind, instead of a range test.
         tick: called with the number of steps done.
-        say: told in one line each what memory is needed, and what was found.
+        say: called with one-line messages: the memory needed, and the results.
 
     Raises:
-        InputError: if there are no bullets, nothing to learn, or memory or numbers do not do.
+        InputError: if there are no bullets or no gradients, if memory is short, or if values are not finite.
     """
     if not bullets:
         raise InputError("restore: there are no bullets to tune on")
@@ -235,7 +235,7 @@ class _Work:
         return moved, (start, after)
 
     def _say_now_and_then(self, text: str) -> None:
-        """How far a long part of the work is; not said where something was said shortly before."""
+        """Report the progress of a long computation, unless a message was printed shortly before."""
         if time.monotonic() - self.said >= SAY_EVERY:
             self.say(text)
 
@@ -288,7 +288,7 @@ class _Work:
         return found, tested
 
     def _attempt(self, kind: str, rate: float, towards: Sequence[torch.Tensor], validation: Validation) -> float:
-        """Validation KL where the first steps at a rate lead, for one kind of parameter, before rounding; the start is put back."""
+        """Validation KL after the first steps at a rate, for one kind of parameter, before rounding; the start is restored."""
         (group,) = self._groups({kind: rate})
         of = {id(parameter): change for parameter, change in zip(self.parameters, towards, strict=True)}
         before = [p.detach().clone() for p in group.parameters]
@@ -349,7 +349,7 @@ def _check_head(model: Any, row: objectives.Row) -> None:
 
 
 def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
-    """See to it that memory suffices, by gradient checkpointing where it would not; and say what is needed."""
+    """Enable gradient checkpointing if memory is short, and report the memory needed."""
     free, model = memory.room(), loss_of.student
     if not memory.fits(memory.estimate(model, parameters, loss_of, size), free) and model.supports_gradient_checkpointing:
         loss_of.checkpoint_gradients()
@@ -359,7 +359,7 @@ def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say
 def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore, kinds: Sequence[str]) -> None:
     """The longest batch that may come, before any step.
 
-    Raises InputError if memory, loss or gradient does not do, or a kind of what is tuned would not move.
+    Raises InputError if memory is short, if the loss or a gradient is not finite, or if a kind of parameter gets no gradient.
     """
     lengths, model = loss_of.lengths, loss_of.student
     try:

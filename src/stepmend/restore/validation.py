@@ -40,7 +40,7 @@ class Solution:
 
 
 class Readings:
-    """Full precision's last hidden states at the targets of texts, from which its distributions are computed again: no model stands by."""
+    """Full precision's last hidden states at the targets of texts, from which its distributions are recomputed without the model."""
 
     def __init__(self, teacher: Any, rows: Sequence[objectives.Row], pad: int) -> None:
         self.rows, self.pad, self.head = list(rows), pad, Head(teacher)
@@ -150,7 +150,7 @@ def range_test(start: float, attempt: Callable[[float], float]) -> tuple[float |
 
     Args:
         start: validation KL before any step.
-        attempt: gives the validation KL after a few steps from the start at a rate, and puts the start back.
+        attempt: gives the validation KL after a few steps from the start at a rate, and restores the start.
 
     Returns:
         The rate and every (rate, KL) that was tried: ascending rates, until one is worse than the best so far.

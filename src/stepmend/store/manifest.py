@@ -1,8 +1,8 @@
-"""Which records and facts of a run count: those of the stages that this recipe's run has come to.
+"""The manifest: which records and facts of a run are current, that is, belong to stages that the present recipe has reached.
 
-A run announces every stage before it does the first work of it, under a label and with the digest of its inputs. The manifest is the list
-of these, in order. Where a stage's digest differs from the one it had, the list is cut there: what came after it may have been made
-from it, and counts again when it is announced again. Records themselves are never removed by that.
+A run announces every stage before its first work, with a label and the digest of its inputs. The manifest is the list of these, in order.
+If a stage's digest has changed, the list is truncated there: later stages may depend on it, and become current again when they are
+announced again. Records themselves are never deleted by this.
 """
 
 import json
@@ -42,7 +42,7 @@ class Manifest:
         self._stages = stages or {}
 
     def announce(self, label: str, made_by: str) -> bool:
-        """Say that a stage is next; whether that has changed the list."""
+        """Announce a stage; whether this changed the list."""
         if self._stages.get(label) == made_by:
             return False
         self._stages = dict(_until(self._stages, label)) | {label: made_by}
@@ -51,7 +51,7 @@ class Manifest:
 
     @property
     def digests(self) -> frozenset[str]:
-        """The digests of the records and facts that count."""
+        """The digests of the current records and facts."""
         return frozenset(self._stages.values())
 
 

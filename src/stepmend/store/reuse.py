@@ -1,4 +1,4 @@
-"""Another run that this one takes from: records, facts and checkpoints whose digest is the one needed. It is read, and never written."""
+"""Reusing another run: records, facts and checkpoints with the needed digest are copied from it. It is never written to."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ M = TypeVar("M", bound=Made)
 
 
 class Other:
-    """A run's folder, opened to be taken from; meanwhile no process can change it. ``taken`` counts what was taken, by its name."""
+    """Another run's folder, locked against changes while it is read. ``taken`` counts the copied items by kind."""
 
     def __init__(self, folder: Path, out: Path, problems: Iterable[Problem]) -> None:
         """Raises InputError if the folder holds no run, or a link; is, or holds, the run ``out``; is in use; or knows one of
@@ -52,12 +52,12 @@ class Other:
                     raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, as {theirs.id} has)")
 
     def close(self) -> None:
-        """release the folder."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
 
     def of(self, kind: type[M], made_by: str) -> Mapping[str, M]:
-        """The records of one digest, by problem; those that no longer count there are among them."""
+        """The records of one digest, by problem, including ones that are no longer current there."""
         if kind not in self._logs:
             file = file_of(self.folder, kind)
             self._logs[kind] = [MadeLog(one, kind, keep=False) for one in (superseded(file), file)]
@@ -72,7 +72,7 @@ class Other:
         return self._facts.get(kind, arm, None if made_by is None else {made_by})
 
     def take(self, folder: Path, fits: Callable[[Path], bool]) -> bool:
-        """Copy the checkpoint that stands under the name of ``folder`` there, if it is one that fits; whether it was copied."""
+        """Copy the checkpoint with the name of ``folder`` there, if it is suitable; whether it was copied."""
         source = self.folder / folder.name
         with suppress(InputError, ValueError):  # a damaged one does not fit
             if source.is_dir() and fits(source):
@@ -83,13 +83,13 @@ class Other:
 
     @property
     def summary(self) -> str:
-        """What was taken, in words."""
+        """What was copied, in words."""
         counts = ", ".join(f"{n:,} {name}{'s' * (n != 1)}" for name, n in self.taken.items() if n)
         return f"reused from {self.folder}: {counts or 'nothing (no result there has the same inputs)'}"
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock under which others may read and none may write; None if the folder has no lock file, and so no process of its own.
+    """A shared lock: others may read, and none may write. None if the folder has no lock file, and so no running process.
 
     Raises InputError if a process works on the folder.
     """
