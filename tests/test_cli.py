@@ -189,12 +189,12 @@ def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     assert "is an input" in refused("grade", file, *fields, "--out", file)
     assert "is an input" in refused("compare", file, other, "--out", file)
     assert file.read_bytes() == before
-    assert "is no regular file" in refused("grade", file, *fields, "--out", tmp_path)
+    assert "is not a regular file" in refused("grade", file, *fields, "--out", tmp_path)
     assert "cannot write into" in refused("grade", file, *fields, "--out", file / "grades.jsonl")
     assert "given twice" in refused("compare", file, file)
     assert "--answer-field and --gold-field go together" in refused("compare", file, other, "--gold-field", "gold")
     assert "without --correct-field" in refused("compare", file, other, *fields, "--correct-field", "ok")
-    assert "goes with --judge" in refused("bench", "locate", "--data", file, "--judge-budget", "9")
+    assert "needs --judge" in refused("bench", "locate", "--data", file, "--judge-budget", "9")
     assert "Missing option '--gold-field'" in refused("grade", file, "--answer-field", "out")
     assert "No such option" in refused("grade", "--nonsense")
     kept(tmp_path / "empty.jsonl", [{"out": "1", "gold": " "}])
@@ -229,7 +229,7 @@ def test_audit_of_a_run(finished_run, tmp_path):
     page = (copy / "audit.html").read_text()
     assert "rtn-w3a16" not in page
     assert "audit" in refused("audit", str(copy), "--score", str(copy / "recipe.json"))
-    assert "--json goes with --score" in refused("audit", str(copy), "--json")
+    assert "--json needs --score" in refused("audit", str(copy), "--json")
 
 
 def test_a_key_in_a_judge_s_address_is_refused_and_not_repeated(tmp_path):

@@ -148,11 +148,11 @@ def test_given_checkpoints_take_the_place_of_schemes_and_name_arms():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"quantized": ["a/one", "b/one"]}, "two folders have one name"),
-        ({"quantized": ["a/rtn-w4a16"], "schemes": ["rtn-w4a16"]}, "two folders have one name"),
+        ({"quantized": ["a/one", "b/one"]}, "two folders have the same name"),
+        ({"quantized": ["a/rtn-w4a16"], "schemes": ["rtn-w4a16"]}, "two folders have the same name"),
         ({"quantized": [], "schemes": []}, "if schemes is empty, quantized must name a checkpoint"),
-        ({"quantized": [".."]}, "gives an arm no name"),
-        ({"quantized": ["a/full"]}, "gives an arm no name"),
+        ({"quantized": [".."]}, "cannot be the name of an arm"),
+        ({"quantized": ["a/full"]}, "cannot be the name of an arm"),
         ({"quantized": "one"}, "quantized = 'one'"),
         ({"quantized": [3]}, "quantized.0 = 3"),
     ],

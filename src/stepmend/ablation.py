@@ -75,7 +75,7 @@ def measure(context: Context, control: Arm, recipe: Restore, made: Callable[[int
     facts = {"scheme": control.scheme, "control": control.variant, "budget": control.budget, "seed": seed, "steps": recipe.steps}
     facts |= {"seconds": kept.seconds, "tokens": kept.tokens, "bullets": kept.bullets, "checkpoint": kept.checkpoint}
     context.dir.keep(Control.model_validate({"arm": arm, "made_by": made_by, **facts}))
-    context.keep(FULL)
+    context.unload_except(FULL)
     shutil.rmtree(context.folder(arm), ignore_errors=True)
 
 

@@ -72,7 +72,7 @@ class Context:
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
         self.dir = RunDir(out, recipe, problems, reuse)
         try:
-            self._begin(builtin)
+            self._start(builtin)
         except BaseException:  # else the folder stays locked for as long as this process lives
             self.dir.close()
             raise
@@ -83,7 +83,7 @@ class Context:
         for name in [*(scheme.name for scheme in self.schemes if scheme.of.kind != "int"), *given_]:
             raise InputError(f"restore.tune = codes: codes of {name} are floats and cannot be changed; use scales+norms")
 
-    def _begin(self, builtin: bool) -> None:
+    def _start(self, builtin: bool) -> None:
         """Set up everything that is read from, or written to, the run's folder before the first stage."""
         recipe, self._recorder = self.recipe, Recorder(self.dir.path)
         self._say_changed()
@@ -239,12 +239,12 @@ class Context:
         if spec.kind == "openai":
             return make(spec, self.tokenizer, written)
         if self._vllm is None or self._vllm.checkpoint != spec.checkpoint:
-            self.keep()
+            self.unload_except()
             self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
         self._vllm.written = written
         return self._vllm
 
-    def keep(self, *arms: str) -> None:
+    def unload_except(self, *arms: str) -> None:
         """Unload all models except these, and free their memory."""
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]

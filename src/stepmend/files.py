@@ -29,14 +29,14 @@ def appending(file: Path) -> BufferedWriter:
 
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
     """Append records to a file, a line each, and flush them to disk: all of them, or none if the disk is full."""
-    begin = os.fstat(stream.fileno()).st_size
+    start = os.fstat(stream.fileno()).st_size
     try:
         stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
         stream.flush()
         os.fsync(stream.fileno())
     except OSError:
         with suppress(OSError):
-            os.ftruncate(stream.fileno(), begin)
+            os.ftruncate(stream.fileno(), start)
         raise
 
 

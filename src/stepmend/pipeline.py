@@ -29,7 +29,7 @@ def run(context: Context) -> None:
     """All stages, for all schemes."""
     recipe, say = context.recipe, context.stages.say
     keep_card(context)
-    _say_taught(context)
+    _report_aligned_leaks(context)
     test = context.problems("test")
     context.dir.keep_problems([*test, *context.problems("curate")])
     for scheme in context.schemes:
@@ -42,7 +42,7 @@ def run(context: Context) -> None:
     if recipe.measure.noise_floor:
         solving.solve(context, AGAIN, test, "test")
     for name in recipe.low_bit:
-        context.keep(FULL)
+        context.unload_except(FULL)
         measure(context, name, test, full)
         why = None if recipe.restore.within_noise else fitness.obstacle(fit, lambda name=name: rounds.loss(context, name))
         context.finished(Gate, name, made_by := digest("gate", name, why))
@@ -86,7 +86,7 @@ def keep_card(context: Context) -> None:
     context.dir.keep(made)
 
 
-def _say_taught(context: Context) -> None:
+def _report_aligned_leaks(context: Context) -> None:
     counts = context.leaks.get("alignment", {"same": 0, "overlap": 0})
     if leaked := counts["same"] + counts["overlap"]:
         context.stages.say(f"  {leaked} alignment problems equal or overlap test problems: run stepmend align again")

@@ -75,7 +75,7 @@ class RunDir:
         for name in kept.keys() & wanted.keys():
             if kept[name] not in (wanted[name], _unsolved(wanted[name])):
                 raise InputError(
-                    f"out: {self.path} was made with other problems (the benchmark's data has changed, as {name} has); choose another --out"
+                    f"out: {self.path} was made with other problems (the benchmark's data has changed, for example {name}); choose another --out"
                 )
 
     def _claim(self, kept: Path, recipe: Recipe) -> list[str]:

@@ -124,8 +124,8 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
 
 def _is_list(line: str, stream: TextIO) -> bool:
     """Whether a first line starts a list of mappings, and not a record that is a list."""
-    begin = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
-    return begin.startswith("{")
+    start = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
+    return start.startswith("{")
 
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:

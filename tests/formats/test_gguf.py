@@ -258,7 +258,7 @@ def test_a_tensor_that_is_not_read_is_named(tiny_llama, file, tmp_path, at, layo
     [
         ("blk.1.ffn_up.weight", "blk.0.ffn_up.weight", "holds blk.0.ffn_up.weight twice"),
         ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "holds blk.7.ffn_up.weight, which is not a tensor of the model"),
-        ("output_norm.weight", "output_norm.weighs", "which is no tensor of the model"),
+        ("output_norm.weight", "output_norm.weighs", "which is not a tensor of the model"),
         ("blk.1.ffn_up.weight", "ffn_up_exps.weight1", "holds several experts in one tensor"),
         ("general.architecture", "general.architectura", "does not read GGUF files of the architecture ''"),
     ],

@@ -106,7 +106,7 @@ def test_names_are_told_apart():
 
 
 def test_what_nobody_scored_is_no_arm():
-    with pytest.raises(InputError, match="nobody scored b: none of its 2 problems is right or wrong"):
+    with pytest.raises(InputError, match="b is not scored: none of its 2 problems is right or wrong"):
         compare([log("a", [True, False]), log("b", [None, None])])
 
 
@@ -186,4 +186,4 @@ def test_a_broken_run_is_called_one_first():
     texts = ["0" * 50] * 8 + ["It is \\boxed{1}."] * 2
     second = Log("w2", "table", None, None, None, {f"p{i}": [Sample(False, text)] for i, text in enumerate(texts)})
     lines = compared.notices(compare([log("full", [True] * 10), second]))
-    assert lines[0] == "w2 is a broken run: 8 of 10 texts loop. Its accuracy is not meaningful."
+    assert lines[0] == "w2 is a broken run: 8 of 10 texts loop. Its accuracy says little."

@@ -103,7 +103,7 @@ def check_budget(parent: str, scheme: str, budget: float) -> None:
     bits = [(rows * columns, of.weight_bits + scale / (of.group or columns)) for rows, columns in widths]
     own = sum(weights * size for weights, size in bits) / sum(weights for weights, _ in bits)
     if not own < budget < schemes.WHOLE:
-        raise InputError(f"blame: --budget {budget:g}: more than {scheme}'s own {own:.3f} bits a weight, and under 16, are needed")
+        raise InputError(f"blame: --budget {budget:g}: must be above {scheme}'s own {own:.3f} bits per weight and below 16")
 
 
 def compare(

@@ -137,9 +137,9 @@ def silence() -> None:
     except ModuleNotFoundError:  # it comes with the libraries of the extra: without them there is nothing to silence
         return
 
-    begin = tqdm.tqdm.__init__
+    start = tqdm.tqdm.__init__
 
     def silent(self: Any, *arguments: Any, **options: Any) -> None:
-        begin(self, *arguments, **{**options, "disable": True})
+        start(self, *arguments, **{**options, "disable": True})
 
     tqdm.tqdm.__init__ = silent

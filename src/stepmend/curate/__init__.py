@@ -22,20 +22,20 @@ def make_bullet(solved: Solved, fault: Fault, made_by: str) -> Bullet | None:
     """The bullet at a located fault; None if full precision's own step there was not verified to lead to the right answer."""
     if fault.span is None or fault.step is None or fault.chosen is None or fault.continuation is None:
         return None
-    begin, end = fault.span
+    start, end = fault.span
     text = solved.quantized.text
-    if text[begin:end] == fault.chosen:
+    if text[start:end] == fault.chosen:
         return None
     return Bullet(
         problem=solved.problem.id,
         arm=solved.quantized.arm,
         made_by=made_by,
         sample=solved.quantized.sample,
-        prompt=solved.prompt + text[:begin],
-        prefix=text[:begin],
+        prompt=solved.prompt + text[:start],
+        prefix=text[:start],
         chosen=fault.chosen,
         continuation=fault.continuation,
-        rejected=text[begin:end],
+        rejected=text[start:end],
         rejected_rest=text[end:],
         solution=solved.full.text,
         place=place(solved.full.text, fault.step),

@@ -63,11 +63,13 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
     """
     rng, differing = random.Random(f"control {control} {seed}"), restore.objective == "dpo"
     if control == "random-step":
-        found = [_elsewhere(bullet, _another(bullet, rng), differing) for bullet in bullets]
+        found = [_at_other_step(bullet, _another(bullet, rng), differing) for bullet in bullets]
     elif control == "shuffled-step":
         shares = [(bullet.step + 0.5) / len(steps.split(_texts(bullet)[0])) for bullet in bullets]
         rng.shuffle(shares)
-        found = [_elsewhere(bullet, _as_far(share, bullet, rng), differing) for share, bullet in zip(shares, bullets, strict=True)]
+        found = [
+            _at_other_step(bullet, _nearest_share(share, bullet, rng), differing) for share, bullet in zip(shares, bullets, strict=True)
+        ]
     elif control == "whole-response":
         found = [_whole(bullet) for bullet in bullets]
     elif control == "solved-problems":
@@ -96,7 +98,7 @@ def _another(bullet: Bullet, rng: random.Random) -> Pick:
     return pick
 
 
-def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
+def _nearest_share(share: float, bullet: Bullet, rng: random.Random) -> Pick:
     """Picks the step whose middle is nearest to ``share`` of the solution's steps, at random among ties; never the located one."""
     count = len(steps.split(_texts(bullet)[0]))
 
@@ -107,7 +109,7 @@ def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
     return pick
 
 
-def _elsewhere(bullet: Bullet, pick: Pick, differing: bool) -> Bullet | None:
+def _at_other_step(bullet: Bullet, pick: Pick, differing: bool) -> Bullet | None:
     """The bullet's two texts at another step; a preference needs a step at which they differ."""
     return _moved(bullet, *_texts(bullet), pick, differing)
 
@@ -127,12 +129,12 @@ def _moved(bullet: Bullet, chosen: str, rejected: str, pick: Pick, differing: bo
     step = pick(usable) if usable else None
     if step is None:
         return None
-    (begin, end), (from_, to) = ours[step], theirs[step]
+    (start, end), (from_, to) = ours[step], theirs[step]
     return bullet.model_copy(
         update={
-            "prompt": bullet.question + chosen[:begin],
-            "prefix": chosen[:begin],
-            "chosen": chosen[begin:end],
+            "prompt": bullet.question + chosen[:start],
+            "prefix": chosen[:start],
+            "chosen": chosen[start:end],
             "continuation": chosen[end:],
             "rejected": rejected[from_:to],
             "rejected_rest": rejected[to:],

@@ -17,9 +17,9 @@ from stepmend.records import Bullet, Fault, digest
 def rounds(context: Context, arm: str) -> Iterator[dict[str, Solved]]:
     """The curate problems as full precision and an arm solve them, round by round."""
     pool, size = context.problems("curate"), context.recipe.curate.round
-    for begin in range(0, len(pool), size):
-        part = pool[begin : begin + size]
-        label = f"curate {begin + 1}-{begin + len(part)}"
+    for start in range(0, len(pool), size):
+        part = pool[start : start + size]
+        label = f"curate {start + 1}-{start + len(part)}"
         full, low = solving.solve(context, FULL, part, label), solving.solve(context, arm, part, label)
         full, low = solving.shown(context, FULL, full, right=True), solving.shown(context, arm, low, right=False)
         yield {p.id: Solved(p, context.prompt_of(p), full[p.id], low[p.id]) for p in part}
@@ -74,12 +74,12 @@ def bullets(context: Context, arm: str) -> list[Bullet]:
 
 def located_rounds(context: Context, arm: str, held_out: set[str]) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
     """Round by round: curate problems as full precision and an arm solve them, and the arm's faults on those that are not held out."""
-    begin = 1
+    start = 1
     for part in rounds(context, arm):
         full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
         lost = solving.regressions(context, arm, [s.problem for s in part.values() if s.problem.id not in held_out])
-        yield part, locating.locate(context, arm, lost, full, low, f"curate {begin}-{begin + len(part) - 1}")
-        begin += len(part)
+        yield part, locating.locate(context, arm, lost, full, low, f"curate {start}-{start + len(part) - 1}")
+        start += len(part)
 
 
 def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:

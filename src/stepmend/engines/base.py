@@ -72,8 +72,8 @@ class Scorer(Protocol):
         """The model's tokenizer."""
         ...
 
-    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Of row ``i`` of token ids, the places from ``begins[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
+    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
+        """Of row ``i`` of token ids, the places from ``starts[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
         ...
 
 

@@ -104,8 +104,8 @@ class LocalEngine:
             out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **static)
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``begins[i]`` on.
+    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
+        """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``starts[i]`` on.
 
         The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of similar length go together, so many
         that ``TOKENS`` hold them; logits are made in pieces and not kept.
@@ -113,8 +113,8 @@ class LocalEngine:
         found: dict[int, Scored] = {}
         for group in self._groups([len(row) for row in rows]):
             # Place t is predicted from t - 1.
-            counts = [len(rows[i]) - begins[i] for i in group]
-            where = [(r, begins[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
+            counts = [len(rows[i]) - starts[i] for i in group]
+            where = [(r, starts[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
             if not where:
                 found |= {i: Scored((), ()) for i in group}
                 continue
@@ -128,10 +128,10 @@ class LocalEngine:
         return [found[i] for i in range(len(rows))]
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        for alike in forward.alike(lengths, self.model.device):
-            size = max(1, TOKENS // max(1, lengths[alike[0]]))
-            for start in range(0, len(alike), size):
-                yield alike[start : start + size]
+        for group in forward.length_groups(lengths, self.model.device):
+            size = max(1, TOKENS // max(1, lengths[group[0]]))
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
 
     def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
         """The model's choice at each place, and the margin there of the token asked about (its own choice, if none is)."""

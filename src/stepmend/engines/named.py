@@ -109,6 +109,6 @@ def ready(specs: Sequence[str], arms: Iterable[str], locators: Iterable[str], *,
     if silent and "margins" in locators:
         rest = ", ".join(name for name in locators if name != "margins") or "equations"
         raise InputError(
-            f"engine: {kinds[silent[0]]}, of {silent[0]}, generates and does not score, and the locator margins needs scores; leave it out "
-            f"with --set 'locate.locators=[{rest}]', or write {silent[0]}'s solutions with transformers"
+            f"engine: {kinds[silent[0]]}, of {silent[0]}, cannot score, and the locator margins needs scores; remove the locator "
+            f"with --set 'locate.locators=[{rest}]', or use transformers for {silent[0]}"
         )

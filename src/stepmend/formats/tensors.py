@@ -25,7 +25,7 @@ HEADER = 100_000_000
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
           "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 """Bytes of an element by its dtype's name in a header."""
-TWICE = "consolidated"
+DUPLICATES = "consolidated"
 """The start of file names that hold the same weights in their maker's own format."""
 
 
@@ -78,7 +78,7 @@ class Tensors:
         self.folder = folder
         self.headers: dict[str, Header] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            if file.name.startswith(TWICE):
+            if file.name.startswith(DUPLICATES):
                 continue
             for name, header in headers_of(file):
                 if name in self.headers:

@@ -116,9 +116,9 @@ def parse(spec: str, what: str = "judge") -> Judge:
     """A judge, or ``what`` else, from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: a key may be in it."""
     match = SPEC.fullmatch(spec)
     if not match:
-        begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
+        start = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
         raise InputError(
-            f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
+            f"{what}: {start}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
             "(NAME: letters, digits, '.', '-' and '_'; no spaces)"
         )
     name, model, url = match["name"], match["model"], match["url"]

@@ -152,9 +152,9 @@ def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: Scorer, qu
     """Margins of every trace after its prompt, in full precision and in the quantized model."""
     heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts]
     rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces, strict=True)]
-    begins = [len(head) for head in heads]
-    mine = full.score(rows, begins)
-    theirs = quantized.score(rows, begins, [one.tokens for one in mine])
+    starts = [len(head) for head in heads]
+    mine = full.score(rows, starts)
+    theirs = quantized.score(rows, starts, [one.tokens for one in mine])
     return [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
 
 

@@ -46,7 +46,7 @@ class _Reply(BaseModel):
     usage: dict[str, Any] | None = None
 
 
-class _Seat:
+class _JudgeState:
     """The state of one judge: its key, whether and how it is still asked, and its answers."""
 
     def __init__(self, judge: Judge) -> None:
@@ -141,7 +141,7 @@ class Panel:
         self.budget, self.timeout, self.concurrency, self.retries = budget, timeout, concurrency, retries
         self._keep = keep
         self._kept = {judgement.asked: judgement.content for judgement in known}
-        self._seats = [_Seat(judge) for judge in judges]
+        self._seats = [_JudgeState(judge) for judge in judges]
         self._spent = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -153,13 +153,13 @@ class Panel:
         """
         rows = [[seat.name_of(question) for seat in self._seats] for question in questions]
         places = Counter(itertools.chain(*rows))
-        put: dict[str, tuple[_Seat, Question]] = {}
+        put: dict[str, tuple[_JudgeState, Question]] = {}
         for question, row in zip(questions, rows, strict=True):
             put |= {name: (seat, question) for seat, name in zip(self._seats, row, strict=True) if name not in self._kept}
         tick(sum(count for name, count in places.items() if name not in put))
         lost = self._put_all(put, lambda name: tick(places[name])) if put else {}
 
-        def verdict(seat: _Seat, name: str, steps: int) -> Verdict:
+        def verdict(seat: _JudgeState, name: str, steps: int) -> Verdict:
             found = lost.get(name) or read(self._kept[name], seat.judge.name, steps)
             seat.counts.update(["faults" if found.outcome == "fault" else found.outcome], from_kept=name not in lost)
             return found
@@ -178,7 +178,7 @@ class Panel:
         """By judge: questions put, verdicts from kept answers, verdicts by outcome, tokens spent, and why it was given up."""
         return {seat.judge.name: {name: seat.counts[name] for name in TALLIED} | {"given_up": seat.given_up} for seat in self._seats}
 
-    def _put_all(self, put: dict[str, tuple[_Seat, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
+    def _put_all(self, put: dict[str, tuple[_JudgeState, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
         """Puts the questions and keeps the answers; gives the verdicts of those that have none."""
         self._stop.clear()
         lost = {}
@@ -200,7 +200,7 @@ class Panel:
                 pool.shutdown(cancel_futures=True)
         return lost
 
-    def _put(self, name: str, seat: _Seat, question: Question) -> Verdict | None:
+    def _put(self, name: str, seat: _JudgeState, question: Question) -> Verdict | None:
         """Puts one question and keeps its answer; a verdict if there is none."""
         import openai
 
@@ -224,7 +224,7 @@ class Panel:
             self._kept[name] = content
         return None
 
-    def _answer(self, seat: _Seat, asked: list[dict[str, str]]) -> tuple[str, int]:
+    def _answer(self, seat: _JudgeState, asked: list[dict[str, str]]) -> tuple[str, int]:
         """An answer's text and what it cost. A server that refuses our format, but not the question, is asked without it from then on."""
         import openai
 
@@ -243,7 +243,7 @@ class Panel:
             counted = (sum(len(message["content"]) for message in asked) + len(content)) // 4
         return content, counted
 
-    def _post(self, seat: _Seat, asked: list[dict[str, str]], form: dict[str, Any]) -> str:
+    def _post(self, seat: _JudgeState, asked: list[dict[str, str]], form: dict[str, Any]) -> str:
         """The body of the server's answer; asks again, with growing pauses, if that may help."""
         import openai
 

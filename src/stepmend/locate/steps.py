@@ -76,13 +76,13 @@ def split(text: str) -> list[Span]:
     marks = list(THOUGHTS.finditer(text))
     end = answer_start(text)
     if end is None:
-        return _behind(text, marks[0].end() if marks and not text[: marks[0].start()].strip() else 0)
+        return _after_mark(text, marks[0].end() if marks and not text[: marks[0].start()].strip() else 0)
     mark = next(mark for mark in marks if mark.start() == end)
-    answer = _behind(text[end:], mark.end() - end)
+    answer = _after_mark(text[end:], mark.end() - end)
     return [*split(text[:end]), *((start + end, stop + end) for start, stop in answer)]
 
 
-def _behind(text: str, mark: int) -> list[Span]:
+def _after_mark(text: str, mark: int) -> list[Span]:
     """The steps of a text, of which a mark that ends there is no part, but belongs to the first of them."""
     found = [(start + mark, end + mark) for start, end in _Splitter(text[mark:]).spans()] if text[mark:] else []
     return [(0, found[0][1]), *found[1:]] if found else [(0, len(text))] if text else []

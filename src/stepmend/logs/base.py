@@ -154,7 +154,7 @@ def pick(found: Iterable[str], asked: str | None, where: str, task: str | None =
         if asked not in names:
             raise InputError(f"{where}: no metric {asked!r}; available: {', '.join(names)}")
         return asked
-    headline = next((metric for begin, metric in HEADLINE.items() if task and task.startswith(begin) and metric in names), None)
+    headline = next((metric for start, metric in HEADLINE.items() if task and task.startswith(start) and metric in names), None)
     exact = [m for name in METRICS for m in names if m.split(",")[0] == name]
     known = exact or [m for name in METRICS for m in names if m.split("/")[-1].startswith(name)]
     if headline or known or len(names) == 1:

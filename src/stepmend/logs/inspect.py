@@ -21,8 +21,8 @@ def is_log(file: Path) -> bool:
     if file.suffix != ".json":
         return False
     with inputs.opened(file) as stream:
-        begin = stream.read(4096).decode("utf-8", "replace")
-    return begin.lstrip().startswith("{") and re.search(r'"eval"\s*:\s*\{', begin) is not None and '"task"' in begin
+        start = stream.read(4096).decode("utf-8", "replace")
+    return start.lstrip().startswith("{") and re.search(r'"eval"\s*:\s*\{', start) is not None and '"task"' in start
 
 
 def read(file: Path, fields: Fields) -> Log:
@@ -133,10 +133,10 @@ def _zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         with inputs.opened(file) as stream, zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
-            begin = "header.json" if "header.json" in names else "_journal/start.json"
-            wanted = [begin, *(name for name in names if re.fullmatch(r"samples/.+\.json", name))]
+            start = "header.json" if "header.json" in names else "_journal/start.json"
+            wanted = [start, *(name for name in names if re.fullmatch(r"samples/.+\.json", name))]
             head, *samples = map(json.loads, inputs.members(file, archive, wanted))
-            if begin != "header.json":
+            if start != "header.json":
                 head = {**head, "status": head.get("status", "started")}
             return head, samples
     except (InputError, MemoryError):

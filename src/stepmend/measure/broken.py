@@ -14,9 +14,9 @@ BLOCK = re.compile(r"(.{1,8}?)\1{9,}", re.DOTALL)
 
 def is_degenerate(text: str) -> bool:
     """Whether a text loops, or is nothing but one short block over and over."""
-    begin = text.strip()[:200]
-    block = BLOCK.match(begin)
-    return behaviour.loops(text) or bool(block and len(begin) - block.end() < len(block[1]))
+    start = text.strip()[:200]
+    block = BLOCK.match(start)
+    return behaviour.loops(text) or bool(block and len(start) - block.end() < len(block[1]))
 
 
 def broken(texts: Iterable[str | None]) -> str | None:

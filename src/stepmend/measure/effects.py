@@ -33,7 +33,7 @@ def effects(
     with context.stages.stage(f"{arm}: what else changed", 4, "passes") as tick:
         values: dict[str, Any] = {}
         for name in (arm, scheme):  # the one that is loaded first, and one at a time
-            context.keep(FULL, name)
+            context.unload_except(FULL, name)
             model = context.engine(name).model
             values[f"question {name}"] = np.array(forward.losses(model, questions, [1] * len(questions), pad))
             tick(1)

@@ -32,8 +32,8 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mappin
         return
     found, kinds = [], []
     with context.stages.stage(f"{arm}: margins", len(problems), "solutions") as tick:
-        for begin in range(0, len(problems), READ):
-            part = problems[begin : begin + READ]
+        for start in range(0, len(problems), READ):
+            part = problems[start : start + READ]
             prompts, traces = [context.prompt_of(p) for p in part], [full[p.id] for p in part]
             found += locators.margins_of(prompts, traces, context.engine(FULL), context.engine(arm))
             kinds += [[damages.kind(context.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]

@@ -17,7 +17,7 @@ from stepmend.records import InputError, digest
 BUILTIN = "builtin:"
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 """Files of a model that are downloaded from the hub."""
-TWICE = ["consolidated*", "original/*"]
+DUPLICATES = ["consolidated*", "original/*"]
 """Duplicate weights in a vendor's own format, which some models include."""
 
 
@@ -52,7 +52,7 @@ def _download(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE)
+        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=DUPLICATES)
     except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
         reason = f"{type(error).__name__}: {_first(error)}"
         raise InputError(f"model: {name} is not a local folder and could not be downloaded from the hub ({reason})") from None

@@ -31,10 +31,10 @@ def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[
         return
     calibration = texts() if scheme.calibrated else []
     with context.stages.stage(f"{arm}: quantize", 1, "model") as tick:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         layers = quantizer.quantize(context.parent, scheme, calibration, out)
         tick(1)
-    seconds, checkpoint = time.perf_counter() - begin, load.checkpoint_digest(out)
+    seconds, checkpoint = time.perf_counter() - start, load.checkpoint_digest(out)
     context.dir.keep(Quantized(arm=arm, made_by=made_by, seconds=seconds, checkpoint=checkpoint, layers=layers))
     context.made(arm, checkpoint)
 

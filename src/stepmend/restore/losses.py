@@ -22,7 +22,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepmend.keys import Restore
-from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.forward import head_of, in_chunks, states_of
 from stepmend.models.head import Head
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
@@ -31,7 +31,7 @@ READ = 16
 """Texts read at once before training."""
 
 
-def still(module: Any) -> None:
+def disable_dropout(module: Any) -> None:
     """Disable the dropout in a layer's own forward pass."""
     for name, value in vars(module).items():
         if "dropout" in name and isinstance(value, float):
@@ -80,7 +80,7 @@ class Loss:
         for module in self.student.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # what the layer asks for; all that is in it stays as it is, without dropout
-                still(module)
+                disable_dropout(module)
 
     def read(self, teacher: Any) -> None:
         """Read what the full-precision model ``teacher``, or the low-bit one before tuning, says of the texts."""
@@ -116,7 +116,7 @@ class Loss:
 
         student_NH = self._states(self.student, rows, self._where(rows))
         teacher_NH = torch.cat([self.targets_NH[i] for i in batch] + [self.questions_NH[i] for i in batch]).to(student_NH.device)
-        loss_N, weight_N = in_pieces(of, self.student.config.get_text_config().vocab_size, student_NH, teacher_NH).unbind(1)
+        loss_N, weight_N = in_chunks(of, self.student.config.get_text_config().vocab_size, student_NH, teacher_NH).unbind(1)
         targets = sum(self.targets[i] for i in batch)
         # Each mean has weights of its own: else a question's sureness would change what it counts beside the answer.
         parts = weight_N.split([targets, len(weight_N) - targets])
@@ -133,10 +133,10 @@ class Loss:
     def _read_teacher(self, teacher: Any) -> None:
         self.head = Head(teacher)
         with torch.no_grad():
-            for begin in range(0, len(self.rows), READ):
-                rows = self.rows[begin : begin + READ]
+            for start in range(0, len(self.rows), READ):
+                rows = self.rows[start : start + READ]
                 states_NH = self._states(teacher, rows, self._where(rows)).cpu()
-                parts = states_NH.split([*self.targets[begin : begin + READ], *self.questions[begin : begin + READ]])
+                parts = states_NH.split([*self.targets[start : start + READ], *self.questions[start : start + READ]])
                 self.targets_NH += parts[: len(rows)]
                 self.questions_NH += parts[len(rows) :]
 
@@ -144,9 +144,9 @@ class Loss:
         """Log-probabilities of chosen and rejected as the student has them now, without gradient: [bullets, 2]."""
         found = []
         with torch.no_grad():
-            for begin in range(0, len(self.pairs), READ):
+            for start in range(0, len(self.pairs), READ):
                 found.append(
-                    torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad, packed=self.packed), dim=1)
+                    torch.stack(objectives.pairs_of(self.student, self.pairs[start : start + READ], self.pad, packed=self.packed), dim=1)
                 )
         return torch.cat(found)
 

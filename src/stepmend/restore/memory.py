@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from stepmend.models.forward import LOGITS, alike
+from stepmend.models.forward import LOGITS, length_groups
 from stepmend.restore import scales
 from stepmend.restore.losses import Loss
 
@@ -27,7 +27,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     read, width = sum(loss.targets) + sum(loss.questions), config.hidden_size
     taught = element * width * (config.vocab_size + read) if loss.recipe.objective == "distill" else 0
     lengths = sorted(loss.lengths)[-batch_size:]
-    tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths, model.device))
+    tokens = sum(len(group) * lengths[group[0]] for group in length_groups(lengths, model.device))
     layers = config.num_hidden_layers
     dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.made_whole)
     kept = element * (tokens * (layers * (STATES * width + 4 * inner_width(model)) + _outputs(model)) + dense)

@@ -10,7 +10,7 @@ import torch
 
 from stepmend.keys import Restore
 from stepmend.models import chat, load, names
-from stepmend.models.load import TWICE, load_tokenizer
+from stepmend.models.load import DUPLICATES, load_tokenizer
 from stepmend.records import digest
 from stepmend.restore import adapter, objectives, training
 from stepmend.restore.training import Batches
@@ -71,7 +71,7 @@ def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
         for file in sorted(parent.iterdir()):
             if file.suffix in BESIDE_WEIGHTS:
                 shutil.copy(file, part / file.name)
-            elif file.suffix == ".safetensors" and not any(file.match(twice) for twice in TWICE):
+            elif file.suffix == ".safetensors" and not any(file.match(twice) for twice in DUPLICATES):
                 tensors = load_file(file)
                 for name in changes.keys() & tensors.keys():
                     tensors[name] = (tensors[name].float() + changes[name]).to(tensors[name].dtype)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import chat
-from stepmend.models.forward import alike, collate, hidden_of, likelihoods, states_of
+from stepmend.models.forward import collate, hidden_of, length_groups, likelihoods, states_of
 from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
@@ -49,8 +49,8 @@ def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
     """The text before the step (of the model that ``prefix`` names), full precision's step, and what follows it."""
     if prefix == "quantized":
         return bullet.prefix, bullet.chosen, bullet.continuation
-    begin, end = bullet.place
-    return bullet.solution[:begin], bullet.solution[begin:end], bullet.solution[end:]
+    start, end = bullet.place
+    return bullet.solution[:start], bullet.solution[start:end], bullet.solution[end:]
 
 
 def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
@@ -68,11 +68,11 @@ def rejected_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quan
 
 def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span: Span, ended: bool = True) -> Row:
     through, whole = len(before) + len(step), len(before) + len(step) + len(rest)
-    begin, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
+    start, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
     text = before + step + (rest if end == whole else "")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     prompt, ids = chat.encode(tokenizer, question), list(encoded["input_ids"])
-    targets = [b < end and e > begin for b, e in encoded["offset_mapping"]]
+    targets = [b < end and e > start for b, e in encoded["offset_mapping"]]
     if end == whole and ended:
         ids.append(tokenizer.eos_token_id)
         targets.append(True)
@@ -103,7 +103,7 @@ def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int, *, packed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probabilities of chosen and of rejected targets, [B] each; shared prefixes are computed once if ``packed``."""
     sums_of = _sums if packed else _apart
-    groups = alike([len(pair.ids) for pair in pairs], model.device)
+    groups = length_groups([len(pair.ids) for pair in pairs], model.device)
     sums_B2 = torch.cat([sums_of(model, [pairs[i] for i in group], pad) for group in groups])
     back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
     return sums_B2[back, 0], sums_B2[back, 1]

@@ -154,7 +154,7 @@ class _Work:
         left = scales.untuned(self.model) if self.kind is scales else []
         if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
-        _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
+        _ensure_memory(self.loss, self.parameters, self.recipe.batch_size, self.say)
         teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
         validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
         before = (validation.judge(self.model), validation.other(self.model)) if validation else None
@@ -348,7 +348,7 @@ def _check_head(model: Any, row: objectives.Row) -> None:
         raise InputError("restore: this architecture changes its head's logits, and what is tuned here would not be what is served")
 
 
-def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
+def _ensure_memory(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
     """Enable gradient checkpointing if memory is short, and report the memory needed."""
     free, model = memory.room(), loss_of.student
     if not memory.fits(memory.estimate(model, parameters, loss_of, size), free) and model.supports_gradient_checkpointing:

@@ -14,7 +14,7 @@ import torch
 
 from stepmend.measure import statistics
 from stepmend.models import chat
-from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.forward import head_of, in_chunks, states_of
 from stepmend.models.head import Head
 from stepmend.restore import objectives
 
@@ -71,7 +71,7 @@ class Readings:
             teacher = self.states[number * READ : number * READ + len(part)]
             with torch.no_grad():
                 student_NH = states_of(student, [row.ids for row in part], objectives.places(part), self.pad)
-                values_N2 = in_pieces(of, vocabulary, student_NH, torch.cat(teacher).to(student_NH.device))
+                values_N2 = in_chunks(of, vocabulary, student_NH, torch.cat(teacher).to(student_NH.device))
             means = [one.mean(0).tolist() for one in values_N2.split([len(states) for states in teacher])]
             found += [(kl, same) for kl, same in means]
         return found

@@ -49,7 +49,7 @@ class Other:
             for theirs in (*Log(file, Problem, keep=False), *Log(superseded(file), Problem, keep=False)):
                 mine = wanted.get(theirs.id, theirs)
                 if (mine.question, mine.answer) != (theirs.question, theirs.answer):
-                    raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, as {theirs.id} has)")
+                    raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, for example {theirs.id})")
 
     def close(self) -> None:
         """Release the folder."""

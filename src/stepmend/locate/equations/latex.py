@@ -108,12 +108,12 @@ class _Formula:
         self.blanks()
         if self.peek() != "{":
             return ""
-        begin, depth = self.index, 0
-        for index in range(begin, len(self.tokens)):
+        start, depth = self.index, 0
+        for index in range(start, len(self.tokens)):
             depth += (self.tokens[index] == "{") - (self.tokens[index] == "}")
             if depth == 0:
                 self.index = index + 1
-                return "".join(self.tokens[begin + 1 : index])
+                return "".join(self.tokens[start + 1 : index])
         self.index = len(self.tokens)
         return ""
 

@@ -12,8 +12,8 @@ NEAREST = 60
 PUNCTUATION = ',;:.?!¦"“”—-•'
 
 
-def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int] | None:
-    reader = Reader(tokens, begin, left=left)
+def _read(tokens: Sequence[Token], start: int, *, left: bool) -> tuple[Side, int] | None:
+    reader = Reader(tokens, start, left=left)
     try:
         side = reader.side()
     except (UnsureError, RecursionError, OverflowError):
@@ -26,15 +26,15 @@ def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
     if tokens and tokens[-1].text == "¦":
         tokens = tokens[:-1]
     resumed = first = max(len(tokens) - NEAREST, 0)
-    for begin in range(first, len(tokens)):
-        token = tokens[begin]
-        if begin < resumed or (token.kind not in ("number", "math") and token.text != "("):
+    for start in range(first, len(tokens)):
+        token = tokens[start]
+        if start < resumed or (token.kind not in ("number", "math") and token.text != "("):
             continue
-        found = _read(tokens, begin, left=True)
+        found = _read(tokens, start, left=True)
         if found is None or found[1] < len(tokens):
-            resumed = begin if found is None else found[1]
+            resumed = start if found is None else found[1]
             continue
-        return None if _belongs(tokens[:begin], token, found[0].operators) else (found[0], token.place)
+        return None if _belongs(tokens[:start], token, found[0].operators) else (found[0], token.place)
     return None
 
 
