@@ -6,7 +6,7 @@ Records name an arm by a string:
 |---|---|
 | ``full`` | full precision |
 | ``full+again`` | the noise floor: full precision in other batches |
-| ``SCHEME`` | a quantized model; of one that is given, the folder's name stands for the scheme |
+| ``SCHEME`` | a quantized model; for a given checkpoint, SCHEME is its folder's name |
 | ``SCHEME+restored``, ``SCHEME+restored-2`` | a restored model, and that of the second round |
 | ``SCHEME+VARIANT-BUDGET-sSEED`` | a control |
 | ``SCHEME+VARIANT``, ``SCHEME+VARIANT-sSEED`` | a model that a benchmark makes |
@@ -70,7 +70,7 @@ class Arm:
 def of_folder(path: str) -> Arm:
     """The arm of a low-bit checkpoint that somebody else made, named after its folder, its name on the hub, or its GGUF file.
 
-    Raises ValueError if that gives no arm's name.
+    Raises ValueError if the name cannot be an arm's.
     """
     name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2])
     name = re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE).strip("-.")[:LONGEST]

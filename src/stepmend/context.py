@@ -67,7 +67,7 @@ class Context:
         if taught := [Problem.model_validate(problem) for problem in chat.aligned(self.parent).get("taught", [])]:
             self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
         for split in ("calibration", "curate"):
-            self.problems(split)  # what is not there is reported before any work
+            self.problems(split)  # missing problems are reported before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
         self.dir = RunDir(out, recipe, problems, reuse)

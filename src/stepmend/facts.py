@@ -33,7 +33,7 @@ class Part(BaseModel):
 class Placement(Fact):
     """Where a run computes: kind of device, dtype, slots, and how many slots ``fit`` into memory. A resumed run keeps these.
 
-    ``asked`` is the digest of what the recipe said of it.
+    ``asked`` is the digest of the recipe's settings for it.
     """
 
     fact: str = "placement"

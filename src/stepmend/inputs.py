@@ -64,12 +64,12 @@ def text(file: Path, limit: int = LARGEST) -> str:
 
 
 def bound(packed: int) -> int:
-    """Bytes that a packed file of so many bytes may unpack to."""
+    """Maximum unpacked size of a packed file of this size, in bytes."""
     return min(LARGEST, max(PACKED, RATIO * packed))
 
 
 def too_large(file: Path, limit: int) -> InputError:
-    """What is reported of a packed file that unpacks to more than ``limit`` bytes."""
+    """The error for a packed file that unpacks to more than ``limit`` bytes."""
     return InputError(f"{file}: unpacks to more than {limit:,} bytes; unpack it yourself if you trust it")
 
 
@@ -96,7 +96,7 @@ class _Bounded(io.RawIOBase):
 def lines(file: Path, newline: str | None = None) -> Iterator[TextIO]:
     """The text of a file, unpacked where its name ends in ``.gz``; to be read as from ``open``.
 
-    Raises InputError as ``opened`` does, if it is not UTF-8 or not gzip, and where it unpacks to too much.
+    Raises InputError as ``opened`` does, if it is not UTF-8 or not gzip, and if it unpacks to too much.
     """
     try:
         with opened(file) as stream:

@@ -82,7 +82,7 @@ class Recipe(Part):
 
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:
-        """A recipe from plain values. Raises InputError that names the key, the value and what is allowed."""
+        """A recipe from plain values. Raises InputError, which names the key, the value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

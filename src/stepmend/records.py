@@ -160,15 +160,15 @@ class Judgement(Record):
 class Fault(Made):
     """The first faulty step of a trace.
 
-    ``outcome`` says how locating ended: ``located``; ``abstained``, where the locators contradict each other or none speaks;
-    ``misread``, where full precision arrives from the very end of the trace, so that only its answer is wrong or missing;
-    ``unrescuable``, where full precision does not even arrive from the start. ``step`` is None unless it is ``located``, and
-    ``confidence`` the vote's probability of it; ``span`` is the step's place in the text. ``frontier`` is the index, among the
-    trace's tokens, of the first token of that step where the reference token's margin is positive in full precision and not in the
-    quantized model; ``reference`` is that reference token's text. ``margins`` are, per token of the trace, the quantized model's
-    margin of the full-precision model's token (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen``
-    is full precision's own step at that place and ``continuation`` the rest of its solution, kept only where it arrives at the right
-    answer. ``spent`` is what rescue cost: completions, and their tokens.
+    ``outcome`` says how locating ended: ``located``; ``abstained``, where the locators contradict each other or none speaks; ``misread``,
+    if full precision reaches the correct answer from the end of the trace, so that only its answer is wrong or missing; ``unrescuable``, if
+    full precision does not reach it even from the start. ``step`` is None unless it is ``located``, and ``confidence`` the vote's
+    probability of it; ``span`` is the step's place in the text. ``frontier`` is the index, among the trace's tokens, of the first token of
+    that step where the reference token's margin is positive in full precision and not in the quantized model; ``reference`` is that
+    reference token's text. ``margins`` are, per token of the trace, the quantized model's margin of the full-precision model's token
+    (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen`` is full precision's own step at that place and
+    ``continuation`` the rest of its solution, kept only where it arrives at the right answer. ``spent`` is what rescue cost: completions,
+    and their tokens.
     """
 
     outcome: Literal["located", "abstained", "misread", "unrescuable"]
@@ -202,7 +202,7 @@ class Bullet(Made):
     ``prompt`` is the rendered question with that start, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
     reads one. ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed
     the rejected one; the texts join without separators. ``cut`` says that the low-bit model did not end its solution by itself: no end
-    of text is after it. ``solution`` is full precision's own solution from the very start, and ``place`` the span in it of its step
+    of text is after it. ``solution`` is full precision's own solution from the start, and ``place`` the span in it of its step
     with the number ``step`` (its last one, if it has fewer).
     """
 

@@ -75,7 +75,8 @@ class RunDir:
         for name in kept.keys() & wanted.keys():
             if kept[name] not in (wanted[name], _unsolved(wanted[name])):
                 raise InputError(
-                    f"out: {self.path} was made with other problems (the benchmark's data has changed, for example {name}); choose another --out"
+                    f"out: {self.path} was made with other problems (the benchmark's data has changed, for example {name}); "
+                    "choose another --out"
                 )
 
     def _claim(self, kept: Path, recipe: Recipe) -> list[str]:
@@ -118,7 +119,7 @@ class RunDir:
                 self._logs.pop(Bullet, None)
 
     def log(self, kind: type[M]) -> MadeLog[M]:
-        """The log of a kind of record; it is indexed when it is first asked for."""
+        """The log of a kind of record; it is indexed on first use."""
         if kind not in self._logs:
             self._logs[kind] = MadeLog(self._file(kind), kind)
         log = self._logs[kind]

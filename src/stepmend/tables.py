@@ -50,7 +50,7 @@ def parsed(file: Path) -> Any:
 def field(row: dict[str, Any], name: str, where: str) -> Any:
     """A field of a row; ``a.b`` is field ``b`` of the mapping in ``a``, ``a.0`` the first item of a list.
 
-    Of a list of mappings, ``a.b`` is the list of their fields. Raises InputError that names the fields there are.
+    Of a list of mappings, ``a.b`` is the list of their fields. Raises InputError, which names the fields there are.
     """
     if name in row:
         return row[name]

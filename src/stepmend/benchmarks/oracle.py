@@ -50,7 +50,7 @@ class _State:
 
 
 def judge(program: Program, text: str) -> Truth:
-    """Judge a trace in the step format, one step a line. A correct step in another valid order is correct."""
+    """Judge a trace in the step format, one step per line. A correct step in another valid order is correct."""
     lines = text.splitlines()
     state = _State(program)
     answered = ANSWER.search(text) is not None

@@ -38,7 +38,7 @@ class Mark:
 def scores(full: Any, low: Any, modules: Sequence[Module], mark: Mark, at: Sequence[str] = AT) -> dict[str, tuple[float, ...]]:
     """The modules' scores at one frontier, in natural-log units, by measure (``log-probability at full``).
 
-    Two passes backward for each model; each gradient is multiplied and dropped as soon as it is made.
+    Two backward passes per model; each gradient is multiplied with the weight difference and freed immediately.
     """
     found: dict[str, tuple[float, ...]] = {}
     for place in at:

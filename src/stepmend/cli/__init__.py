@@ -23,7 +23,7 @@ EXTRA = "needs {module}, which is not installed; install it with: pip install 's
 HEAVY = frozenset(
     "accelerate compressed_tensors datasets huggingface_hub llmcompressor openai peft safetensors tokenizers torch transformers".split()  # noqa: SIM905
 )
-"""What the extra ``run`` installs, as it is imported."""
+"""Import names of the libraries that the extra ``run`` installs."""
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
 SMALLER = {

@@ -71,7 +71,7 @@ def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console as wide as its terminal; if there is none, as COLUMNS says, or wide enough for any line of ours."""
+    """A console as wide as its terminal; without a terminal, as wide as COLUMNS, or else wide enough for any line."""
     from rich.console import Console
 
     made = Console(stderr=stderr)
@@ -79,7 +79,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def say(screen: "Console", text: str) -> None:
-    """Print text as it is: paths and models' words are not a markup."""
+    """Print text without interpreting markup in paths or model output."""
     screen.print(visible(text), highlight=False, markup=False, soft_wrap=not screen.is_terminal)
 
 

@@ -115,7 +115,7 @@ def _closest(grams: set[str], postings: Mapping[str, list[int]]) -> tuple[int, i
 
 
 class _Signs(dict[int, str | None]):
-    """What ``str.translate`` makes of a code point, found when first met.
+    """A lazy translation table for ``str.translate``.
 
     Letters and combining marks stay, digits of any script become ASCII ones, and what is invisible goes (category Cf: zero-width
     characters, direction marks, soft hyphens). What LaTeX or a number may need is given; all else is a space.
@@ -143,7 +143,7 @@ _NUMBER = re.compile(rf"(?<!\S)(?:{_SPELLED})(?: (?:{_SPELLED}))*(?!\S)|\d+(?:\.
 
 
 def _words(text: str) -> list[str]:
-    """A text's words in Unicode's NFKC, case-folded; a number is a word with its decimal point and without thousands separators."""
+    """A text's words, NFKC-normalized and case-folded; a number is a word with its decimal point and without thousands separators."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold())
     text = _FRACTION.sub("frac", _LOOKS.sub(" ", text))
     return _WORD.findall(_THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text))

@@ -73,7 +73,8 @@ class Scorer(Protocol):
         ...
 
     def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Of row ``i`` of token ids, the places from ``starts[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
+        """Score row ``i`` of token ids from position ``starts[i]`` on; margins are those of the tokens ``asked[i]``, or of the model's own
+        choices."""
         ...
 
 

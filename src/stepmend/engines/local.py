@@ -105,10 +105,10 @@ class LocalEngine:
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``starts[i]`` on.
+        """Teacher-forced passes over rows of token ids; row ``i`` is scored from position ``starts[i]`` on.
 
-        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of similar length go together, so many
-        that ``TOKENS`` hold them; logits are made in pieces and not kept.
+        The margins are those of the tokens ``asked[i]``, one per position, or of the model's own choices. Rows of similar length form a
+        batch of at most ``TOKENS`` tokens; logits are computed in chunks and not kept.
         """
         found: dict[int, Scored] = {}
         for group in self._groups([len(row) for row in rows]):
@@ -134,7 +134,7 @@ class LocalEngine:
                 yield group[start : start + size]
 
     def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
-        """The model's choice at each place, and the margin there of the token asked about (its own choice, if none is)."""
+        """The model's choice at each position, and the margin of the requested token there (by default the choice)."""
         choices, margins = [], []
         size = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
         for start in range(0, len(hidden_NH), size):

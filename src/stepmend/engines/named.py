@@ -100,7 +100,7 @@ def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
 
 
 def ready(specs: Sequence[str], arms: Iterable[str], locators: Iterable[str], *, plain_http: bool) -> None:
-    """Before any work: raises InputError where an engine is not installed or may not be asked, and where a locator needs its scores."""
+    """Before any work: raises InputError where an engine is not installed or may not be asked, and if a locator needs its scores."""
     judges.asked([spec for spec in specs if split(spec)[1] not in HERE], plain_http=plain_http, what="engine")
     kinds = {arm: of(specs, arm)[0] for arm in arms}
     if "vllm" in kinds.values() and find_spec("vllm") is None:

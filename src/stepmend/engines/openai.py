@@ -75,7 +75,7 @@ class ServerEngine:
                     yield futures[future], self._counted(future.result())
                 else:
                     return
-                servers.stop()  # what has come is handed out before it is reported what went wrong
+                servers.stop()  # yield the finished completions before raising the error
                 pool.shutdown(cancel_futures=True)
                 for other, i in futures.items():
                     if other is not future and not other.cancelled() and not other.exception():
@@ -90,7 +90,7 @@ class ServerEngine:
         return completion
 
     def _refusal(self, error: BaseException | None) -> BaseException:
-        """What is reported of a request that failed."""
+        """The error for a failed request."""
         import openai
 
         name = f"{self.what} {self.name}"

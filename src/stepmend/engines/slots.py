@@ -41,7 +41,7 @@ class UnsupportedError(Exception):
 
 
 class Slots:
-    """Keys and values of ``count`` slots of ``length`` places, in each layer; made when a layer first writes."""
+    """Keys and values of ``count`` slots of ``length`` positions, in each layer; allocated when a layer first writes."""
 
     is_compileable = False
 
@@ -69,7 +69,7 @@ class Slots:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give ``target`` the first ``length`` places of ``source``."""
+        """Copy the first ``length`` positions of slot ``source`` to ``target``."""
         for kept in self.layers.values():
             for tensor_BKLD in kept:
                 tensor_BKLD[target, :, :length] = tensor_BKLD[source, :, :length]
@@ -78,15 +78,15 @@ class Slots:
     def advance(self) -> tuple[list[int], int]:
         """The next pass writes one token to every slot in use, after what is there.
 
-        Gives their positions (0 for empty slots), and the places up to which a step attends.
+        Returns their positions (0 for empty slots), and the length that a step attends to.
         """
         places, self.ends = self.ends, [end + 1 if end else 0 for end in self.ends]
         return places, -(-(max(places) + 1) // BUCKET) * BUCKET
 
     def step(self, place_B: torch.Tensor, longest: int) -> None:
-        """The pass that follows writes to these places and attends up to ``longest``.
+        """The next pass writes to these positions and attends up to ``longest``.
 
-        Empty slots write to their last place, which no row reaches, as nothing follows a row's last token.
+        Empty slots write to their last position, which no row reaches, because nothing follows a row's last token.
         """
         self.filled_1 = None
         self.write_B = torch.where(place_B > 0, place_B, self.length - 1)
@@ -158,7 +158,7 @@ def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, sc
 
 @contextmanager
 def _using(model: Any, slots: Slots) -> Iterator[None]:
-    """Inside, the model's attention is that over ``slots``."""
+    """In this context, the model's attention is that over ``slots``."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)

@@ -53,7 +53,7 @@ class VLLMEngine:
         self._loaded.clear()
 
     def _sampling(self, temperature: float, top_p: float, seed: int) -> Any:
-        """All of a solution's sampling; a checkpoint's own wishes, such as a penalty, are not asked."""
+        """The complete sampling settings; those of the checkpoint, such as a repetition penalty, are ignored."""
         ends = sorted(load.ends_of(self.checkpoint))
         vllm = importlib.import_module("vllm")
         return vllm.SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=self.max_new_tokens, stop_token_ids=ends)

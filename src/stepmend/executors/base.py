@@ -28,7 +28,7 @@ class Executor(Protocol):
     """Runs a task on every shard."""
 
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
-        """The records that the task makes of the shards, as they come. Raises what the task raises; what came before it stays made."""
+        """The records that the task makes from the shards, as they arrive. Raises what the task raises; earlier records remain valid."""
         ...
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which output of eight is at each place of a word, lowest bits first."""
+"""The output of eight at each position of a word, lowest bits first."""
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""At which place each output of eight stands."""
+"""Position of each output of eight."""
 BITS, A_WORD = 4, 8
 
 

@@ -141,7 +141,7 @@ class Format(Protocol):
 
 
 def dense(low_bit: Format, known: Iterable[str], dtype: Any, own: "torch.dtype | None") -> "dict[str, torch.Tensor]":
-    """All tensors of a checkpoint, with the weights of layers with codes made dense, by the names in its files.
+    """All tensors of a checkpoint, with the weights of layers with codes dequantized, by the names in its files.
 
     ``known`` are the names of the model's parameters: biases of zeros are left out where the model has none, because AutoGPTQ wrote one
     beside every layer. Weights are rounded to ``dtype``, or if that is none (``auto``) to the checkpoint's ``own``.

@@ -172,4 +172,4 @@ class Compressed:
 
 
 NOT_READ = ("version", "transform_config", "sparsity_config")
-"""Keys of ``quantization_config`` that say nothing of codes, or are looked at before."""
+"""Keys of ``quantization_config`` that say nothing of codes, or are examined before."""

@@ -11,7 +11,7 @@ For a layer with M rows and N columns:
 Scales are in 16 or 32 bits: [1] for the tensor, [M, 1], [M, G], or one for each block of rows and columns. NVFP4 has them in E4M3, [M, G],
 and ``weight_global_scale`` (float32 [1]) divides them all. MX formats have uint8 [M, G]: the exponent of a power of two plus 127 (E8M0).
 
-Such codes stay as they are when a checkpoint is restored. Rounding and packing are compressed-tensors' and torch's own.
+Such codes do not change when a checkpoint is restored. Rounding and packing are compressed-tensors' and torch's own.
 """
 
 from math import ceil

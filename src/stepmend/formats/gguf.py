@@ -36,7 +36,7 @@ STACK = "blk."
 class GgufTensors(Tensors):
     """The tensors of a folder with a GGUF file; see ``Tensors``.
 
-    Raises InputError if the folder holds no such file or several, and where a tensor does not fit the model, with its name.
+    Raises InputError if the folder holds no such file or several, and if a tensor does not fit the model, with its name.
     """
 
     def __init__(self, folder: Path) -> None:

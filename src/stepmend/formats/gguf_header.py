@@ -77,7 +77,7 @@ class _Cursor:
         return self.bytes(self.number("<Q")).decode(errors="replace")
 
     def many(self, count: int, least: int) -> int:
-        """A count of things of at least so many bytes each. Raises DamagedError if there is no room for them."""
+        """A count of items of at least this many bytes each. Raises DamagedError if there is no room for them."""
         if count * least > self.end - self.at:
             raise DamagedError(f"its header names {count} entries, which it has no room for")
         return count
@@ -112,7 +112,7 @@ def need() -> Any:
 def read(file: Path) -> Header:
     """The header of a GGUF file.
 
-    Raises InputError, in one line, where the file is none, is truncated or damaged, is of the other byte order, is one part of a model in
+    Raises InputError, in one line, if the file is none, is truncated or damaged, is of the other byte order, is one part of a model in
     several files, or holds a tensor of a type that ggml does not know.
     """
     inputs.regular(file)

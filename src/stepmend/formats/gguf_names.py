@@ -43,7 +43,7 @@ class Place:
 def places(folder: Path, header: Header) -> dict[str, Place]:
     """The place of each tensor of a file in the model that ``config.json`` describes.
 
-    Raises InputError, with the tensor's name, where the file lacks one, holds one that is none of the model's or of another shape, or one
+    Raises InputError, with the tensor's name, if the file lacks one, holds one that is none of the model's or of another shape, or one
     that is not read.
     """
     model, processor, names = _mapped(folder, header)
@@ -95,7 +95,7 @@ def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _place(header: Header, tensor: Tensor, name: str, processor: Any) -> Place:
-    """Where a tensor stands, from what transformers' reader does to numbered rows."""
+    """The place of a tensor in the model, from the effect of transformers' reader on numbered rows."""
     import numpy as np
     import torch
 

@@ -62,7 +62,7 @@ def json_object(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Header:
-    """Where a tensor is: its file, dtype by its name there, shape, first byte, and the byte after the last."""
+    """The location of a tensor: its file, dtype by its name there, shape, first byte, and the byte after the last."""
 
     file: Path
     dtype: str

@@ -54,7 +54,7 @@ class _Box:
 def extract(text: str, *, loose: bool = True, whole: bool | None = None) -> Extracted | None:
     """The last ``\\boxed{…}``; else the last marked answer; else, if ``loose``, the last formula or number of the text's end.
 
-    What counts is what is reported: not thoughts, not what follows the end of the turn, not another question that a model goes on with. A
+    Only the visible answer counts: no thoughts, no text after the end of the turn, no further question that the model continues with. A
     placeholder (``\\boxed{answer}``) is no answer, nor is one that the end of the text cuts off. A text that was cut off
     (``whole=False``; the default where ``loose`` is False) has no marked answer either, unless nothing follows it: it is an early one.
     None if there is no answer.

@@ -1,4 +1,4 @@
-"""Grade a file of solutions against its gold answers: what ``stepmend grade`` does."""
+"""Grade a file of solutions against its gold answers: ``stepmend grade``."""
 
 import json
 from collections import Counter
@@ -43,7 +43,7 @@ def grade_rows(
     loose: bool = True,
     limit: float = verify.LIMIT,
 ) -> list[dict[str, Any]]:
-    """The same for rows that are read already; ``name`` is the file's, for what is reported of them."""
+    """The same for rows that are read already; ``name`` is the file's name, for messages."""
     where = [f"{name}, record {number}" for number in range(1, len(rows) + 1)]
     gold = [grading.gold_of(tables.text_or_none(row, gold_field, place) or "") for row, place in zip(rows, where, strict=True)]
     if not any(gold):

@@ -1,4 +1,4 @@
-"""Answers behind a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
+"""Answers after a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
 
 import math
 import re
@@ -45,7 +45,7 @@ CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
 TAIL = re.compile(r"(?<![\s.,;:!?*\"'`。！？✓✔✅–—-])[\s.,;:!?*\"'`。！？✓✔✅–—-]+\Z")
 """What closes a sentence and is no part of its answer."""
 ASIDE = re.compile(r"(?<=[\w$}%)]) \((?!mod\b|base\b)[^()\d]{0,3}[^\W\d_]{3,40}[^()]{0,200}\)[\s.,;:!?]{0,5}\Z")
-"""Words in brackets behind an answer: ``12 (since 3 * 4 = 12)``."""
+"""Words in brackets after an answer: ``12 (since 3 * 4 = 12)``."""
 STOP = frozenset(
     re.split(
         r"\|",
@@ -73,7 +73,7 @@ class Mark:
 
 
 def placeholder(answer: str) -> bool:
-    """Whether something that stands for an answer is none: ``number``, ``...``, ``?``, ``your answer``, nothing."""
+    """Whether a marked text is a placeholder: ``number``, ``...``, ``?``, ``your answer``, or empty."""
     if len(answer) > 80:
         return False
     said = " ".join(_DRESS.sub(" ", answer).replace("_", " ").split())
@@ -142,7 +142,7 @@ def _formulas(content: str) -> str | None:
 
 
 def _trimmed(answer: str) -> str:
-    """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` behind a mark is 42."""
+    """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` after a mark is 42."""
     trimmed = TAIL.sub("", ASIDE.sub("", answer.strip())).lstrip("*\"'`_ ")
     while trimmed and trimmed[-1] in ")]}" and trimmed.count(trimmed[-1]) > trimmed.count({")": "(", "]": "[", "}": "{"}[trimmed[-1]]):
         trimmed = TAIL.sub("", trimmed[:-1])
@@ -150,7 +150,7 @@ def _trimmed(answer: str) -> str:
 
 
 def _is_answer(said: str) -> bool:
-    """Whether something behind a mark can be an answer: mathematics, or a word or two that start no sentence."""
+    """Whether something after a mark can be an answer: mathematics, or a word or two that start no sentence."""
     if not said or placeholder(said):
         return False
     words = said.split()

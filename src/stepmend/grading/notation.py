@@ -76,7 +76,7 @@ def in_base(text: str) -> tuple[str, int] | None:
 
 
 def terms(text: str) -> tuple[list[str], list[str]] | None:
-    """What is listed before and behind an ellipsis, blanks left out; None if there is not exactly one, in a list."""
+    """What is listed before and after an ellipsis, blanks left out; None if there is not exactly one, in a list."""
     text = re.sub(r"\\(?:l|c)?dots[bcmio]?(?![a-z])|…|\.\.\.", "…", signs(text).replace("\\ldots", "…"))
     text = re.sub(r"\\left|\\right|\\[,;! ]|[\s$]", "", text)
     text = re.sub(r"\\cdot|\*", "", text)

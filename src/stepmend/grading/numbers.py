@@ -13,7 +13,7 @@ UNIT = (
     r"(?: ?\^ ?\{?[23]\}?|[²³])?\.?"
 )
 UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
-"""What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
+"""What may stand after a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
 KNOWN = frozenset(
     re.split(
         r"\|",

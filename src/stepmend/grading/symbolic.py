@@ -133,7 +133,7 @@ def _in_order(listed: str, bracketed: Any) -> bool | None:
 
 
 def _value(one: Any, other: Any) -> Any:
-    """Of an equation the right side, where the other is not an equation or has the same left side."""
+    """Of an equation the right side, if the other is not an equation or has the same left side."""
     sympy: Any = importlib.import_module("sympy")
     if not isinstance(one, sympy.Eq):
         return one

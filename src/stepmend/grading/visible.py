@@ -43,12 +43,12 @@ HEADING = re.compile(
     r"(?:problem|question|example|exercise)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-"""Where another question starts: a base model that has answered goes on with the next one of its few-shot prompt."""
+"""Where another question starts: a base model that has answered continues with the next one of its few-shot prompt."""
 
 
 @dataclass(frozen=True)
 class Visible:
-    """What is reported, and whether it is whole: False if a thought was never closed, so that no answer was reached."""
+    """The visible text, and whether it is complete: False if a thought was never closed, so that there is no answer."""
 
     text: str
     whole: bool

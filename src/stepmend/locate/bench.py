@@ -160,7 +160,7 @@ def first_false(steps: Sequence[str], question: str = "") -> int | None:
 
 
 ABSTAINED = -1
-"""Neither a step nor "every step is right": no right answer to any solution, as the benchmark has it."""
+"""Neither a step nor "every step is right": never a correct answer, by the benchmark's rules."""
 Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
 
 

@@ -41,7 +41,7 @@ def make(
         plain_http: Whether a server on another machine is asked by plain http, too.
         wanted: How the recipe wants models to be asked.
 
-    Raises InputError for what is none of these, and where the model or its tokenizer is not there.
+    Raises InputError for what is none of these, and if the model or its tokenizer is not there.
     """
     if (folder := check(spec, plain_http=plain_http)) is None:
         judge = judges.parse(spec, what="completer")

@@ -42,7 +42,7 @@ class Locator:
         rates: How reliable each locator is.
         known: Completions of an earlier, interrupted call, by key.
         keep: Called with (key, completion) as completions come.
-        opening: The start of a thought that questions are rendered with, and that solutions go on with.
+        opening: The start of a thought that questions are rendered with, and that solutions continue with.
         drawn: Whether the solutions were sampled: then a token that full precision would not have chosen is not an evidence.
     """
 
@@ -76,7 +76,7 @@ class Locator:
             cases: The failed traces.
             quantized: The model that wrote them; without it, margins abstain.
             made_by: The digest of all inputs of the faults.
-            worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
+            worked: Whether the benchmark's worked solutions may be examined: not on problems that are reported.
             alone: Whether the traces are full precision's own failures: then it rescues itself by samples.
         """
         known = [_Known.of(problem, case, self.rates) for problem, case in zip(problems, cases, strict=True)]
@@ -167,7 +167,7 @@ class Locator:
     def _complete(self, engine: Engine, asked: Sequence[Asked], temperature: float) -> list[list[Completion]]:
         """New completions of each text asked about; those of an earlier call are not made again.
 
-        The engine is shown every text as often as it is sampled in all, so that a text's n-th sample is the same whenever it is drawn.
+        The engine is given every text as often as it is sampled in total, so that a text's n-th sample does not depend on when it is drawn.
         """
         wanted = [(place, number) for place, one in enumerate(asked) for number in range(one.end)]
         texts = [asked[place].text for place, _ in wanted]
@@ -200,7 +200,7 @@ class Locator:
         return [[*(verdict.as_vote() for verdict in of), judges.quorum(of).vote] for of in self.panel.ask(questions)]
 
     def _decide(self, votes: Sequence[Vote], rescued: Rescued | None, own: "_Known") -> tuple[int | None, float | None]:
-        """The voted step. Greedily solved from the very end: then rescue has said that there is none to name."""
+        """The voted step; None if greedy rescue succeeds from the end of the trace, so that no step is faulty."""
         if rescued and rescued.outcome == "misread" and not rescued.vote.likelihood:
             return None, None
         return vote(votes, own.kinds, own.table, self.settings.threshold)
@@ -268,7 +268,7 @@ class Locator:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a case before any locator speaks: its steps' kinds, and the rates that hold for such texts."""
+    """A case before any locator runs: the kinds of its steps, and the rates for such texts."""
 
     kinds: list[kinds.Kind]
     table: Table

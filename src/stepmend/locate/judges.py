@@ -183,7 +183,7 @@ class _Answer(BaseModel):
 
 
 def read(content: str, judge: str, steps: int) -> Verdict:
-    """An answer as a verdict on a solution of so many steps; strict: what is not exactly the object asked for is off the menu.
+    """An answer parsed as a verdict on a solution with this many steps; anything but exactly the requested object is ``off_menu``.
 
     Taken off before: what a reasoning model thinks aloud, up to ``</think>`` (its template may have swallowed the opening tag), and one
     code fence around the whole.

@@ -62,7 +62,7 @@ def ordered_by(steps: Sequence[str], index: int) -> int | None:
     """The item of an earlier plan that orders the very operation that step ``index`` carries out; None if there is none.
 
     An item orders a step where it starts with the operation's verb, the step's only operation is that one, and both have the same number
-    or, where the step has none, the step repeats the command and most of the item's words.
+    or, if the step has none, the step repeats the verb and most of the item's words.
     """
     made = quantities.calculations(steps[index])
     command = COMMANDS.get("".join(made[0].operators)) if len(made) == 1 else None

@@ -49,7 +49,7 @@ def by_equations(case: Case) -> Vote:
 
 @dataclass(frozen=True)
 class Rescued:
-    """Rescue's vote and outcome; a completion from just before the fault, which arrives; what finding it cost."""
+    """Rescue's vote and outcome; a correct completion from just before the fault; and the cost."""
 
     vote: Vote
     outcome: Literal["located", "misread", "unrescuable", "abstained"]
@@ -60,7 +60,7 @@ class Rescued:
 
 @dataclass
 class _Search:
-    """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on.
+    """One case under bisection: full precision reaches the correct answer from step ``low``, and not from ``high``.
 
     ``sections`` are the steps with which sections start: a section is found first, then the step in it.
     """
@@ -82,10 +82,11 @@ class _Search:
 
 @dataclass(frozen=True)
 class Rescue:
-    """Full precision continues each trace greedily, cut after step k: the first k from which it no longer arrives marks the fault.
+    """Full precision continues each trace greedily, cut after step k: the fault is the first k from which it no longer reaches the correct
+    answer.
 
     Found by bisection over the steps, as in OmegaPRM (2406.06592), which is sound where the model solves nearly all problems; else
-    ``rescue.SampledRescue`` values cuts by samples. Every round probes all cases in one go. A trace of n steps takes one probe behind
+    ``rescue.SampledRescue`` values cuts by samples. Every round probes all cases in one go. A trace of n steps takes one probe after
     its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
     ``arrive([(case, text, finished), ...])`` says which whole texts end at the right answer.
     """
@@ -94,7 +95,7 @@ class Rescue:
     arrive: Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]
 
     def __call__(self, cases: Sequence[Case]) -> list[Rescued]:
-        """What rescue says of each case, whose ``full`` solution is the probe from the very start."""
+        """What rescue says of each case, whose ``full`` solution is the probe from the start."""
         searches = [_Search(0, len(case.spans), steps.section_starts(case.trace.text, case.spans)) for case in cases]
         whole = {i: case.full for i, case in enumerate(cases) if case.spans and case.full}
         solved = self.arrive([(i, full.text, full.finish == "stop") for i, full in whole.items()])
@@ -172,5 +173,5 @@ def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, in
 
 
 def step_of(spans: Sequence[tuple[int, int]], place: int) -> int | None:
-    """The step that holds a character's place; the last one for places at the very end; None if there are no steps."""
+    """The step that contains a character position; the last step for positions at the end; None if there are no steps."""
     return next((i for i, (begin, end) in enumerate(spans) if begin <= place < end), len(spans) - 1 if spans else None)

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 TALLIED = ("asked", "from_kept", "faults", "none", "off_menu", "failed", "not_asked", "tokens")
 UNREACHED = 5
-"""So many questions in a row for which a judge cannot be reached, and it is given up for the rest of the run."""
+"""A judge is no longer asked after this many consecutive questions for which it could not be reached."""
 NO_KEY = "the key is refused (it is read from {variable}, else from OPENAI_API_KEY)"
 REFUSALS = {401: NO_KEY, 402: "nothing is left to pay with", 403: NO_KEY, 404: "no such model or address (most end in /v1)"}
 REDIRECT = "it redirects to another address, which is not asked; name that address if you trust it"
 """Answers after which there is no use in asking a judge anything more."""
 GATEWAY = (502, 503, 504)
-"""A gateway's words for a server that cannot be reached."""
+"""Gateways' messages for a server that cannot be reached."""
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 0.5, 8.0, 120.0
 """Seconds before asking again: the first, doubling to the longest; and the longest that a server may make us wait."""
 

@@ -17,7 +17,7 @@ LOCATOR, OWN = "reference", "solution"
 """By the benchmark's worked solution; and by full precision's own right one, which there is for every regression."""
 SUMS, PRODUCTS = frozenset("+-"), frozenset("*/")
 MANY = 8
-"""Operands of a sum, all of whose partial sums are taken for values."""
+"""Maximum number of operands of a sum for which all partial sums are used as values."""
 SHARE = 1.5
 """Up to here a number may be a share, or dollars, of which another text writes the percentage, or the cents."""
 

@@ -26,7 +26,7 @@ from stepmend.records import Vote
 LEVELS_P = (np.arange(12) + 0.5) / 12
 """Assumed values before the fault, equally likely."""
 CONCENTRATION = 8.0
-"""How alike the values of cuts before the fault are: each is drawn from a beta distribution with so many pseudo-counts."""
+"""Similarity of the values of cuts before the fault: each is drawn from a beta distribution with this many pseudo-counts."""
 RESIDUE = 0.12
 """Value of cuts after the fault, relative to those before it: sometimes a continuation corrects the fault."""
 SURE = 0.95
@@ -50,7 +50,7 @@ class Asked:
 class _Search:
     """One case: arrivals and samples of each cut, one arriving completion of each, and what it cost.
 
-    ``sections`` are the steps with which sections start; while it is ``coarse``, only cuts there are looked at, until the section is found.
+    ``sections`` are the steps with which sections start; while it is ``coarse``, only cuts there are examined, until the section is found.
     """
 
     case: Case
@@ -72,7 +72,7 @@ class _Search:
         trace = self.case.trace
         self.sections = steps.section_starts(trace.text, self.case.spans)
         self.coarse = len(self.sections) < len(self.case.spans)
-        self.closed_C = np.zeros(cuts, dtype=bool)  # nothing is to be learnt from behind an answer
+        self.closed_C = np.zeros(cuts, dtype=bool)  # nothing is to be learnt from after an answer
         self.closed_C[-1] = trace.finish == "stop" and grading.extract(trace.said, loose=True) is not None
 
     def prefix(self, cut: int) -> str:
@@ -100,7 +100,7 @@ class SampledRescue:
         Args:
             cases: The failed traces.
             priors: Of each case, the probability [F] of every hypothesis that its own vote starts from.
-            guides: The same after what other locators have said: it only decides where samples are spent.
+            guides: The same given the other locators' votes: it only decides where samples are spent.
         """
         searches = [_Search(case, *of, open=bool(case.spans)) for case, *of in zip(cases, priors, guides, strict=True)]
         while places := {i: cut for i, search in enumerate(searches) if search.open and (cut := self._next(search)) is not None}:
@@ -206,7 +206,7 @@ def information(
 ) -> np.ndarray:
     """Mutual information [C], in nats, between the first faulty step and the arrivals among ``count`` more samples of each cut.
 
-    It is computed for ``cuts``, else for those that are worth looking at; 0 elsewhere.
+    It is computed for ``cuts``, else for those that are worth examining; 0 elsewhere.
     """
     outcomes_S = np.arange(count + 1)
     level_1P = LEVELS_P[None]
@@ -227,7 +227,7 @@ def information(
 
 
 def _candidates(chance_F: np.ndarray) -> list[int]:
-    """The cuts worth looking at: all of them, or in a long thought those that part the probability of the fault evenly."""
+    """The cuts worth examining: all of them, or in a long thought those that part the probability of the fault evenly."""
     if len(chance_F) <= CANDIDATES:
         return list(range(len(chance_F)))
     parts = (np.arange(CANDIDATES) + 0.5) / CANDIDATES
@@ -237,7 +237,8 @@ def _candidates(chance_F: np.ndarray) -> list[int]:
 
 
 def _beta_binomial(arrived: Any, sampled: Any, mean: Any, had: tuple[int, int] = (0, 0)) -> Any:
-    """Log-probability of so many arrivals among so many samples of a cut of this mean value, ``had`` (arrived, sampled) before."""
+    """Log-probability of these numbers of correct continuations and samples at a cut with this mean value, given the earlier ``had``
+    (correct, sampled)."""
     a = CONCENTRATION * mean + had[0]
     b = CONCENTRATION * (1 - mean) + had[1] - had[0]
     choose = gammaln(sampled + 1) - gammaln(arrived + 1) - gammaln(sampled - arrived + 1)

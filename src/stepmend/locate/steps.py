@@ -65,7 +65,7 @@ class Equation:
 def split(text: str) -> list[Span]:
     """Half-open spans of the steps; they cover the text without gaps. Linear in the text's length.
 
-    Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, what is before the first mark is split as
+    If a text is written in ``Step k:`` marks, a step reaches from one mark to the next, what is before the first mark is split as
     a text of its own, and the conclusion is a step. Else steps are paragraphs and the items of numbered lists, else lines, else sentences,
     whichever there is more than one of. A step that holds several calculations or displayed formulas is cut further, into the next
     finer of these, and what leads to a calculation goes with it. Blanks before a step's first word are the step's own: they belong to that
@@ -89,7 +89,7 @@ def _after_mark(text: str, mark: int) -> list[Span]:
 
 
 def answer_start(text: str) -> int | None:
-    """Where a thought is closed and the answer starts, with the mark that says so; None if no thought is closed and answered."""
+    """Where a thought is closed and the answer starts, with the closing mark; None if no thought is closed and answered."""
     ends = [mark for mark in THOUGHTS.finditer(text) if not mark["open"]]
     return ends[-1].start() if ends and text[: ends[-1].start()].strip() and text[ends[-1].end() :].strip() else None
 
@@ -126,7 +126,7 @@ def first(prefix: str, rest: str) -> int:
 
 
 def formulas(text: str) -> list[Span]:
-    """Spans of displayed and inline formulas, outermost ones only. A single dollar sign marks none: it is money more often."""
+    """Spans of displayed and inline formulas, outermost ones only. A single dollar sign does not count, because it usually means money."""
     found: list[Span] = []
     opened: dict[str, list[int]] = {}
     for match in DELIMITER.finditer(text):
@@ -292,7 +292,7 @@ def _items(text: str) -> list[int]:
 
 
 def _sentences(text: str) -> list[int]:
-    """Where sentences start: not behind an abbreviation, an initial, or the number of a list's item."""
+    """Where sentences start: not after an abbreviation, an initial, or the number of a list's item."""
     starts = [0]
     for match in SENTENCE.finditer(text):
         place = match.start()

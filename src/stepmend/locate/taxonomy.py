@@ -32,9 +32,9 @@ def classify(
         span: The faulty step's place in it; None if there is no step to name.
         chosen: Full precision's right step from there on.
         continuation: What follows that.
-        worked: Whether the problem's worked solution may be looked at; else the right calculations are full precision's.
+        worked: Whether the problem's worked solution may be examined; else the right calculations are full precision's.
 
-    No answer is ``degenerate`` if no step is named, or where the text from the step on loops.
+    No answer is ``degenerate`` if no step is named, or if the text from the step on loops.
     """
     answered = grading.extract(trace.text, loose=trace.finish == "stop") is not None
     if not answered and (span is None or _loops(trace.text[span[0] :])):
@@ -83,7 +83,7 @@ def _of_free(question: str, text: str, span: tuple[int, int], solutions: Sequenc
 
 
 SMALL = (1, 2, 100)
-"""Numbers that a calculation may take without being given them."""
+"""Numbers that a calculation may use although they are not given."""
 
 
 def _results(text: str) -> list[float]:

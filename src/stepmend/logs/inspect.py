@@ -69,7 +69,7 @@ def read(file: Path, fields: Fields) -> Log:
 
 
 def _text(output: dict[str, Any], choice: dict[str, Any]) -> str | None:
-    """What was said. Content may be a list of parts, of which thoughts are kept apart."""
+    """The text of a message. Content may be a list of parts, with thoughts as separate parts."""
     content = (choice.get("message") or {}).get("content")
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     said, thought = ("".join(str(part.get(kind) or "") for part in parts if part.get("type") == kind) for kind in ("text", "reasoning"))
@@ -118,7 +118,7 @@ def _about(about: dict[str, Any]) -> dict[str, str]:
 
 
 def _spoken(value: Any) -> Any:
-    """A chat as who said what: its messages carry random names."""
+    """A chat as (role, text) pairs, because its messages have random ids."""
     return [(m.get("role"), m.get("content")) for m in value] if isinstance(value, list) else value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from stepmend.measure import behaviour
 
 FEWEST = 5
-"""Texts below which nothing is reported."""
+"""Minimum number of texts for a verdict."""
 BLOCK = re.compile(r"(.{1,8}?)\1{9,}", re.DOTALL)
 """One short block at least ten times over, such as ``0000000000``."""
 

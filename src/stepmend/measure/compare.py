@@ -61,7 +61,7 @@ class Compared:
 
     @cached_property
     def difference(self) -> statistics.Interval:
-        """Second minus first, with its interval; with one sample a problem it excludes 0 exactly where ``p`` is below 0.05."""
+        """Second minus first, with its interval; with one sample per problem it excludes 0 exactly where ``p`` is below 0.05."""
         first, second = self.shares
         return statistics.difference(second, first)
 

@@ -23,7 +23,7 @@ def kind(token: str) -> str:
 
 
 def damage(full: Sequence[Sequence[float]], quantized: Sequence[Sequence[float]], kinds: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Figures over full precision's own traces; each argument holds one sequence a trace, one value per token.
+    """Figures over full precision's own traces; each argument holds one sequence per trace, one value per token.
 
     ``full`` and ``quantized`` are both models' margins (natural-log units) of full precision's token. ``ratio`` is the least-squares slope
     of the one over the other through the origin, with a bootstrap interval over traces; ``median`` that of the tokens' own ratios. A token

@@ -41,7 +41,7 @@ class Solutions(Mapping[str, Trace]):
 
 
 class _Chosen(Mapping[str, Trace]):
-    """One solution of every problem, by its number, read when it is asked for."""
+    """One solution of every problem, by its number, read on access."""
 
     def __init__(self, of: Solutions, numbers: Mapping[str, int]) -> None:
         self.of, self.numbers = of, numbers

@@ -152,7 +152,7 @@ def _correction(discordant: int) -> float:
 def permutation(first: Shares, second: Shares, *, seed: int = 0) -> float:
     """Two-sided paired test of a difference: the signs of the problems' differences are redrawn (Fisher's sign flips, 10,000 draws).
 
-    Where all differences that are not 0 are of one size, as with one sample a problem, this is the exact McNemar test, without any draw.
+    Where all differences that are not 0 are of one size, as with one sample per problem, this is the exact McNemar test, without any draw.
     """
     delta = per_problem(first) - per_problem(second)
     delta = delta[delta != 0]

@@ -24,7 +24,7 @@ TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.str
 SWITCHES = ("enable_thinking", "thinking")
 """Names of the chat-template variable that turns thinking on: Qwen3's, and that of Granite and DeepSeek-V3.1."""
 SOLUTION, THOUGHT, BUILTIN = 1024, 32_768, 180
-"""Tokens after which a solution is cut off, where the recipe does not say: of most models; of those that think, as the model cards of
+"""Tokens after which a solution is cut off, if the recipe does not say: of most models; of those that think, as the model cards of
 DeepSeek-R1 and Qwen3 recommend; of the built-in reasoners."""
 NEAR = 16
 """Tokens before one that may change how it is written: bytes of one character, blanks at a text's start."""
@@ -33,7 +33,7 @@ ALIGNED = "align.json"
 
 
 def aligned(folder: str | Path) -> dict[str, Any]:
-    """What an aligned checkpoint says of its making; empty if ``folder`` is none."""
+    """The settings of an aligned checkpoint; empty if ``folder`` holds no aligned one."""
     try:
         found = json.loads(inputs.content(Path(folder) / ALIGNED))
     except (ValueError, RecursionError):  # InputError is a ValueError
@@ -122,7 +122,7 @@ def opening(text: str) -> str:
 
 
 def tokens_for(form: Form, config: Any, *, builtin: bool = False) -> int:
-    """Tokens after which a solution is cut off, where the recipe does not say; a thought takes at most three quarters of the positions
+    """Tokens after which a solution is cut off, if the recipe does not say; a thought takes at most three quarters of the positions
     that a model's configuration knows."""
     if not form.thinks:
         return BUILTIN if builtin else SOLUTION
@@ -173,7 +173,7 @@ def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tup
     """The half-open span that each token takes in the text of all of them; special tokens take none (``decode``)."""
     text_of, spans, end = _decoder(tokenizer), [], 0
     for i in range(len(tokens)):
-        # A token's text is what it adds to those before it; how a text starts changes nothing far behind.
+        # A token's text is what it adds to those before it; how a text starts changes nothing far after.
         near = tokens[max(0, i - NEAR) : i + 1]
         before, after = (len(text_of(part)) for part in (near[:-1], near))
         spans.append((end, end + max(0, after - before)))

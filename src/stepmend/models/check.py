@@ -101,7 +101,7 @@ def ignored(layers: Sequence[Layer]) -> list[str]:
 
 
 def refuse(model: Any, scheme: Scheme, layers: Sequence[Layer]) -> None:
-    """Raises InputError, with what to do, where a scheme does not suit a model."""
+    """Raises InputError, with what to do, if a scheme does not suit a model."""
     quantized = [layer for layer in layers if layer.quantized]
     if not quantized:
         kinds = Counter(layer.why for layer in layers if layer.why not in ("the head", "an embedding", "no linear layer"))

@@ -26,7 +26,7 @@ def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tenso
 
 
 def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]], **options: Any) -> torch.Tensor:
-    """The last hidden states, after the final norm, at (row, place) pairs: [N, H]. No logits are made."""
+    """The last hidden states, after the final norm, at (row, position) pairs: [N, H]. No logits are computed."""
     hidden_BTH = body_of(model)(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
     return hidden_BTH[row_N, place_N]
@@ -60,7 +60,7 @@ def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
 
 
 def in_chunks(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:
-    """``of`` tensors with one row a place, [N, ...], which makes logits of them: so many places at once that ``LOGITS`` hold.
+    """Apply ``of``, which computes logits, to tensors with one row per position, [N, ...], in chunks of at most ``LOGITS`` logits.
 
     Going backward the logits of each piece are computed again, so that no more than one piece's are ever held.
     """

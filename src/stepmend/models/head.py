@@ -27,7 +27,7 @@ class _Hidden(BaseModelOutputWithPast):
 
 
 class _Given(nn.Module):
-    """Stands in for the body: returns the hidden states that it was given, and has the body's plain settings."""
+    """Replaces the body: returns the given hidden states, and has the body's simple attributes."""
 
     hidden_1NH: torch.Tensor | None = None
 
@@ -42,11 +42,11 @@ class _Given(nn.Module):
 
 
 class _Found(Exception):  # noqa: N818
-    """Ends the pass that looks for the body."""
+    """Raised to end the pass that finds the body."""
 
 
 class Head:
-    """Logits of last hidden states; holds the head's tensors, and nothing of the body."""
+    """Logits of last hidden states; holds only the head's tensors."""
 
     def __init__(self, model: Any) -> None:
         """Raises InputError if the model's body is not to be found."""

@@ -277,7 +277,7 @@ def skeleton(config: Any) -> Any:
 
 @contextmanager
 def plain_linears(config: Any) -> Iterator[None]:
-    """Inside, a family's own subclass of ``nn.Linear`` that computes just what ``nn.Linear`` does is ``nn.Linear``.
+    """In this context, a family's own subclass of ``nn.Linear`` that computes just what ``nn.Linear`` does is ``nn.Linear``.
 
     llm-compressor would calibrate such a subclass (Falcon's), and compressed-tensors would then save it dense.
     """

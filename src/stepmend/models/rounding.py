@@ -23,7 +23,7 @@ def keys(model: Any) -> bool:
 
 @contextmanager
 def exact_inputs(*models: Any) -> Iterator[None]:
-    """Inside, inputs of linear layers are not rounded; their weights are, as before."""
+    """In this context, inputs of linear layers are not rounded; their weights are, as before."""
     changed = [(layer, layer.quantization_scheme) for model in models for layer in layers(model).values()]
     for layer, scheme in changed:
         layer.quantization_scheme = scheme.model_copy(update={"input_activations": None})

@@ -40,7 +40,7 @@ def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[
 
 
 def alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:
-    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``.
+    """``stepmend quantize``: calibrate on the model's own traces of calibration problems, and write ``out``.
 
     Problems that equal or overlap a run's test problems are left out, if the test problems are available.
     """

@@ -132,7 +132,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def _plain_experts(model: Any) -> Iterator[None]:
-    """Inside, experts of one tensor only read their input: which of them is chosen depends on numbers."""
+    """In this context, experts of one tensor only read their input: which of them is chosen depends on numbers."""
     experts = [model.get_submodule(layer.name) for layer in check.layers_of(model) if layer.why == check.EXPERTS]
     for module in experts:
         module.forward = lambda states, *args, **kwargs: torch.relu(states)
@@ -166,7 +166,7 @@ def _divides(module: nn.Module) -> bool:
 
 
 def _registered(model: Any, method: str) -> list[Mapping]:
-    """llm-compressor's own mappings of a family by the names of its modules, as far as it has such modules."""
+    """llm-compressor's own mappings of a family by the names of its modules, if it has such modules."""
     from compressed_tensors.utils import match_modules_set
     from llmcompressor.modifiers.transform.awq import dynamic_mappings as awq
     from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY

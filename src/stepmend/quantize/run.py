@@ -27,7 +27,8 @@ BATCH = 16
 PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
 """The text on which a checkpoint, reloaded, is compared with the quantizer's model."""
 NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
-"""How far logits may be from the quantizer's own, over the largest: a rounded KV cache turns a last bit into a whole step."""
+"""Maximum relative difference of logits from the quantizer's: with a rounded KV cache, a difference in the last bit can become a whole
+step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
 WHOLE = "_global_scale"
@@ -84,7 +85,7 @@ def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
 
 
 def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, experts: bool) -> None:
-    """Raises InputError, and keeps nothing, where the checkpoint's logits are not those of the model that the quantizer made."""
+    """Raises InputError, and keeps nothing, if the checkpoint's logits are not those of the model that the quantizer made."""
     loaded = load.load_model(str(out))
     # transformers makes experts dense in the dtype of their scales, which is a 16-bit one.
     share = NEAR["rounded" if scheme.kv_bits else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
@@ -204,7 +205,7 @@ def _left_alone(model: Any) -> list[str]:
 
 
 def _round_to_storage(model: Any, folder: str) -> None:
-    """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
+    """Convert the floats that are saved to the parent's dtype, so that the low-bit checkpoint has the expected size.
 
     The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales. What
     scales of 8 bits are multiplied or divided by stays float32, as their format has it.

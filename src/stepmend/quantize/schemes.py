@@ -125,12 +125,12 @@ class Scheme:
 
 
 def canonical(name: str) -> str:
-    """A scheme's name as it is written here: compressed-tensors writes its presets in capitals, with ``_``."""
+    """The canonical form of a scheme's name: compressed-tensors writes its presets in capitals, with ``_``."""
     return name.lower().replace("_", "-") if name.isascii() else name
 
 
 def parse(name: str) -> Scheme:
-    """The scheme of a name. Raises InputError that lists what is allowed."""
+    """The scheme of a name. Raises InputError, which lists what is allowed."""
     if found := _preset(canonical(name)):
         return found
     match = NAME.fullmatch(canonical(name))
@@ -187,7 +187,7 @@ def listing() -> list[Scheme]:
 def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
     """Before work starts: whether the group divides the columns of every linear layer.
 
-    ``linears`` maps a layer's name to (rows, columns). Raises InputError that names a layer and the groups that would do.
+    ``linears`` maps a layer's name to (rows, columns). Raises InputError, which names a layer and the groups that would do.
     """
     if scheme.group is None:
         return
@@ -264,6 +264,6 @@ def _autoround(scheme: Scheme, common: dict[str, Any]) -> Any:
 
 
 def check_installed(scheme: Scheme) -> None:
-    """Raises InputError, with what to do, where the package of a method is not there."""
+    """Raises InputError, with what to do, if the package of a method is not there."""
     if scheme.method == "autoround" and not find_spec("auto_round"):
         raise InputError(f"scheme: {scheme.name} needs AutoRound: pip install 'stepmend[autoround]'")

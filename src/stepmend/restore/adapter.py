@@ -16,7 +16,7 @@ from stepmend.models import check, load, names
 from stepmend.rundir import make_folder, write_text
 
 FOLDER = "adapter"
-"""Where the adapter is in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
+"""The adapter's folder in the exported checkpoint; vLLM loads it with ``--lora-modules``."""
 
 
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
@@ -31,7 +31,7 @@ def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     from transformers import CompressedTensorsConfig
 
     device, placed = load.placement(folder, dtype)
-    compressed = formats.method_of(folder) == "compressed-tensors"  # others are made dense when they are loaded
+    compressed = formats.method_of(folder) == "compressed-tensors"  # others are dequantized when they are loaded
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
     model: Any = load.pretrained(folder, dtype=placed, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU

@@ -27,7 +27,7 @@ TOKENS = 4096
 
 
 class _Stop(Exception):  # noqa: N818
-    """Ends a forward pass once the input that was wanted has been seen."""
+    """Raised to end a forward pass when the wanted input has been captured."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ def _solve_layer(
 
 
 def _same_input(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[list[str]]:
-    """The quantized linear layers of a decoder layer in the order of computing, those that read one tensor in one grid together."""
+    """The quantized linear layers of a decoder layer in execution order; those that read the same tensor and share a grid form one
+    group."""
     groups: list[list[str]] = []
     same: list[list[str]] = []  # those of the input last seen
     last: torch.Tensor | None = None
@@ -223,7 +224,7 @@ def _keeper(kept: list[torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], 
 
 
 def _inputs(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
-    """The input tensor of every linear layer with integer codes, in the order of computing."""
+    """The input tensor of every linear layer with integer codes, in execution order."""
     seen: list[tuple[str, torch.Tensor]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:

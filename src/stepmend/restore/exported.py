@@ -32,7 +32,7 @@ EXACT = 1e-6
 def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
     """Largest difference between the logits training ended with and those of the checkpoint ``out``, on ``ids``; and what is allowed.
 
-    Raises InputError, and keeps nothing, where a tensor or a logit differs by more.
+    Raises InputError, and keeps nothing, if a tensor or a logit differs by more.
     """
     served, ids_BT = load_model(str(out), str(model.dtype).removeprefix("torch.")), torch.tensor([ids], device=model.device)
     wrong, error, allowed = _other_tensor(model, served) or _other_output(model, served), 0.0, 0.0

@@ -5,9 +5,9 @@ With p the full-precision model, q the tuned one, r the low-bit one before tunin
 (the tokens of ``span``), in natural logs:
 
 - ``sft``: mean_n -log q(token_n). Plain likelihood, as in supervised fine-tuning (Ouyang et al., 2203.02155).
-- ``dpo``: mean over pairs of -log sigmoid(beta * (log q(c) / r(c) - log q(w) / r(w))) for the chosen text c and the rejected w behind
-  what they share (Rafailov et al., 2305.18290, equation 7), plus ``keep_chosen`` * mean_n -log q(c_n) (Pang et al.,
-  2404.19733), without which preferences are won at the chosen text's cost.
+- ``dpo``: mean over pairs of -log sigmoid(beta * (log q(c) / r(c) - log q(w) / r(w))) for the chosen text c and the rejected text w after
+  their shared prefix (Rafailov et al., 2305.18290, equation 7), plus ``keep_chosen`` * mean_n -log q(c_n) (Pang et al., 2404.19733),
+  without which preferences are won at the chosen text's cost.
 - ``distill``: D(targets) + ``question`` * D(question), where D is the mean over places of w_n * KL(p_n || q_n) + ``features`` *
   |h_q - h_p|^2 / mean |h_p|^2. KL of full precision's distribution: QAD (2601.20088). Hidden states: FitNets (1412.6550), at the last
   layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The term on the
@@ -79,7 +79,7 @@ class Loss:
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in self.student.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # what the layer asks for; all that is in it stays as it is, without dropout
+                module.training = True  # what the layer asks for; all that is in it does not change, without dropout
                 disable_dropout(module)
 
     def read(self, teacher: Any) -> None:
@@ -127,7 +127,7 @@ class Loss:
         return loss + self.recipe.question * loss_N[targets:].mean() if self.recipe.question else loss
 
     def _where(self, rows: Sequence[objectives.Row]) -> list[tuple[int, int]]:
-        """Places of all targets, then of all question tokens where those count too."""
+        """Positions of all targets, then of all question tokens if those count too."""
         return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
     def _read_teacher(self, teacher: Any) -> None:

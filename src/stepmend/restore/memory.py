@@ -58,7 +58,7 @@ def _outputs(model: Any) -> int:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free now, on the device that is trained on."""
+    """Free memory of the training device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -67,7 +67,7 @@ def available(device: torch.device) -> int:
 
 
 def room() -> int:
-    """Bytes that are free now, where models are trained."""
+    """Free memory of the training device, in bytes."""
     return available(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -17,7 +17,7 @@ from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
 ROWS = 8
-"""Texts that one optimizer step is made of."""
+"""Texts per optimizer step."""
 BESIDE_WEIGHTS = frozenset({".json", ".jinja", ".model", ".txt"})
 """Files of a checkpoint that are copied as they are: configuration, index, tokenizer, chat template."""
 
@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train an adapter of ``rank`` on texts, merge it and write ``out``, whole or not at all; continues from ``<out>.state``.
 
-    ``rate`` is the peak learning rate. ``note``, what decides the result, is kept in ``out`` with the loss of every step. Raises
+    ``rate`` is the peak learning rate. ``note`` describes the inputs, and is stored in ``out`` with the loss of every step. Raises
     InputError if the loss is not finite.
     """
     pad = load_tokenizer(parent).pad_token_id

@@ -1,7 +1,7 @@
 """Training targets: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
 
-A target is a token to be predicted; its *place* is the position it is predicted from, one token earlier. Tensor names carry their shape: B
-rows, T tokens, N targets of all rows, V vocabulary, H hidden width.
+A target is a token to be predicted; its *position* is that of the token before it, from which it is predicted. Tensor names carry their
+shape: B rows, T tokens, N targets of all rows, V vocabulary, H hidden width.
 """
 
 from collections.abc import Sequence
@@ -91,12 +91,12 @@ def pack(chosen: Row, rejected: Row) -> Pair:
 
 
 def places(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """(row, place) of every target, row by row."""
+    """(row, position) of every target, row by row."""
     return [(r, t - 1) for r, row in enumerate(rows) for t, wanted in enumerate(row.targets) if wanted]
 
 
 def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """(row, place) of every token of the questions that has one before it, row by row."""
+    """(row, position) of every token of the questions except first ones, row by row."""
     return [(r, t) for r, row in enumerate(rows) for t in range(row.question - 1)]
 
 

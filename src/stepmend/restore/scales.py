@@ -2,8 +2,8 @@
 export of all three in the checkpoint's own format.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
-in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which stays as it is; so that what is trained is what is served.
-Codes that are floats (FP8, FP4) stay as they are. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
+in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which does not change; so that what is trained is what is served.
+Codes that are floats (FP8, FP4) do not change. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
 group, P rows of scales, each for one row or for more of them.
 """
 
@@ -26,7 +26,7 @@ from stepmend.models import load, names
 from stepmend.records import InputError
 
 FLOOR = 0.1
-"""The least share of its start that a scale may shrink to. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
+"""Minimum ratio of a scale to its start. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
 
 
 class _Straight(torch.autograd.Function):

@@ -8,7 +8,7 @@ from stepmend.records import Bullet
 from stepmend.restore.validation import Solution
 
 Rounds = Iterable[Mapping[str, Solved]]
-"""Curate problems as both models solve them, by id, round by round; a round is solved when it is asked for."""
+"""Curate problems as both models solve them, by id, round by round; a round is solved on access."""
 
 
 def solutions(solved: Solved) -> tuple[Solution, Solution]:

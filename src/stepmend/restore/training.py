@@ -117,9 +117,8 @@ def step(
 
 
 def direction(parameters: Sequence[torch.nn.Parameter], backward: Callable[[int], float], steps: int) -> list[torch.Tensor]:
-    """Where Adam would go in a few steps, at a rate of 1 and with all gradients taken at the start; no parameter moves.
-
-    Times a small rate, this is where that rate's first steps lead. So one pass of gradients serves a range test of every rate and kind.
+    """The update of a few Adam steps with learning rate 1 and all gradients taken at the start; no parameter is changed. Multiplied by a
+    small rate, it approximates that rate's first steps, so one pass of gradients serves a range test of every rate and kind.
 
     Args:
         parameters: what the steps would change; their gradients are cleared.

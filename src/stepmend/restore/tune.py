@@ -201,7 +201,7 @@ class _Work:
         return [text for text, end in zip(mixed, ends, strict=True) if end <= self.recipe.solve_tokens] or mixed[:1]
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
-        """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
+        """Solve the codes, if the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
         layers = {name: layer for name, layer in scales.scales(self.model).items() if not layer.frozen}
         if "codes" not in self.recipe.kinds:
             return 0.0, None

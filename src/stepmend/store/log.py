@@ -128,7 +128,7 @@ class MadeLog(Log[M]):
     def _index(self) -> None:
         """Find every record's place in the file, without parsing it; lines that are none are set aside."""
         for places in self._places.values():
-            places.clear()  # and filled again: mappings that were given out go on with it
+            places.clear()  # and filled again: mappings that were given out continue with it
         self._held, self._room = {}, HELD
         self.reject(self._add(0))
 

@@ -68,7 +68,7 @@ class Recorder:
 
 
 def read(folder: Path) -> Progress | None:
-    """The recorded progress of a run; None if there is none, as in a run of an earlier version, or where it cannot be read."""
+    """The recorded progress of a run; None if there is none, as in a run of an earlier version, or if it cannot be read."""
     try:
         return Progress.model_validate_json(inputs.content(folder / NAME, LARGEST))
     except (InputError, ValidationError):

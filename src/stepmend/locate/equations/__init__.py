@@ -141,7 +141,7 @@ def _named(
 
 
 def _converts(left: Side, right: Side) -> bool:
-    """``8 batches = 5.5 * 8``: so many of one thing make so many of another."""
+    """``8 batches = 5.5 * 8``: a number of one thing makes a number of another."""
     return not left.operators and bool(left.units) and right.units.isdisjoint(left.units)
 
 
@@ -168,7 +168,7 @@ def _noted(typed: str, result: str) -> Side | None:
 
 
 def _misread(typed: str, result: str, written: str) -> bool:
-    """Whether a writer goes on with another number than what the calculator said."""
+    """Whether the text continues with another number than the calculator's result."""
     note, right = _noted(typed, result), prefix(segments(source.lines(written))[0].tokens)
     if note is None or right is None or context.LARGE.search(written) or _scaled((note, right)):
         return False

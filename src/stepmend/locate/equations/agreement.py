@@ -55,6 +55,6 @@ def _near(a: Fraction, b: Fraction, left: Side, right: Side, rounded: bool) -> b
 
 
 def _about(value: Fraction, first: Fraction) -> bool:
-    """Whether a chain goes on with a value, as it is rounded."""
+    """Whether a chain continues with a value, as it is rounded."""
     cut = value.denominator != 1 and first.denominator == 1 and abs(value - first) < 1 <= abs(value)
     return value == first or cut or abs(value - first) <= abs(first) / 1000

@@ -148,7 +148,7 @@ class _Formula:
             out.append(token)
 
     def _row(self, out: list[str]) -> None:
-        """A new row: it goes on with the one before where it starts with a sign."""
+        """A new row: it continues with the one before where it starts with a sign."""
         while self.peek().isspace() or self.peek() == "&":
             self.index += 1
         signs = ("=", "+", "-", "\\approx", "\\times", "\\cdot", "\\div")

@@ -100,7 +100,7 @@ def shown(tokens: Sequence[Token]) -> str:
 
 
 class UnsureError(Exception):
-    """This reading is none."""
+    """Not a valid reading."""
 
 
 class Reader:
@@ -252,7 +252,7 @@ class Reader:
         return self.numbers[-1]
 
     def _units(self) -> None:
-        """Up to four words behind an operand, each with its power; a letter alone is a variable, and some words change the number."""
+        """Up to four words after an operand, each with its power; a letter alone is a variable, and some words change the number."""
         begin = self.place
         while (token := self.peek()) and token.kind == "word" and self.place - begin < 4:
             word = token.text.lower()
@@ -326,7 +326,7 @@ def _by_fraction(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
 
 
 def _by_percent(flat: Sequence[Fraction | str], percents: set[int]) -> Iterator[Fraction]:
-    """``50 - 10%`` as 50 less a tenth of it."""
+    """``50 - 10%`` as 50 minus a tenth of it."""
     if len(flat) == 3 and flat[1] in ("+", "-") and percents == {2}:
         yield APPLY[str(flat[1])](flat[0], flat[0] * flat[2])  # pyright: ignore[reportOperatorIssue]
 

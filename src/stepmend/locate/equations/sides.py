@@ -8,7 +8,7 @@ from stepmend.locate.equations.reader import SILENT, Reader, Side, Token, Unsure
 FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
 """Words before a number or bracket that change what it means."""
 NEAREST = 60
-"""Tokens of a side that are looked at."""
+"""Tokens of a side that are examined."""
 PUNCTUATION = ',;:.?!¦"“”—-•'
 
 
@@ -84,7 +84,7 @@ def prefix(tokens: Sequence[Token]) -> Side | None:
 
 
 def _goes_on(tokens: Sequence[Token], end: int) -> bool:
-    """Whether what stands behind an expression may be part of it."""
+    """Whether what stands after an expression may be part of it."""
     if end == len(tokens):
         return False
     after, rest = tokens[end], tokens[end + 1 :]

@@ -52,7 +52,7 @@ def lines(text: str) -> str:
 
 
 def told_notes(text: str) -> list[tuple[str, str]]:
-    """GSM8K's calculator notes that a writer's slip is told from: those whose operands the line's words have named before."""
+    """GSM8K's calculator notes that can reveal a slip of the writer: those whose operands appear earlier in the line's words."""
     found = []
     for match in NOTE.finditer(text):
         line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
