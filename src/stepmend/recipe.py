@@ -23,7 +23,9 @@ class Recipe(Part):
     """The recipe of a run. Two runs with equal recipes on equal checkpoints give equal records."""
 
     model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
-    schemes: tuple[str, ...] = Field(default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="none where quantized names checkpoints")
+    schemes: tuple[str, ...] = Field(
+        default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="default: none if quantized names checkpoints"
+    )
     quantized: tuple[str, ...] = Field(
         default=(),
         validate_default=True,
@@ -34,7 +36,7 @@ class Recipe(Part):
     question_field: str | None = Field(default=None, description="files: the field of the question")
     answer_field: str | None = Field(default=None, description="files: the field of the answer")
     seed: int = Field(default=0, ge=0)
-    quick: bool = Field(default=False, description="few problems: the same stages, and figures that prove nothing")
+    quick: bool = Field(default=False, description="few problems: all stages, but figures that prove nothing")
     chat: Chat = Field(default=Chat(), exclude_if=lambda chat: chat == Chat())
     measure: Measure = Measure()
     quantize: Quantize = Quantize()

@@ -171,7 +171,7 @@ def asking(
 ) -> Iterator[Locate]:  # fmt: skip
     """The locator to measure: equations, or the quorum of these judges, whose answers are kept in a file.
 
-    ``shown`` says whether judges are told the right answer, if it is known, as in a run; an answer has ``timeout`` seconds.
+    ``shown`` says show judges the correct answer, if it is known, as in a run; an answer has ``timeout`` seconds.
     Raises InputError as the judges do.
     """
     if not specs:
