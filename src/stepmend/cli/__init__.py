@@ -99,5 +99,5 @@ def _version(asked: bool) -> None:
 def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     """Find the step at which a quantized model starts to reason wrongly, and restore the model there.
 
-    [bold]stepmend run[/] runs quantize → measure → locate → curate → restore → report.
+    [bold]stepmend run[/]: quantize → measure → locate → curate → restore → report.
     """

@@ -15,8 +15,8 @@ app.add_typer(bench, name="bench")
 
 Name = Literal["vote", "equations", "rescue", "margins", "reference", "solution", "judge", "judges"]
 LOCATOR = (
-    "What is measured: the whole vote, or one locator. equations and judge go by the labelled steps, as ProcessBench does; the others, and "
-    "equations with --own-steps, by our own steps."
+    "What to measure: the whole vote, or one locator. equations and judge use the labelled steps, as ProcessBench does; the others, and "
+    "equations with --own-steps, split solutions into stepmend's own steps."
 )
 
 
@@ -25,13 +25,13 @@ def bench_locate(
     data: Annotated[Path, typer.Option(help="The labelled file, or a folder of such files (.json, .jsonl, .parquet).")],
     benchmark: Annotated[Literal["processbench"], typer.Option(help="The format of the labels.")] = "processbench",
     locator: Annotated[Name, typer.Option(help=LOCATOR)] = "equations",
-    own_steps: Annotated[bool, typer.Option("--own-steps", help="equations: by our own steps.")] = False,
+    own_steps: Annotated[bool, typer.Option("--own-steps", help="equations: use stepmend's own steps.")] = False,
     problems: Annotated[Path | None, typer.Option(help="The benchmark's own file or folder, for answers and worked solutions.")] = None,
     model: Annotated[str | None, typer.Option(help="The full-precision checkpoint, for rescue, margins and solution.")] = None,
     quantized: Annotated[str | None, typer.Option(help="The checkpoint that wrote the solutions, for margins.")] = None,
     completer: Annotated[str | None, typer.Option(help="A better model for rescue: a checkpoint, or NAME=MODEL@BASE_URL.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations per cut; default: as in a run.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=8, max=LARGEST, help="Tokens after which a continuation is cut off.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=8, max=LARGEST, help="Maximum tokens of a continuation.")] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Continuations generated in parallel; default: 32, or what fits on a GPU.")
     ] = None,

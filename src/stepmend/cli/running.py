@@ -18,12 +18,14 @@ Tool = Literal["inspect", "every-eval-ever"]
 NAMES = (
     "fp8-dynamic, fp8-block, nvfp4, mxfp4, w4a16, w8a8 and compressed-tensors' other presets; METHOD-PRESET; gptq-w3a16-g128 and the like"
 )
-SCHEMES = f"How to quantize, can be repeated: {NAMES} ('stepmend schemes'); default GPTQ at 4 and 3 bits, for the demo plain rounding."
+SCHEMES = (
+    f"A quantization scheme: {NAMES} ('stepmend schemes'). Can be repeated. Default: GPTQ at 4 and 3 bits; plain rounding for the demo."
+)
 QUANTIZED = (
     "A low-bit checkpoint of the model, restored in its own format: a folder, a hub name or a GGUF file; can be repeated. No scheme is "
     "made by default."
 )
-SEEDS = "Seeds of located bullets and of every control (default 3)."
+SEEDS = "Number of training seeds for located bullets and for each control (default 3)."
 ENGINE = "The engine that generates solutions: transformers (default), vllm, or NAME=MODEL@BASE_URL, a server for one arm; can be repeated."
 REUSE = "Another run's folder; results with the same inputs are copied from it. Can be repeated. It is not changed."
 MATCH = "Match controls to located bullets by steps, tokens, or both (default steps)."
@@ -39,13 +41,13 @@ def run(
     quantized: Annotated[list[str] | None, typer.Option(help=QUANTIZED)] = None,
     benchmark: Annotated[str | None, typer.Option(help="The benchmark ('stepmend benchmarks' lists them).")] = None,
     data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
-    question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
-    answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
+    question_field: Annotated[str | None, typer.Option(help="For files: the field of the question.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="For files: the field of the answer.")] = None,
     out: Annotated[
         Path,
         typer.Option(help="The run's folder; the same command resumes a stopped run; a changed recipe redoes what depends on the change."),
     ] = DEMO,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Set any recipe key, as in --set restore.steps=100.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
     judge_budget: Annotated[
@@ -102,7 +104,7 @@ def _run(
 @app.command()
 def restore(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
-    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes to export; needed where several were restored.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes to export; required if several were restored.")] = None,
     export: Annotated[
         Path | None, typer.Option(help="Copy the restored checkpoint here, with a model card; it must not exist yet.")
     ] = None,
@@ -184,11 +186,11 @@ def restore(
 def align(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     out: Annotated[Path, typer.Argument(help="The folder of the aligned checkpoint; it must not exist yet.")],
-    benchmark: Annotated[str, typer.Option(help="Where training and held-out problems come from.")] = "story",
+    benchmark: Annotated[str, typer.Option(help="The benchmark of training and held-out problems.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
-    problems: Annotated[int, typer.Option(min=8, max=LARGEST, help="Training problems that are sampled.")] = 300,
+    problems: Annotated[int, typer.Option(min=8, max=LARGEST, help="Number of training problems to sample.")] = 300,
     samples: Annotated[int, typer.Option(min=1, max=LARGEST, help="Samples per problem.")] = 4,
-    held_out: Annotated[int, typer.Option(min=1, max=LARGEST, help="Held-out problems, solved before and after.")] = 300,
+    held_out: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of held-out problems, solved before and after.")] = 300,
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Optimizer steps.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST)] = 0,
 ) -> None:
@@ -264,7 +266,7 @@ def export(
 @app.command()
 def audit(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
-    sample: Annotated[int, typer.Option(min=1, max=LARGEST, help="Failed solutions to label, drawn at random.")] = 50,
+    sample: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of failed solutions to label, drawn at random.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Random seed of the sample.")] = 0,
     score: Annotated[Path | None, typer.Option(help="Labels saved by the page: print how well the pipeline agrees with them.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
@@ -330,7 +332,10 @@ def benchmarks() -> None:
         shown.add_row(*row)
     screen = console()
     show_table(screen, shown)
-    say(screen, "Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
+    say(
+        screen,
+        "Reported: test. Used for tuning: train, split by the question's digest into calibration (10 %), curate (50 %) and train (40 %).",
+    )
 
 
 @app.command()
@@ -338,8 +343,8 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[str, typer.Argument(help=f"{NAMES}; 'stepmend schemes' lists all.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
-    samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Calibration problems, solved by the model itself.")] = 64,
-    benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
+    samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Number of calibration problems, solved by the model itself.")] = 64,
+    benchmark: Annotated[str, typer.Option(help="The benchmark of calibration problems.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
 ) -> None:
     """Quantize a model with llm-compressor, calibrated on its own traces of calibration problems.
