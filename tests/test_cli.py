@@ -324,7 +324,7 @@ def test_check_says_what_would_be_done_and_run_refuses_the_same(tmp_path):
     assert sum(layer["quantized"] for layer in facts["layers"]) == 28
     screen = " ".join(stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128").stdout.split())
     assert re.search(r"time, an estimate from a probe of [\d.]+ s on this machine under its present load", screen)
-    assert re.search(r"solve [\d.]+ (s|min|h) \(an arm\), locate [\d.]+ (s|min|h)", screen)
+    assert re.search(r"solve [\d.]+ (s|min|h) \(per arm\), locate [\d.]+ (s|min|h)", screen)
     shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))

@@ -307,7 +307,7 @@ class Context:
 
     @property
     def completer(self) -> faults.Completer | None:
-        """The recipe's completer; loaded when first asked for."""
+        """The recipe's completer, loaded on first use."""
         if self.settings.completer and not self._completer:
             size, plain_http = (self.max_new_tokens, self.batch_size, self.placed.dtype), self.settings.plain_http
             self._completer = completers.make(self.settings.completer, *size, plain_http=plain_http, wanted=self.recipe.chat)

@@ -307,7 +307,7 @@ class Rescue(Fact):
 class Mixed(Fact):
     """A checkpoint of mixed precision, or uniform bits of the same size, that was measured on the test problems.
 
-    ``budget`` and ``size`` are mean bits per weight, asked for and taken, scales and zero points included; ``wide`` the bits of the modules
+    ``budget`` and ``size`` are mean bits per weight, allowed and used, scales and zero points included; ``wide`` the bits of the modules
     that have more of them; ``made`` the scheme of all others.
     """
 

@@ -92,7 +92,7 @@ def _readable(folder: Path) -> None:
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
     """Replace a file atomically: ``write`` writes a temporary file next to it, which is then renamed.
 
-    The file beside it is always created, whatever is there: nothing is written through a link.
+    The temporary file is always newly created, so nothing is written through a link.
     """
     part = file.with_name(file.name + ".part")
     try:

@@ -22,7 +22,7 @@ PACKED = 64 << 20
 RATIO = 100
 """… and times its own size that it may unpack to beyond that: logs are packed to a tenth, and deflate packs zeros to a thousandth."""
 CHUNK = 1 << 12
-"""Bytes of a zip's member asked for at a time: zstd unpacks what it gets at once, whatever is asked for."""
+"""Bytes read at a time from a zip's member: zstd unpacks all of its input, whatever size is requested."""
 
 
 def regular(file: Path) -> int:

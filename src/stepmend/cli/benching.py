@@ -88,7 +88,7 @@ def bench_locate(
 
 
 def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
-    """The locators to ask. Raises InputError if one alone lacks its model."""
+    """The locators to run. Raises InputError if a single locator's model is missing."""
     from stepmend.locate import bench as benches
 
     if locator == "vote":

@@ -36,7 +36,7 @@ def check(
 
 def _times(seconds: dict[str, float]) -> str:
     """The stages with what each is for."""
-    each = {"quantize": "all schemes", "solve": "an arm", "locate": "an arm", "restore": "a scheme"}
+    each = {"quantize": "all schemes", "solve": "per arm", "locate": "per arm", "restore": "per scheme"}
     return ", ".join(f"{stage} {duration(value)} ({each[stage]})" for stage, value in seconds.items())
 
 

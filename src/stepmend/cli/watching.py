@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stepmend.store.progress import Progress
 
 REFRESH = 1.0
-"""Seconds between two looks at the folder."""
+"""Seconds between two refreshes."""
 
 
 @app.command()
@@ -53,7 +53,7 @@ def _on_terminal(folder: Path, screen: "Console") -> None:
 
 
 def _in_lines(folder: Path, screen: "Console") -> None:
-    """Print a line at once, and one every 30 s."""
+    """Print a line immediately, and then one every 30 s."""
     from stepmend.progress import EVERY
     from stepmend.store import progress
 

@@ -178,5 +178,5 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 
 def complete_all(engine: LocalEngine, texts: Sequence[str], size: int, *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-    """Complete many texts, ``size`` at once, and give the completions in the order of the texts."""
+    """Complete many texts, ``size`` in parallel; returns the completions in the order of the texts."""
     return replace(engine, slots=size).complete(texts, temperature=temperature, seed=seed)

@@ -28,7 +28,7 @@ class Spec(BaseModel):
     """An engine and its checkpoint as plain data, from which any process can build the engine (``engines/make.py``).
 
     ``checkpoint`` and ``tokenizer`` are folders; ``server`` is (name, model, address) of a server. ``slots`` is how many solutions are
-    written at once in this process.
+    generated in parallel in this process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,7 +100,7 @@ def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
 
 
 def ready(specs: Sequence[str], arms: Iterable[str], locators: Iterable[str], *, plain_http: bool) -> None:
-    """Before any work: raises InputError where an engine is not installed or may not be asked, and if a locator needs its scores."""
+    """Check before any work: raises InputError if an engine is not installed or not allowed, or cannot score as a locator needs."""
     judges.asked([spec for spec in specs if split(spec)[1] not in HERE], plain_http=plain_http, what="engine")
     kinds = {arm: of(specs, arm)[0] for arm in arms}
     if "vllm" in kinds.values() and find_spec("vllm") is None:

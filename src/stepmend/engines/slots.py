@@ -60,7 +60,7 @@ class Slots:
         return sum(tensor.nbytes for kept in self.layers.values() for tensor in kept)
 
     def close(self) -> None:
-        """release recorded passes, which refer to these slots: then their memory is free at once."""
+        """Release recorded passes, which refer to these slots, so that their memory is freed immediately."""
         self.programs.clear()
 
     def program(self, function: Callable[..., tuple[torch.Tensor]], model: Any) -> Tried:
@@ -113,8 +113,8 @@ class Slots:
     def attend(self, query_BHTD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
         """One step's attention, [B, 1, H, D]. The query heads of one key/value head go in as if they were queries of their own.
 
-        On a CPU every slot by itself, over what it holds: a row's result cannot depend on the others. On a GPU all at once, after a
-        mask: the kernel goes through each row's keys in tiles of fixed size, and masked ones add exact zeros.
+        On a CPU each slot is computed separately, over its own length, so a row's result cannot depend on the others. On a GPU all slots
+        are computed together, with a mask: the kernel processes each row's keys in tiles of fixed size, and masked ones add exact zeros.
         """
         count, heads, _, width = query_BHTD.shape
         attend = self.by_row if query_BHTD.device.type == "cpu" else self.by_mask
@@ -134,7 +134,7 @@ class Slots:
         return found_BKGD
 
     def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention [B, K, G, D] of all slots at once, up to the longest; what is in empty slots means nothing."""
+        """Attention [B, K, G, D] of all slots together, up to the longest; the values of empty slots are undefined."""
         longest = self.mask_B11L.shape[-1]
         mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
         return F.scaled_dot_product_attention(
@@ -158,7 +158,7 @@ def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, sc
 
 @contextmanager
 def _using(model: Any, slots: Slots) -> Iterator[None]:
-    """In this context, the model's attention is that over ``slots``."""
+    """Context manager: the model's attention uses ``slots``."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
@@ -207,7 +207,7 @@ def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor
 
 
 def supported(model: Any) -> bool:
-    """Whether decoding from slots gives what the model itself gives; tried on a short text when a model is first asked about."""
+    """Whether decoding with slots gives the model's own logits; tested on a short text, once per model."""
     if model not in _verdicts:
         _verdicts[model] = _plain(model) and _agrees(model)
     return _verdicts[model]

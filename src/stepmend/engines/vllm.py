@@ -10,16 +10,17 @@ from stepmend.models import chat, load
 from stepmend.records import InputError
 
 AT_ONCE = 256
-"""Texts that vLLM is given at once: it yields nothing before all are done, so a stop loses no more than these."""
+"""Texts per vLLM call: it returns nothing before all are done, so an interruption loses at most these."""
 PROMPT = 2048
 """Tokens that a question may have. Rescue appends the start of a solution to it, of up to ``max_new_tokens`` tokens."""
 
 
 @dataclass
 class VLLMEngine:
-    """One checkpoint in vLLM, loaded when it is first asked. ``written`` is called with the numbers of tokens as they come.
+    """One checkpoint in vLLM, loaded on first use. ``written`` is called with the numbers of new tokens.
 
-    vLLM decides its own batches, so that its last bits depend on what is asked together; what it has written is kept, and not asked again.
+    vLLM chooses its own batches, so the last bits of its logits depend on the other texts; its solutions are saved, and not generated
+    again.
     """
 
     checkpoint: str

@@ -63,7 +63,7 @@ def _block(tensors: Tensors, name: str, args: Any, rows: int, columns: int) -> t
 
 
 def _check_divisor(tensors: Tensors, name: str, args: Any) -> None:
-    """Raises InputError if a scheme needs a scale of all scales, and there is none, or one that cannot be divided by."""
+    """Raises InputError if a scheme's global scale is missing or zero."""
     if args.strategy != "tensor_group":
         return
     held = f"{name}.weight_global_scale"

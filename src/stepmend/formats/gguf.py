@@ -1,4 +1,4 @@
-"""GGUF checkpoints, llama.cpp's format: a folder with one such file beside the configuration and tokenizer of its model.
+"""GGUF checkpoints, llama.cpp's format: a folder with one such file, and the configuration and tokenizer of its model.
 
 Tensors have the names that transformers has for them, by transformers' own map, and their rows are in the model's order: files of the
 architecture ``llama`` hold the rows of queries and keys in another one. A layer's blocks are two tensors here, ``NAME.scale``, float16, a
@@ -110,7 +110,7 @@ class GgufTensors(Tensors):
         return flat.view(rows, *tensor.shape[1:])
 
     def write(self, out: Path, values: "Mapping[str, torch.Tensor]") -> None:
-        """Copy the folder to ``out``, whole or not at all, with these tensors replaced; every other byte is the same."""
+        """Copy the folder to ``out`` atomically, with these tensors replaced; every other byte is the same."""
 
         def fill(part: Path) -> None:
             for file in sorted(self.folder.iterdir()):

@@ -141,7 +141,8 @@ def _minimum(blocks_MBW: "torch.Tensor") -> "torch.Tensor":
 
 
 def _packed(blocks_MBW: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """f and g of Q4_K and Q5_K, each [M, B, 8]: 6 bits each in 12 bytes, of the last four groups the upper two beside the first four's."""
+    """f and g of Q4_K and Q5_K, each [M, B, 8]: 6 bits each in 12 bytes, the upper two bits of the last four groups are stored with the
+    first four groups."""
     import torch
 
     first, second, third = blocks_MBW[..., 4:16].split(4, dim=-1)

@@ -112,8 +112,8 @@ def need() -> Any:
 def read(file: Path) -> Header:
     """The header of a GGUF file.
 
-    Raises InputError, in one line, if the file is none, is truncated or damaged, is of the other byte order, is one part of a model in
-    several files, or holds a tensor of a type that ggml does not know.
+    Raises InputError if the file is not a GGUF file, is truncated or damaged, has the other byte order, is one part of a split model, or
+    holds a tensor of a type unknown to ggml.
     """
     inputs.regular(file)
     found = file.stat()

@@ -118,7 +118,7 @@ class Tensors:
             return opened.get_slice(name)[:count]
 
     def write(self, out: Path, values: Mapping[str, "torch.Tensor"]) -> None:
-        """Copy the folder to ``out``, whole or not at all, with these tensors replaced; every other byte is the same.
+        """Copy the folder to ``out`` atomically, with these tensors replaced; every other byte is the same.
 
         Values are brought to the dtype of the tensor that they replace. Folders inside are not copied.
         """

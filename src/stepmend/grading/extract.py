@@ -30,7 +30,7 @@ DERIVED = re.compile(
 """… and no word of a derivation."""
 BULLET = re.compile(r"[\s$\\)}\]]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[^\n]{0,40}\Z")
 LABEL = re.compile(r"[^\W\d_]{2}\W{0,3}[:：]|</?\w")
-"""A label or a tag beside an answer."""
+"""A label or a tag next to an answer."""
 CLEAR = re.compile(r"-?\$?\d[\d,]{0,30}(?:\.\d{1,30})?%?")
 
 

@@ -8,7 +8,7 @@ MATHS = re.compile(
 )
 """Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one after none and before no digit."""
 OPENED = re.compile(r"\\\[(?!.*\\\])|\\\((?!.*\\\))|\\[a-z]{0,20}\Z", re.DOTALL)
-"""A formula, or a command, that the end of the text goes through."""
+"""A formula or a command that is cut off at the end of the text."""
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _ROOT = r"(?:[√∛]\(?\d{1,20}\)?|sqrt\(\d{1,20}\)|[πeEi](?!\w)|pi\b)"
 _VALUE = rf"(?:(?:{_PLAIN})(?:[eE][+-]?\d{{1,4}}(?!\w)| ?(?:×|x|\*|·) ?10(?:\^|\*\*)\(?[+-−]?\d{{1,4}}\)?)?|(?=[√∛πs]|pi\b){_ROOT})"

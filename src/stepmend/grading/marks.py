@@ -81,7 +81,7 @@ def placeholder(answer: str) -> bool:
 
 
 def last(text: str, start: int, *, whole: bool) -> Mark | None:
-    """The last marked answer from ``start`` on; of a text that is not whole only one that nothing follows, and that no cut goes through."""
+    """The last marked answer from ``start`` on; in an incomplete text, only one that is complete and not followed by anything."""
     for match in sorted(_marked(text, start), key=re.Match.start, reverse=True):
         answer = _answer(match)
         if not answer:

@@ -49,7 +49,7 @@ def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
 
 
 def _contents(answer: str, gold: str) -> tuple[str, str]:
-    """What two answers say beside an option's letter that only one of them names."""
+    """The contents of two answers, without an option's letter that only one of them has."""
     said, asked = words.without_option(answer), words.without_option(gold)
     if said and not words.option(gold):
         return said, gold

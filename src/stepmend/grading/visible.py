@@ -31,7 +31,7 @@ ASSISTANT = re.compile(
 )
 """… and where the model's own turn starts in it."""
 CUT_TOKEN = re.compile(r"<[/|｜][\w▁]{0,20}[|｜]?\Z")
-"""A special token or a tag that the end of the text goes through."""
+"""A special token or a tag that is cut off at the end of the text."""
 HEADING = re.compile(
     r"^[ \t]*+[#>*\[<_]*+[ \t]*+(?:(?:new|next|another|follow-?up|similar|second) )?"
     r"(?:(?P<asked>question|problem|q|human|user|instruction|问题|题目)|exercise|example|input|task|query)"

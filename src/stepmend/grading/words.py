@@ -66,7 +66,7 @@ def same_option(answer: str, gold: str) -> bool | None:
 
 
 def without_option(answer: str) -> str | None:
-    """What ``(A) 12`` says beside its letter; None for what names no option or says nothing beside."""
+    """The content of ``(A) 12`` without its letter; None if there is no option, or nothing besides the letter."""
     found = option(answer)
     return found[1] if found and found[1] and not found[1].startswith("-") else None
 

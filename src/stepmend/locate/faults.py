@@ -36,7 +36,7 @@ class Locator:
     """Everything that locating needs.
 
     Attributes:
-        full: Full precision; None if locators that need no model are asked alone.
+        full: Full precision; None if only locators that need no model are used.
         arrive: For many (problem, whole solution, whether it is finished): whether each ends at the correct answer.
         completer: The model that continues traces for rescue; full precision if it is None.
         rates: How reliable each locator is.
@@ -108,7 +108,7 @@ class Locator:
         return fault.model_copy(update={"votes": tuple(votes), "confidence": confidence if step is not None else fault.confidence})
 
     def judged_again(self, problems: Sequence[Problem], cases: Sequence[Case], faults: Sequence[Fault]) -> list[Fault | None]:
-        """``again`` for many faults; the judges are asked together, and what they have answered before is not asked."""
+        """``again`` for many faults; judges are asked concurrently, and only questions without an answer."""
         return [self.again(*of) for of in zip(problems, cases, faults, self._judged(problems, cases), strict=True)]
 
     def _written(self, problems: Sequence[Problem], cases: Sequence[Case], *, worked: bool) -> list[list[Vote]]:
@@ -165,7 +165,7 @@ class Locator:
         return lambda asked: self.arrive([(problems[i], self.opening + text, finished) for i, text, finished in asked])
 
     def _complete(self, engine: Engine, asked: Sequence[Asked], temperature: float) -> list[list[Completion]]:
-        """New completions of each text asked about; those of an earlier call are not made again.
+        """New completions of each text; those of an earlier call are reused.
 
         The engine is given every text as often as it is sampled in total, so that a text's n-th sample does not depend on when it is drawn.
         """

@@ -26,7 +26,7 @@ LABEL = r"[A-Za-z0-9_-]{1,63}"
 URL = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(/[^?#]*)?", re.IGNORECASE)
 
 PROMPT = "judge-1"
-"""Version of the prompt; change it with the prompt, and nothing asked with another one counts as asked."""
+"""Version of the prompt; change it with the prompt, so that answers to other prompts are not reused."""
 CLASSES: dict[ErrorClass, str] = {
     "conceptual_misunderstanding": "Conceptual: the step misunderstands what the problem asks or what one of its notions means.",
     "contextual_oversight": "Conceptual: the step overlooks, forgets or misquotes a condition or a quantity that is given.",
@@ -84,7 +84,7 @@ class Question:
 class Verdict:
     """What became of one question to one judge; only ``fault`` (with its step, 0-based) and ``none`` (it finds no fault) are votes.
 
-    ``off_menu`` is an answer other than what was asked for, ``failed`` none at all, ``not_asked`` a question the budget left over.
+    ``off_menu`` is an answer of another form, ``failed`` no answer, ``not_asked`` a question not sent because of the budget.
     """
 
     judge: str
@@ -238,7 +238,7 @@ def quorum(verdicts: Sequence[Verdict], share: float = 0.5) -> Decision:
 def agreement(verdicts: Sequence[Sequence[Verdict]]) -> float | None:
     """Krippendorff's alpha (nominal; Krippendorff 2011) of the judges' valid votes, a step or none, one row of verdicts a question.
 
-    1 is perfect agreement, 0 is chance's. None if it is not defined: no question with two votes, or all votes alike.
+    1 is perfect agreement, 0 is chance level. None if undefined: no question with two votes, or all votes equal.
     """
     import krippendorff
     import numpy as np

@@ -53,7 +53,7 @@ def body(step: str) -> str:
 
 
 def written(text: str) -> Written:
-    """``steps`` where every line but the last is ``Step k: …`` as asked; ``free`` otherwise."""
+    """``steps`` if every line but the last is ``Step k: …`` as requested; ``free`` otherwise."""
     lines = [line for line in text.splitlines() if line.strip()]
     return "steps" if lines and all(ASKED.match(line) for line in lines[:-1] or lines) else "free"
 

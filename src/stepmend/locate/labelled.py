@@ -157,7 +157,7 @@ def _before(one: int | None, other: int | None) -> bool:
 
 
 def at_label(one: Labelled) -> str | None:
-    """The class that the rules give the labelled step, beside the worked solution and full precision's own."""
+    """The class that the rules give the labelled step, with the worked solution and full precision's own."""
     if one.truth is None:
         return None
     right = one.case.full.text if one.case.full else None
@@ -217,7 +217,7 @@ def share(count: int, total: int) -> str:
 
 
 def save(labelled: Sequence[Labelled], found: Sequence[Fault], file: Path, *, shown: bool, completer: str | None) -> dict[str, int]:
-    """Measure the reliabilities on these labels and write them to a file, beside tables of other benchmarks that it holds.
+    """Measure the reliabilities on these labels and write them to a file; its tables of other benchmarks are kept.
 
     Returns:
         The number of solutions that each written table is based on.

@@ -35,10 +35,10 @@ class Setup:
     Attributes:
         settings: The locators and their settings, as in a recipe.
         model: The full-precision checkpoint; None if no locator needs one.
-        quantized: The checkpoint that wrote the solutions; None if margins are not asked.
+        quantized: The checkpoint that wrote the solutions; None without the locator margins.
         rates: How reliable each locator is.
-        max_new_tokens: Tokens after which a continuation is cut off; None: as a run does it.
-        slots: Continuations at once; None: as a run does it.
+        max_new_tokens: Maximum tokens of a continuation; None: as in a run.
+        slots: Continuations generated in parallel; None: as in a run.
         seed: Of sampled continuations.
     """
 
@@ -54,7 +54,7 @@ class Setup:
 def run(solutions: Sequence[Solution], setup: Setup, out: Path, stages: Stages) -> tuple[list[Labelled], list[Fault]]:
     """The solutions as located, and their faults; everything is kept in the folder ``out``, and not made again.
 
-    Raises InputError if a model is missing or damaged, or rescue is asked of solutions without a right answer.
+    Raises InputError if a model is missing or damaged, or if rescue is used on solutions without a correct answer.
     """
     needed = MODEL & {*setup.settings.locators}
     if needed and setup.model is None:
@@ -88,7 +88,7 @@ class _Runner:
         self.engines: dict[str, LocalEngine] = {}
 
     def engine(self, model: str, tick: Tick = silent) -> LocalEngine:
-        """A loaded checkpoint, loaded when first asked for; ``tick`` counts the tokens as they are written."""
+        """A checkpoint, loaded on first use; ``tick`` counts the tokens as they are generated."""
         if model not in self.engines:
             loaded = load.load_model(load.locate(model))
             slots = self.setup.slots or budget.slots_for(loaded.config, self.tokens, loaded.device.type)
@@ -168,7 +168,7 @@ class _Runner:
             )
 
     def _panel(self) -> Panel | None:
-        """The judges; what they answer is kept, and not asked again."""
+        """The judges; their answers are saved, and no question is asked twice."""
         asked = judges.asked(self.settings.judges, plain_http=self.settings.plain_http)
         if not asked:
             return None

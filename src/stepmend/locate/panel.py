@@ -91,7 +91,7 @@ class _JudgeState:
 
 
 def _final(error: Exception) -> str | None:
-    """Why a judge cannot be asked anything more; None if it can."""
+    """Why a judge can no longer be asked; None if it can."""
     if getattr(error, "code", None) == "insufficient_quota":
         return REFUSALS[402]
     status = getattr(error, "status_code", 0)
@@ -114,10 +114,10 @@ def _pause(error: "OpenAIError", attempt: int) -> float | None:
 
 
 class Panel:
-    """Judges that are asked together.
+    """Judges that are asked concurrently.
 
-    ``keep`` gets each answer as it comes (from any thread, one at a time); ``known`` are those kept before, which are not asked again.
-    ``budget`` is in tokens of all judges together: once it is spent, no new question is sent. An attempt has ``timeout`` seconds
+    ``keep`` is called with each new answer (from any thread, one at a time); ``known`` are stored answers, whose questions are not asked
+    again. ``budget`` is in tokens of all judges together: once it is spent, no new question is sent. An attempt has ``timeout`` seconds
     from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times if that may help.
     """
 
@@ -179,7 +179,7 @@ class Panel:
         return {seat.judge.name: {name: seat.counts[name] for name in TALLIED} | {"given_up": seat.given_up} for seat in self._seats}
 
     def _put_all(self, put: dict[str, tuple[_JudgeState, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
-        """Puts the questions and keeps the answers; gives the verdicts of those that have none."""
+        """Sends the questions and stores the answers; returns the verdicts of those without an answer."""
         self._stop.clear()
         lost = {}
         with Servers(self.timeout) as self._servers:
@@ -201,7 +201,7 @@ class Panel:
         return lost
 
     def _put(self, name: str, seat: _JudgeState, question: Question) -> Verdict | None:
-        """Puts one question and keeps its answer; a verdict if there is none."""
+        """Sends one question and stores its answer; returns a verdict if there is none."""
         import openai
 
         with self._lock:
@@ -225,7 +225,7 @@ class Panel:
         return None
 
     def _answer(self, seat: _JudgeState, asked: list[dict[str, str]]) -> tuple[str, int]:
-        """An answer's text and what it cost. A server that refuses our format, but not the question, is asked without it from then on."""
+        """An answer's text and its cost. If a server rejects the response format but not the question, later requests omit the format."""
         import openai
 
         form = {} if seat.plain else {"response_format": FORMAT}

@@ -40,8 +40,8 @@ class Calculation:
 
     Attributes:
         operands: The expression's numbers, from left to right.
-        value: What the expression comes to.
-        result: What is written as that.
+        value: The expression's value.
+        result: The value as written.
         parts: Values of the expression's own parts, and of itself.
     """
 
@@ -78,7 +78,7 @@ def worded(text: str) -> list[float]:
 
 
 def calculations(text: str) -> list[Calculation]:
-    """Everything written as ``expression = number``, in order; units and words beside the numbers count for nothing."""
+    """Everything written as ``expression = number``, in order; units and words next to the numbers are ignored."""
     found = []
     for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", _readable(text)):
         sides = EQUALS.split(line.replace("\n", " "))

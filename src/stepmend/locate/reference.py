@@ -23,7 +23,7 @@ SHARE = 1.5
 
 
 def values(found: Sequence[Calculation]) -> frozenset[float]:
-    """The values that a right solution's calculations come to: results, the parts of their expressions, and those of other orders."""
+    """The values in a correct solution's calculations: results, parts of expressions, and the values of other orders of calculation."""
     return frozenset([*(value for c in found for value in (c.result, *c.parts)), *_distributed(found), *_partial_sums(found)])
 
 

@@ -85,7 +85,7 @@ class SampledRescue:
     """Values cuts by sampled continuations.
 
     Attributes:
-        complete: New continuations of each text asked about.
+        complete: Generates new continuations of texts.
         arrive: For many (case, whole text, whether it is finished): whether each ends at the correct answer.
         samples: Continuations of a cut; twice as many where the decision stays open.
     """

@@ -15,7 +15,7 @@ from stepmend.progress import Tick, silent
 from stepmend.records import Continuation, Fault, Problem, Trace, digest
 
 CHUNK = 256
-"""Failures that are located at once."""
+"""Failures per chunk."""
 
 
 def locate(

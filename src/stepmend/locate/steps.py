@@ -304,7 +304,7 @@ def _sentences(text: str) -> list[int]:
 
 
 def in_format(text: str) -> bool:
-    """Whether a solution is in the step format that a model is asked for (``models/chat.py``).
+    """Whether a solution is in the requested step format (``models/chat.py``).
 
     That is: nothing but ``Step k: …`` lines, k from 1 on, and a last line that alone has a ``\\boxed{}`` answer. The last line may be a
     step itself, but not the only one. Empty lines count for nothing.

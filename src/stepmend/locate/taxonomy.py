@@ -1,6 +1,6 @@
 """The error class of a faulty step, by rules over its calculations and those of a right solution: the reference's, or full precision's.
 
-The rules speak only if they are sure; what they cannot tell is None (LLM judges are for that). Classes: see records.ErrorClass.
+The rules give a class only if they are certain, otherwise None (LLM judges may then decide). Classes: see records.ErrorClass.
 """
 
 import re
@@ -54,7 +54,7 @@ def _loops(text: str) -> bool:
 
 
 def _of_free(question: str, text: str, span: tuple[int, int], solutions: Sequence[Sequence[Calculation]]) -> ErrorClass | None:
-    """The class of a step of free text, beside the calculations of one or more right solutions.
+    """The class of a step of free text, given the calculations of one or more correct solutions.
 
     A calculation that does not hold is ``computational``. An operation that the right solutions use on none of these operands, or another
     one on operands that belong together, is ``procedural``, and so is the item of a plan that orders what one of them does not need. What

@@ -148,7 +148,7 @@ def _number(said: str) -> float | None:
 
 
 def pick(found: Iterable[str], asked: str | None, where: str, task: str | None = None) -> str:
-    """The metric to read: the one asked for; the benchmark's headline metric; the first of METRICS; or the only one."""
+    """The metric to read: the requested one; else the benchmark's headline metric; else the first of METRICS; else the only one."""
     names = list(dict.fromkeys(found))
     if asked:
         if asked not in names:

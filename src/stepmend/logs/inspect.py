@@ -92,7 +92,7 @@ def _value(value: Any) -> Any:
 
 
 def _notes(head: dict[str, Any], done: int) -> tuple[str, ...]:
-    """That a run was cancelled or failed, or that a part of the benchmark was asked."""
+    """Warnings: a cancelled or failed run, or one on a part of the benchmark."""
     about = head.get("eval") or {}
     whole = (about.get("dataset") or {}).get("samples")
     epochs = (about.get("config") or {}).get("epochs") or 1

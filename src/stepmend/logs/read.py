@@ -25,7 +25,7 @@ IN_FOLDERS = ("samples_*.jsonl", "samples_*.jsonl.gz", "details_*.parquet", "*.e
 def read(file: Path, fields: Fields | None = None) -> Log:
     """The one arm of a log of any known format, or of a folder of subtasks' logs.
 
-    Raises InputError if it is none, is damaged or empty, holds several arms, or holds a problem twice with different outcomes.
+    Raises InputError if it is not a log, is damaged or empty, holds several arms, or holds a problem twice with different outcomes.
     """
     found = read_all(file, fields)
     if len(found) > 1:

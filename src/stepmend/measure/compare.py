@@ -210,7 +210,7 @@ def _pair(first: Log, second: Log) -> Compared:
 
 
 def _check_same(problem: str, first: Log, second: Log) -> None:
-    """Raises InputError if a pair is none: its two problems have different questions or different gold answers."""
+    """Raises InputError if the two problems of a pair have different questions or different gold answers."""
     one, two = first.samples[problem][0], second.samples[problem][0]
     same = "the same id must be the same problem"
     if one.question and two.question and one.question != two.question:

@@ -36,7 +36,7 @@ ENDINGS: dict[str, tuple[str, str, Callable[[Sample], bool | None]]] = {
 
 @dataclass(frozen=True)
 class Tested:
-    """Two arms' shares of one odd ending on the same problems: discordant counts, the change (second minus first), p, and Holm's p."""
+    """Two arms' shares of one abnormal ending on the same problems: discordant counts, the change (second minus first), p, and Holm's p."""
 
     pair: statistics.Paired
     change: statistics.Interval
@@ -46,7 +46,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Ending:
-    """One odd ending of two arms, on the problems of which it is known in both.
+    """One abnormal ending of two arms, on the problems for which it is known in both.
 
     Attributes:
         name: A key of ``ENDINGS``.
@@ -94,7 +94,7 @@ def tested(arms: Sequence[tuple[statistics.Shares, statistics.Shares]]) -> list[
 
 
 def compare(first: Log, second: Log, problems: Sequence[str]) -> list[Ending]:
-    """Every odd ending of two arms on these problems, with Holm's p over those of which something is known."""
+    """Every abnormal ending of two arms on these problems, with Holm's p over the known ones."""
     found: dict[str, tuple[int, float | None, float | None]] = {}
     arms: dict[str, tuple[statistics.Shares, statistics.Shares]] = {}
     for name in ENDINGS:

@@ -24,7 +24,7 @@ FEW, SAMPLES = ("aime", "aime25"), 16
 class Fitness:
     """Full precision on the test problems: accuracy, the share of solutions in the step format, and of those cut off; all in [0, 1].
 
-    ``thinks`` says whether most solutions hold a thought; then no step format is asked for. ``problems`` is their number.
+    ``thinks`` says whether most solutions contain a thought; then no step format is required. ``problems`` is their number.
     """
 
     accuracy: float

@@ -10,7 +10,7 @@ from stepmend.measure import damage as damages
 from stepmend.records import Problem, Trace, digest
 
 READ = 256
-"""Solutions whose margins are read at once."""
+"""Solutions per pass when margins are computed."""
 
 
 def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:

@@ -54,7 +54,7 @@ class Form:
     Attributes:
         prompt: The prompt's name in ``PROMPTS``, or its text.
         system: The system message; None for the template's own.
-        thinking: Whether the model is asked to think, where its chat template has a switch for it.
+        thinking: Whether thinking is turned on, if its chat template has a switch for it.
         opening: The start of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
     """
 

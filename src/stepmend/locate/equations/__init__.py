@@ -78,7 +78,7 @@ def first_false(steps: Sequence[str], question: str = "") -> tuple[int, Claim] |
 
 @dataclass(frozen=True)
 class _Equation:
-    """Two sides beside each other, where they and their chain are in the plain text, and whether they agree."""
+    """Two adjacent sides, their positions and that of their chain in the plain text, and whether they agree."""
 
     text: str
     holds: bool
@@ -146,7 +146,7 @@ def _converts(left: Side, right: Side) -> bool:
 
 
 def _meant(equation: _Equation, plain: str, after: str, slips: Sequence[Side], floats: Sequence[Side]) -> bool:
-    """Whether a false equation is what the text says: not quoted or taken back, nor a slip beside a right calculator note."""
+    """Whether a false equation is the text's own claim: not quoted or taken back, nor a slip next to a correct calculator note."""
     first, last = equation.ends
     if any(agree(note, side, True) for note in slips for side in (equation.sides[1], last) if side):
         return False

@@ -1,4 +1,4 @@
-"""What a text quotes, asks, supposes or rejects is not a claim of its own."""
+"""Context of equations: what a text only quotes, asks, supposes or rejects is not its own claim."""
 
 import re
 
