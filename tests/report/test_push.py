@@ -177,7 +177,7 @@ def test_nothing_is_pushed_unless_it_is_asked_for(hub, checkpoint, tmp_path, mon
     for options, said in (
         (("--public",), "--public needs --push"),
         (("--license", "mit"), "--license needs --export DIR or --push NAME"),
-        (("--push", "me/w3", "--base-model", "/home/x"), "is no name on the hub"),
+        (("--push", "me/w3", "--base-model", "/home/x"), "is not a hub name"),
     ):
         assert said in str(restore(*options).exception)
     monkeypatch.setenv("HF_TOKEN", "")
