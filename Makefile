@@ -1,14 +1,15 @@
 # make demo: the whole loop on the built-in reasoner. make check: lint, format, types.
-# make test: the tests without those marked slow, gpu or real. make test-all: all tests; what a machine lacks is skipped.
-# make docs: the docs site, into site/; a warning is an error.
-# make simulations: the slow tests of statistics. make fuzz SECONDS=600: the readers on damaged files, for that long.
-# Each makes .venv and installs what it needs, once.
+# make test: the tests except those marked slow, gpu or real. make test-all: all tests; those whose requirements are missing are skipped.
+# make coverage: make test, with a report of lines and branches that no test reaches, on the terminal and in htmlcov/.
+# make docs: the docs site, into site/; warnings are errors.
+# make simulations: the slow tests of statistics. make fuzz SECONDS=600: the readers on damaged files, for 600 seconds.
+# Each creates .venv and installs its requirements, once.
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread each: torch's own threads would wait for one another.
+# One thread per process: more would compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo quick test test-all simulations fuzz check docs clean
+.PHONY: demo quick test test-all coverage simulations fuzz check docs clean
 demo: .venv/run
 	$(BIN)/stepmend run
 
@@ -21,6 +22,9 @@ test: .venv/test
 test-all: .venv/test
 	$(PYTEST)
 
+coverage: .venv/test
+	$(PYTEST) -m "not slow and not gpu and not real" --cov --cov-report=term-missing --cov-report=html
+
 simulations: .venv/test
 	$(PYTEST) -m slow tests/measure
 
@@ -28,7 +32,7 @@ fuzz: SECONDS ?= 600
 fuzz: .venv/test
 	STEPMEND_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
 
-# The types of the tests need what the tests import.
+# Type checking the tests needs the libraries that they import.
 check: .venv/check .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,13 +41,13 @@ check: .venv/check .venv/test
 docs: .venv-docs/made
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
-# An environment of its own, without torch: nothing that the docs import needs it.
+# A separate environment without torch, which the docs do not need.
 .venv-docs/made: pyproject.toml constraints.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# torch goes first and alone: asked for in one go, a CPU machine may resolve to a build with gigabytes of CUDA.
+# torch is installed first and alone: together with the rest, a CPU machine may get a build with gigabytes of CUDA.
 .venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
@@ -55,4 +59,4 @@ docs: .venv-docs/made
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs runs site
+	rm -rf .venv .venv-docs runs site htmlcov .coverage*

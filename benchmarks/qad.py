@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from stepmend import Bullet
 from stepmend.models import load
-from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.forward import head_of, in_chunks, states_of
 from stepmend.quantize import run as quantizer
 from stepmend.quantize import schemes
 from stepmend.restore import objectives
@@ -123,7 +123,7 @@ def _loss(model: Any, readings: Readings, batch: Sequence[int], pad: int, states
     rows = [readings.rows[i] for i in batch]
     teacher_NH = torch.cat([readings.states[i] for i in batch]).to(model.device)
     student_NH = states(model, [row.ids for row in rows], objectives.places(rows), pad)
-    return in_pieces(of, model.config.get_text_config().vocab_size, student_NH, teacher_NH).mean()
+    return in_chunks(of, model.config.get_text_config().vocab_size, student_NH, teacher_NH).mean()
 
 
 def save_dense(model: Any, values: dict[str, torch.Tensor], parent: str, folder: Path) -> None:

@@ -77,7 +77,7 @@ def test_no_arm_has_the_name_of_another(scheme, number, variant, budget, seed):
 
 @pytest.mark.parametrize("name", ["", "+restored", "full+restored", f"{LOW}+", f"{LOW}+a+b", "full\n+a+b"])
 def test_what_is_no_arm_is_refused(name):
-    with pytest.raises(ValueError, match="no arm"):
+    with pytest.raises(ValueError, match="not an arm"):
         arms.parse(name)
 
 
@@ -99,7 +99,7 @@ def test_what_is_no_arm_is_refused(name):
     ],
 )
 def test_fields_that_a_name_cannot_tell_are_refused(fields):
-    with pytest.raises(ValueError, match="no arm"):
+    with pytest.raises(ValueError, match="not an arm"):
         Arm(**fields)
 
 
@@ -131,5 +131,5 @@ def test_a_folder_names_an_arm(path, name):
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "out/full", "///", "+++", "a/.."])
 def test_a_folder_without_a_name_of_its_own_names_none(path):
-    with pytest.raises(ValueError, match="gives an arm no name"):
+    with pytest.raises(ValueError, match="cannot be the name of an arm"):
         of_folder(path)

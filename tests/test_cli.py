@@ -179,7 +179,7 @@ def test_compare_needs_no_model_and_no_torch(tmp_path):
 
 def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     file = kept(tmp_path / "a.jsonl", SOLVED)
-    assert "no field 'text'; there are: id, out, gold, ok" in refused("grade", file, "--answer-field", "text", "--gold-field", "gold")
+    assert "no field 'text'; available: id, out, gold, ok" in refused("grade", file, "--answer-field", "text", "--gold-field", "gold")
     assert "two logs or more" in refused("compare", file)
     other = kept(tmp_path / "b.jsonl", [{**row, "id": f"x{row['id']}"} for row in SOLVED])
     assert "no problem in common" in refused("compare", file, other, "--correct-field", "ok", "--out", tmp_path / "page.html")
@@ -189,12 +189,12 @@ def test_what_cannot_be_graded_or_compared_is_one_line(tmp_path):
     assert "is an input" in refused("grade", file, *fields, "--out", file)
     assert "is an input" in refused("compare", file, other, "--out", file)
     assert file.read_bytes() == before
-    assert "is no regular file" in refused("grade", file, *fields, "--out", tmp_path)
+    assert "is not a regular file" in refused("grade", file, *fields, "--out", tmp_path)
     assert "cannot write into" in refused("grade", file, *fields, "--out", file / "grades.jsonl")
     assert "given twice" in refused("compare", file, file)
     assert "--answer-field and --gold-field go together" in refused("compare", file, other, "--gold-field", "gold")
     assert "without --correct-field" in refused("compare", file, other, *fields, "--correct-field", "ok")
-    assert "goes with --judge" in refused("bench", "locate", "--data", file, "--judge-budget", "9")
+    assert "needs --judge" in refused("bench", "locate", "--data", file, "--judge-budget", "9")
     assert "Missing option '--gold-field'" in refused("grade", file, "--answer-field", "out")
     assert "No such option" in refused("grade", "--nonsense")
     kept(tmp_path / "empty.jsonl", [{"out": "1", "gold": " "}])
@@ -229,7 +229,7 @@ def test_audit_of_a_run(finished_run, tmp_path):
     page = (copy / "audit.html").read_text()
     assert "rtn-w3a16" not in page
     assert "audit" in refused("audit", str(copy), "--score", str(copy / "recipe.json"))
-    assert "--json goes with --score" in refused("audit", str(copy), "--json")
+    assert "--json needs --score" in refused("audit", str(copy), "--json")
 
 
 def test_a_key_in_a_judge_s_address_is_refused_and_not_repeated(tmp_path):
@@ -242,7 +242,7 @@ def test_grade_says_first_that_a_run_is_broken(tmp_path):
     file = kept(tmp_path / "a.jsonl", [{"why": "length", **row} for row in rows])
     done = stepmend("grade", file, "--answer-field", "out", "--gold-field", "gold", "--finish-field", "why")
     lines = done.stdout.splitlines()
-    assert lines[0] == "This run is broken: 6 of 7 texts loop. Its accuracy says little."
+    assert lines[0] == "This run is broken: 6 of 7 texts loop. Its accuracy is not meaningful."
     assert "texts that loop: 6" in lines
     assert "texts that the limit cut off: 6" in lines
 
@@ -264,7 +264,9 @@ def test_an_address_in_a_run_s_folder_is_sent_no_key(tmp_path, part, key, name):
     recipe = Recipe.make({part: {key: spec if key == "completer" else [spec]}})
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     line = refused("restore", tmp_path)
-    assert line.endswith(f"names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL")
+    assert line.endswith(
+        f"has an address for {name} in its recipe; to allow sending it an API key, repeat it: --judge {name}=MODEL@BASE_URL"
+    )
     assert "elsewhere" not in line
 
 
@@ -284,7 +286,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "stepmend: stopped; the same command continues where it was"
+    assert said.splitlines()[-1] == "stepmend: stopped; run the same command again to resume"
     assert "Traceback" not in said
 
 
@@ -321,8 +323,8 @@ def test_check_says_what_would_be_done_and_run_refuses_the_same(tmp_path):
     assert facts["seconds"]["solve"] > 0 and facts["assumed"]["problems"] == 900
     assert sum(layer["quantized"] for layer in facts["layers"]) == 28
     screen = " ".join(stepmend("check", "builtin:qwen2", "--scheme", "rtn-w4a16-g128").stdout.split())
-    assert re.search(r"time, an estimate from a probe of [\d.]+ s on this machine as it is now", screen)
-    assert re.search(r"solve [\d.]+ (s|min|h) \(an arm\), locate [\d.]+ (s|min|h)", screen)
+    assert re.search(r"time, an estimate from a probe of [\d.]+ s on this machine under its present load", screen)
+    assert re.search(r"solve [\d.]+ (s|min|h) \(per arm\), locate [\d.]+ (s|min|h)", screen)
     shutil.copytree(CHECKPOINTS / "qwen2", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))

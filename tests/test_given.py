@@ -87,4 +87,4 @@ def test_an_adapter_does_not_go_with_what_is_made_dense(home, tmp_path):
     done = stepmend("run", "--quantized", home / "Reasoner GPTQ+3bit", "--set", "restore.tune=lora", "--out", tmp_path / "run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line == "stepmend: restore.tune = lora: adapters go with compressed-tensors checkpoints; Reasoner-GPTQ-3bit is gptq"
+    assert line == "stepmend: restore.tune = lora: adapters need a compressed-tensors checkpoint; Reasoner-GPTQ-3bit is gptq"

@@ -166,7 +166,7 @@ def test_a_checkpoint_that_is_not_what_its_record_says_is_made_again_and_said(ol
         file.write_bytes(damaged)
         with opened(old) as context:
             quantized(context)
-            assert f"{SCHEME}: its checkpoint is not the one that the run has kept a record of; it is made again" in said(context)
+            assert f"{SCHEME}: its checkpoint differs from the recorded one; it is made again" in said(context)
             assert (context.digest(SCHEME), file.read_bytes()) == (made, content)
     with opened(old) as context:
         quantized(context)
@@ -217,7 +217,7 @@ def test_a_card_says_which_versions_a_run_was_begun_with_and_which_it_went_on_wi
         now = pipeline.card(context).versions
         kept = context.dir.fact(Card)
         assert (kept.versions["torch"], kept.later[0]["torch"], kept.later[0]["numpy"]) == ("0.1", now["torch"], now["numpy"])
-        assert f"this run was begun with torch 0.1 (now {now['torch']}), numpy 0.1" in said(context)
+        assert f"this run was started with torch 0.1 (now {now['torch']}), numpy 0.1" in said(context)
         pipeline.keep_card(context)
         assert context.dir.fact(Card) == kept
 

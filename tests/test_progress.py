@@ -43,7 +43,7 @@ def test_a_stage_that_has_nothing_left_is_shown_once():
 def test_lines_of_a_log_are_not_wrapped():
     console = Console(file=io.StringIO(), width=40)
     stages = progress.Stages(console)
-    stages.say("  out of memory: 12 solutions at once from here on, and that for the rest of this run")
+    stages.say("  out of memory: from now on, 12 solutions are generated in parallel, for the rest of this run")
     with stages.stage("restored, round 2: solve curate problems 1801-2700", 10, "problems"):
         pass
     assert len(console.file.getvalue().splitlines()) == 2
@@ -59,4 +59,4 @@ def test_a_bar_says_how_far_it_is_at_any_width(width):
 
 
 def test_hours_minutes_seconds():
-    assert progress._clock(3 * 3600 + 65.4) == "3:01:05"
+    assert progress.clock(3 * 3600 + 65.4) == "3:01:05"

@@ -54,7 +54,7 @@ def test_a_control_is_tuned_measured_and_removed_and_the_restored_model_exported
     assert f"# builtin:qwen2, {LOSSY}, restored" in (tmp_path / "out/README.md").read_text()
     refused = stepmend("restore", run_copy, "--scheme", LOSSY)
     assert refused.returncode == 2
-    assert "goes with --export" in refused.stderr
+    assert "needs --export" in refused.stderr
     again = stepmend("restore", run_copy, "--controls", "solved-problems", "--seeds", "1")
     assert again.returncode == 0
     assert "memory: about" not in again.stderr, "what was tuned before is tuned again"
@@ -180,12 +180,12 @@ def test_bullets_train_in_trl_unchanged(finished_run, tmp_path, recwarn):
     [
         (("restore", "nowhere"), "nowhere holds no run"),
         (("restore", "RUN", "--export", "RUN"), "exists already"),
-        (("restore", "RUN", "--guard"), "--guard goes with --export"),
+        (("restore", "RUN", "--guard"), "--guard needs --export"),
         (("restore", "RUN", "--scheme", "rtn-w8a8"), "has no scheme 'rtn-w8a8'; it has gptq-w4a16-g128"),
         (("restore", "RUN", "--controls", "nonsense"), "controls: unknown nonsense; allowed: random-step"),
-        (("restore", "RUN", "--controls", "random-step"), "random-step would be tuned just as the located bullets are"),
-        (("restore", "RUN", "--seeds", "2"), "--seeds goes with --controls"),
-        (("run", "--match", "both", "--out", "new"), "--match goes with --controls"),
+        (("restore", "RUN", "--controls", "random-step"), "random-step would be tuned exactly like the located bullets"),
+        (("restore", "RUN", "--seeds", "2"), "--seeds needs --controls"),
+        (("run", "--match", "both", "--out", "new"), "--match needs --controls"),
         (("run", "--set", "restore.rounds=0"), "restore.rounds = 0"),
         (("run", "--set", "restore.tune=zeros"), "restore.tune = 'zeros': input should be 'codes', 'scales', 'norms'"),
         (("align", "builtin:qwen2", "RUN"), "exists already"),

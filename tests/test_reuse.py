@@ -104,7 +104,7 @@ def test_a_run_in_use_is_refused_and_so_is_its_own_folder(other, tmp_path):
     with taking(tmp_path, other), pytest.raises(InputError, match="in use"):
         RunDir(other, RECIPE)
     for out in (other, other / "inside", tmp_path / "x" / ".." / "other"):
-        with pytest.raises(InputError, match="another run is needed"):
+        with pytest.raises(InputError, match="use another run"):
             RunDir(out, RECIPE, reuse=[other])
     assert not (other / "inside").exists()
     with pytest.raises(InputError, match=r"reuse: .* holds no run"):

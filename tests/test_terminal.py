@@ -23,8 +23,8 @@ from stepmend.report import compared
 WIDTHS = [40, 80, 200]
 
 
-def on_terminal(width: int, *arguments) -> list[str]:
-    """The lines that a command prints on a terminal so wide."""
+def on_terminal(width: int, *arguments, seen=lambda said: None) -> list[str]:
+    """The lines that a command prints on a terminal of this width; ``seen`` is called with all of it whenever there is more."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     command = [sys.executable, "-m", "stepmend.cli", *map(str, arguments)]
@@ -35,6 +35,7 @@ def on_terminal(width: int, *arguments) -> list[str]:
         try:
             while part := os.read(ours, 1 << 16):
                 said += part
+                seen(said)
         except OSError:  # the terminal is closed
             pass
     os.close(ours)

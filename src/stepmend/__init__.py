@@ -1,6 +1,6 @@
 """stepmend finds the step at which a low-bit language model starts to reason wrongly, and restores the model there.
 
-The names below are loaded when they are first used, so that ``import stepmend`` is quick; their types stand in ``__init__.pyi``.
+The names below are loaded when they are first used, so that ``import stepmend`` is quick; their types are in ``__init__.pyi``.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Located bullets against controls: whether it was the located steps that restored a model.
+"""Located bullets compared with controls: did the located steps restore the model?
 
-Every control is an arm. Its checkpoint is measured and then removed: what is kept of it is its records.
+Every control is an arm. Its checkpoint is measured and then deleted; only its records are kept.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from stepmend.restore import tune
 
 
 def run(context: Context, names: Sequence[str], seeds: int, budgets: Sequence[Budget]) -> None:
-    """Located bullets against controls, for every scheme that was restored; ``pipeline.run`` comes first."""
+    """Compare located bullets with controls, for every restored scheme; call ``pipeline.run`` first."""
     for scheme in context.recipe.low_bit:
         restored = str(Arm(scheme).restored())
         kept = context.dir.fact(Tuned, restored)
         if (kept and not kept.accepted) or not context.folder(restored).exists():
-            context.stages.say(f"  {scheme}: nothing was restored, so there is nothing to control")
+            context.stages.say(f"  {scheme}: nothing was restored, so the controls are skipped")
             continue
         compare(context, scheme, names, seeds, budgets, context.problems("test"))
 
@@ -33,7 +33,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Tune and measure located bullets under every seed, and every control under every seed and budget.
 
-    All are taught without anchors, which would be the same texts for each and most of what it is taught.
+    All are trained without anchors, which would be the same for each and would be most of the training data.
     """
     recipe, bullets = context.recipe.restore, rounds.bullets(context, scheme)
     tuned = context.dir.fact(Tuned, str(Arm(scheme).restored()))
@@ -75,12 +75,12 @@ def measure(context: Context, control: Arm, recipe: Restore, made: Callable[[int
     facts = {"scheme": control.scheme, "control": control.variant, "budget": control.budget, "seed": seed, "steps": recipe.steps}
     facts |= {"seconds": kept.seconds, "tokens": kept.tokens, "bullets": kept.bullets, "checkpoint": kept.checkpoint}
     context.dir.keep(Control.model_validate({"arm": arm, "made_by": made_by, **facts}))
-    context.keep(FULL)
+    context.unload_except(FULL)
     shutil.rmtree(context.folder(arm), ignore_errors=True)
 
 
 def _is_measured(context: Context, control: Control, test: Sequence[Problem]) -> bool:
-    """Whether the run holds what a control's checkpoint, which is there no more, solved of the test problems; they count from now on."""
+    """Whether the run holds the test solutions of a control's checkpoint, which is deleted by now; if so, they become current."""
     tuned = context.dir.latest(Tuned, control.arm)
     context.digests[control.arm] = control.checkpoint or (tuned.checkpoint if tuned else "")
     if solving.is_solved(context, control.arm, test):

@@ -1,7 +1,7 @@
-"""The Python API: what the command line does, as functions. Each returns a typed result; none keeps anything between calls.
+"""The Python API: the commands of the command line as functions. Each returns a typed result; there is no state between calls.
 
-``progress`` is called with an ``Update`` at a stage's beginning, with every batch, and with each line between stages. What a caller
-can put right is an ``InputError``; a library of the extra ``run`` that is missing is a ``ModuleNotFoundError``.
+``progress`` is called with an ``Update`` at the start of each stage, after each batch, and for each message between stages. Errors that the
+caller can correct are ``InputError``; a missing library of the extra ``run`` is a ``ModuleNotFoundError``.
 """
 
 import tempfile
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from stepmend.recipe import Recipe
 
 TOKENS, BATCH, TEXTS = 400, 8, 900
-"""Tokens of a solution, texts of a step and texts read once that memory is estimated for: the default recipe on ordinary solutions."""
+"""Tokens per solution, texts per step and texts read by the teacher that memory is estimated for: the default recipe on typical
+solutions."""
 
 __all__ = ["check", "compare", "grade", "locate", "run"]
 
@@ -41,24 +42,24 @@ def run(
     cpus_per_worker: int = 1,
     progress: Listener | Stages | None = None,
 ) -> RunResult:
-    """Take a model through the whole loop: ``stepmend run``. The same call continues a run that was stopped.
+    """Run the whole loop on a model: ``stepmend run``. The same call resumes a run that was stopped.
 
     Args:
         recipe: A recipe, its plain values, or a YAML file of them; None is the demo on the built-in reasoner.
         out: The run's folder.
-        quick: Few problems: the same stages, and figures that prove nothing. Only without a made ``Recipe``.
+        quick: Use few problems: all stages, but figures that prove nothing. Not with a ``Recipe`` object.
         controls: What to compare located bullets with; ``stepmend.curate.controls.CONTROLS`` lists them.
         seeds: Seeds of located bullets and of every control.
-        match: What controls get as much of as located bullets.
-        reuse: Folders of other runs, from which is taken what was made from the same: traces, grades, faults, bullets, checkpoints.
-            They are not changed.
-        ray: A Ray cluster that generates, scores and locates: its address, ``auto``, ``local`` for Ray on this machine, or a
-            ``executors.ray.Ray`` that is connected. Records are those of a run without it.
-        cpus_per_worker: CPU cores of one of its workers, where it has no GPUs.
+        match: Whether controls match located bullets in steps, in tokens, or in one comparison for each.
+        reuse: Folders of other runs. Their traces, grades, faults, bullets and checkpoints with the same inputs are copied. They are not
+            changed.
+        ray: A Ray cluster that generates, scores and locates: its address, ``auto``, ``local`` for Ray on this machine, or a connected
+            ``executors.ray.Ray``. The records are those of a run without it.
+        cpus_per_worker: CPU cores of each worker, if the cluster has no GPUs.
         progress: Called with every ``Update``.
 
     Raises:
-        InputError: The recipe, the model, the folder or the cluster will not do; before any work.
+        InputError: The recipe, the model, the folder or the cluster is invalid. Raised before any work.
     """
     from stepmend.curate import controls as of_controls
 
@@ -95,18 +96,19 @@ def blame(
     others: int = 200,
     progress: Listener | Stages | None = None,
 ) -> RunResult:
-    """Which modules caused a run's faults, what rescues, and a proposal of mixed precision: ``stepmend blame``. The run is finished first.
+    """Which modules caused a run's faults, the effect of returning them to full precision, and a mixed-precision proposal: ``stepmend
+    blame``. The run is finished first.
 
     Args:
         out: The run's folder.
         scheme: Which of its schemes; None: each that has faults.
-        budget: Mean bits a weight of the proposal, scales included; None: 0.375 more than the scheme takes.
-        seeds: Random choices of modules, for each share of the weights.
-        others: Problems that rounding did not lose, at most, solved again beside those that it lost.
+        budget: Mean bits per weight of the proposal, scales included; None: 0.375 more than the scheme's.
+        seeds: Number of random choices of modules per share of the weights.
+        others: Maximum number of problems other than regressions that are solved again, to count new losses.
         progress: Called with every ``Update``.
 
     Raises:
-        InputError: The folder holds no run with faults, or the scheme or budget will not do.
+        InputError: The folder contains no run with faults, or the scheme or budget is invalid.
     """
     from stepmend.report import page, summary
 
@@ -144,7 +146,7 @@ def blame(
 
 
 def _blamed_schemes(folder: Path, scheme: str | None) -> list[str]:
-    """The schemes to blame modules of. Raises InputError where the folder holds no such run, or none with faults."""
+    """The schemes whose modules are scored. Raises InputError if the folder contains no run, or none with faults."""
     from stepmend.report import summary
 
     if not (folder / "recipe.json").exists():
@@ -164,7 +166,7 @@ def _blamed_schemes(folder: Path, scheme: str | None) -> list[str]:
 def _recipe(given: "Recipe | Mapping[str, Any] | str | Path | None", *, quick: bool) -> "Recipe":
     if isinstance(given, recipes.Recipe):
         if quick:
-            raise InputError("run: quick goes with a recipe's values or file; of a Recipe make Recipe.make(recipe.quick(values))")
+            raise InputError("run: quick needs a recipe's values or file; for a Recipe object use Recipe.make(recipe.quick(values))")
         return given
     if given is None:
         values: dict[str, Any] = {"schemes": recipes.ROUNDED}
@@ -178,13 +180,13 @@ def _stages(progress: Listener | Stages | None) -> Stages:
 
 
 def check(model: str, schemes: Sequence[str] = (), quantized: Sequence[str] = ()) -> Check:
-    """What would be quantized and tuned, what left alone and why, memory and time: ``stepmend check``.
+    """What would be quantized and tuned, what would be left alone and why, and estimates of memory and time: ``stepmend check``.
 
-    Reads no weights, but for scales and a few rows of a low-bit checkpoint.
+    Loads no weights, except scales and a few rows of a low-bit checkpoint.
 
     Args:
         model: A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.
-        schemes: Schemes to check it for; none, and no ``quantized``: the default recipe's.
+        schemes: Schemes to check the model for; the default recipe's if neither these nor ``quantized`` are given.
         quantized: Low-bit checkpoints of the model, to be restored: folders or hub names.
 
     Raises:
@@ -244,12 +246,12 @@ def _work(config: Any, device: str, *, builtin: bool) -> "Work":
 
 
 def compare(*logs: str | Path, names: Sequence[str] = (), margin: float = 1.0, fields: "Fields | None" = None) -> Comparison:
-    """Compare arms that other tools measured, paired by problem: ``stepmend compare``. Needs no model and no torch.
+    """Compare logs of other tools, paired by problem: ``stepmend compare``. Needs no model and no torch.
 
     Args:
         logs: Logs, full precision first: of lm-eval, lighteval, Inspect and others, tables, or folders of subtasks' logs.
-        names: A short name for each arm; none: their files' names.
-        margin: Points of accuracy that an arm may lose and still be called not worse.
+        names: A short name for each arm; default: the file names.
+        margin: Non-inferiority margin, in points of accuracy.
         fields: Which fields of plain tables, and which metric of logs, to read; with ``arm``, one table holds several arms.
 
     Raises:
@@ -291,9 +293,9 @@ def grade(
         solutions: A file, one solution a record (.jsonl, .json, .csv or .parquet), or the records themselves.
         answer_field: The field of the solution or answer; ``a.b`` is field b inside a.
         gold_field: The field of the right answer, or of a worked solution that ends in it.
-        finish_field: The field that says how a text finished; without it, a usual field is read where there is one.
-        kind: What answers are: any mathematics, or numbers with or without units.
-        marked_only: An answer that is not boxed or marked as such is none.
+        finish_field: The field of the finish reason; by default the first common field name that is present.
+        kind: The kind of answers: any mathematics, or numbers with or without units.
+        marked_only: Count only answers that are boxed or marked as such.
 
     Raises:
         InputError: The file cannot be read, a field is missing, or there is no gold answer at all.
@@ -323,17 +325,17 @@ def locate(
     """The first faulty step of each wrong solution, by a vote of locators.
 
     Args:
-        solutions: A file or records with ``problem``, ``solution``, and where they are known ``answer`` (the right one) and ``worked``
-            (a worked solution).
+        solutions: A file or records with ``problem``, ``solution``, and if known ``answer`` (the correct one) and ``worked`` (a worked
+            solution).
         model: The full-precision checkpoint, for rescue and solution, which need right answers, and for margins.
         quantized: The checkpoint that wrote the solutions, for margins.
-        locators: Which to ask; none: each that has what it needs.
+        locators: The locators to use; default: all whose requirements are met.
         settings: Other keys of a recipe's ``locate``, such as ``samples`` or ``judges``.
-        out: Where work is kept, so that the same call continues it; None: nowhere.
+        out: Folder of intermediate results, from which the same call resumes; None keeps none.
         progress: Called with every ``Update``.
 
     Raises:
-        InputError: A record lacks a field, or a locator what it needs.
+        InputError: A field of a record, or a requirement of a locator, is missing.
     """
     from stepmend.locate import bench, reliability
 

@@ -1,4 +1,4 @@
-"""Arms: the models that a run compares. This is the only place where an arm's name is made or parsed.
+"""Arms: the models that a run compares. Only this module builds and parses names of arms.
 
 Records name an arm by a string:
 
@@ -6,7 +6,7 @@ Records name an arm by a string:
 |---|---|
 | ``full`` | full precision |
 | ``full+again`` | the noise floor: full precision in other batches |
-| ``SCHEME`` | a quantized model; of one that is given, the folder's name stands for the scheme |
+| ``SCHEME`` | a quantized model; for a given checkpoint, SCHEME is its folder's name |
 | ``SCHEME+restored``, ``SCHEME+restored-2`` | a restored model, and that of the second round |
 | ``SCHEME+VARIANT-BUDGET-sSEED`` | a control |
 | ``SCHEME+VARIANT``, ``SCHEME+VARIANT-sSEED`` | a model that a benchmark makes |
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Budget = Literal["steps", "tokens"]
-"""What a control has as much of as located bullets: optimizer steps, or supervised tokens."""
+"""What controls and located bullets have in equal number: optimizer steps, or supervised tokens."""
 
 _NAME = re.compile(
     r"(?P<base>[^+]+)"
@@ -33,8 +33,8 @@ LONGEST = 100
 class Arm:
     """One model under comparison; ``str`` gives its name.
 
-    ``scheme`` is empty for full precision. ``round`` counts rounds of restoring, from 1; 0 is a model that was not restored. ``variant``
-    says what else was done to the model: the control, the benchmark's method, or ``again``. ``budget`` and ``seed`` belong to a variant.
+    ``scheme`` is empty for full precision. ``round`` counts rounds of restoring, from 1; 0 is a model that was not restored. ``variant`` is
+    the control, the benchmark's method, or ``again``. ``budget`` and ``seed`` belong to a variant.
 
     Raises ValueError for fields whose name would be another arm's.
     """
@@ -47,7 +47,7 @@ class Arm:
 
     def __post_init__(self) -> None:
         if _fields(str(self)) != (self.scheme, self.round, self.variant, self.budget, self.seed):
-            raise ValueError(f"no arm: {self!r}; its name {str(self)!r} does not tell these fields")
+            raise ValueError(f"not an arm: {self!r}; its name {str(self)!r} would be parsed as other fields")
 
     def __str__(self) -> str:
         base = self.scheme or "full"
@@ -70,25 +70,25 @@ class Arm:
 def of_folder(path: str) -> Arm:
     """The arm of a low-bit checkpoint that somebody else made, named after its folder, its name on the hub, or its GGUF file.
 
-    Raises ValueError where that gives no arm's name.
+    Raises ValueError if the name cannot be an arm's.
     """
     name = re.sub(r"[^\w.-]+", "-", path.replace("\\", "/").rstrip("/").rpartition("/")[2])
     name = re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE).strip("-.")[:LONGEST]
     if not name or name == FULL:
-        raise ValueError(f"{path[:120]!r} gives an arm no name; a folder named otherwise than '.', '..' and 'full' is needed")
+        raise ValueError(f"{path[:120]!r} cannot be the name of an arm; use a folder with a name other than '.', '..' and 'full'")
     return Arm(name)
 
 
 def parse(name: str) -> Arm:
-    """The arm of a name. Raises ValueError for what is no arm's name."""
+    """The arm of a name. Raises ValueError for what is not an arm's name."""
     fields = _fields(name)
     if fields is None:
-        raise ValueError(f"no arm: {name!r}; allowed: full, SCHEME, SCHEME+restored, SCHEME+restored-NUMBER, SCHEME+VARIANT")
+        raise ValueError(f"not an arm: {name!r}; allowed: full, SCHEME, SCHEME+restored, SCHEME+restored-NUMBER, SCHEME+VARIANT")
     return Arm(*fields)
 
 
 def _fields(name: str) -> tuple[str, int, str, Budget | None, int | None] | None:
-    """The fields of the arm with this name; None where there is no such arm."""
+    """The fields of the arm with this name; None if there is no such arm."""
     found = _NAME.fullmatch(name)
     if not found:
         return None

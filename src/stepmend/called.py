@@ -1,4 +1,4 @@
-"""Packages that can be called, as the function of the same name in ``stepmend.api``."""
+"""Callable packages: calling one calls the function of the same name in ``stepmend.api``."""
 
 from types import ModuleType
 from typing import Any

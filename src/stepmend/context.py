@@ -1,4 +1,4 @@
-"""What the stages of a run are given: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
+"""The context of a run's stages: the recipe, the problems, the run's folder, the models, the verifier, judges and progress."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,22 +30,25 @@ from stepmend.quantize import run as quantizer
 from stepmend.recipe import OPERATIONAL, Recipe
 from stepmend.records import Grade, InputError, Judgement, Problem, digest
 from stepmend.rundir import RunDir
+from stepmend.store.progress import Recorder
 
 
 class Context:
-    """One run over one folder, as every stage sees it. ``pipeline.run`` takes it through the stages."""
+    """One run in one folder, as every stage sees it. ``pipeline.run`` runs the stages on it."""
 
     def __init__(
         self, recipe: Recipe, out: Path, stages: Stages | None = None, reuse: Sequence[Path] = (), cluster: Ray | None = None
     ) -> None:
-        """Raises InputError for a model, scheme or folder that will not do, before any work.
+        """Open a run's folder, and check everything that can be checked before any work.
 
         Args:
             recipe: The recipe.
             out: The run's folder.
-            stages: Shows progress.
-            reuse: Other runs, from which is taken what fits.
-            cluster: Generates and scores in place of this process.
+            stages: The progress display.
+            reuse: Other runs, from which results with the same inputs are copied.
+            cluster: Generates and scores instead of this process.
+
+        Raises InputError for an invalid model, scheme or folder.
         """
         self.recipe, self.stages, self.cluster = recipe, stages or Stages(), cluster
         self.schemes = [schemes.parse(name) for name in recipe.schemes]
@@ -58,7 +61,7 @@ class Context:
             self._check_codes()
         dense = [f"{one.name} is {one.low_bit.name}" for one in looked if one.low_bit.multiplied_in]
         if recipe.restore.tune == "lora" and dense:
-            raise InputError(f"restore.tune = lora: adapters go with compressed-tensors checkpoints; {dense[0]}")
+            raise InputError(f"restore.tune = lora: adapters need a compressed-tensors checkpoint; {dense[0]}")
         if recipe.locate.completer:
             completers.check(recipe.locate.completer, plain_http=recipe.locate.plain_http)
         judges.asked(recipe.locate.judges, plain_http=recipe.locate.plain_http)
@@ -77,14 +80,14 @@ class Context:
         if taught := [Problem.model_validate(problem) for problem in chat.aligned(self.parent).get("taught", [])]:
             self.leaks["alignment"] = leakage.check_all(taught, self.held_out)[1]
         for split in ("calibration", "curate"):
-            self.problems(split)  # what is not there is said before any work
+            self.problems(split)  # missing problems are reported before any work
         self.rates = reliability.read(Path(recipe.locate.reliabilities)) if recipe.locate.reliabilities else reliability.DEFAULT
         problems = [problem for split in ("test", "curate") for problem in self.problems(split)]
         if cluster:
             self._check_device(cluster)
         self.dir = RunDir(out, recipe, problems, reuse)
         try:
-            self._begin(builtin)
+            self._start(builtin)
         except BaseException:  # else the folder stays locked for as long as this process lives
             self.dir.close()
             raise
@@ -96,14 +99,14 @@ class Context:
             raise InputError(f"ray: workers compute on {there}, this process on {here}; start the command on a machine like the workers'")
 
     def _check_codes(self) -> None:
-        """Raises InputError where codes alone are to be restored, and those of a scheme or checkpoint are floats, which stay."""
+        """Raises InputError if only codes are to be restored, and those of a scheme or checkpoint are floats, which cannot be changed."""
         given_ = [name for name, one in self.given.items() if all(layer.code == "float" for layer in one.low_bit.layers.values())]
         for name in [*(scheme.name for scheme in self.schemes if scheme.of.kind != "int"), *given_]:
-            raise InputError(f"restore.tune = codes: codes of {name} are floats, and stay as they are; take scales+norms")
+            raise InputError(f"restore.tune = codes: codes of {name} are floats and cannot be changed; use scales+norms")
 
-    def _begin(self, builtin: bool) -> None:
-        """What is taken from the run's folder, and kept there, before the first stage."""
-        recipe = self.recipe
+    def _start(self, builtin: bool) -> None:
+        """Set up everything that is read from, or written to, the run's folder before the first stage."""
+        recipe, self._recorder = self.recipe, Recorder(self.dir.path)
         self._say_changed()
         self.dir.announce("recipe", digest("recipe", recipe.deciding()))
         self.placed = self._place(builtin)
@@ -117,14 +120,15 @@ class Context:
         self.panel = self._panel() if recipe.locate.judges else None
         self.settings = recipe.locate.model_copy(update={"samples": recipe.locate.samples or (1 if builtin else faults.ALONE)})
         self._completer: faults.Completer | None = None
+        self.stages.listeners.append(self._recorder)
 
     def _say_changed(self) -> None:
-        """Which keys of the recipe are others than when the folder was last used, where any of them decides a result."""
+        """Report the recipe keys that have changed since the folder was last used, except those that do not affect results."""
         if changed := [key for key in self.dir.changed if key not in OPERATIONAL]:
-            self.stages.say(f"  the recipe has changed ({', '.join(changed)}): what depends on it is made again")
+            self.stages.say(f"  the recipe has changed ({', '.join(changed)}): everything that depends on it is computed again")
 
     def _place(self, builtin: bool) -> Placement:
-        """Device, dtype and number of slots: what the run has used before, where it is asked for no other; kept with the run."""
+        """Device, dtype and number of slots: those used before, unless the recipe asks for others; stored with the run."""
         measure, kept = self.recipe.measure, self.dir.fact(Placement) or self._others_placement()
         device, asked = load.placement(self.parent, "float32")[0], digest(measure.dtype, measure.batch_size, self.max_new_tokens)
         same = kept and (kept.device, kept.asked or asked) == (device, asked)
@@ -137,18 +141,19 @@ class Context:
         return placed
 
     def _others_placement(self) -> Placement | None:
-        """That of the first run that is reused: its records were made so. How much fits is this machine's own affair."""
+        """The placement of the first reused run, because its records depend on it. How much fits into memory is measured again on this
+        machine."""
         found = (other.fact(Placement, "") for other in self.dir.others)
         return next((placed.model_copy(update={"fit": None}) for placed in found if placed), None)
 
     def _halved(self, count: int) -> None:
-        """Fewer slots fit into memory than were planned: from now on, and when the run is resumed, there are no more."""
-        self.stages.say(f"  out of memory: {count} solutions at once from here on")
+        """Record that fewer slots fit into memory than planned; the lower number is also used when the run is resumed."""
+        self.stages.say(f"  out of memory: from now on, {count} solutions are generated in parallel")
         self.placed = self.placed.model_copy(update={"fit": count})
         self.dir.keep(self.placed)
 
     def _panel(self) -> Panel:
-        """The recipe's judges; what they answer is kept with the run, and not asked again."""
+        """The recipe's judges; their answers are stored with the run, and no question is asked twice."""
         kept = self.recipe.locate
         asked = judges.asked(kept.judges, plain_http=kept.plain_http)
         named = {(judge.name, judge.model) for judge in asked}
@@ -158,7 +163,7 @@ class Context:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *reason: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *reason: object) -> None:
         for other in self.dir.others:
             self.stages.say(f"  {other.summary}")
         kept = self.dir.fact(Seconds)
@@ -166,10 +171,12 @@ class Context:
         spent = {name: round(earlier.get(name, 0.0) + seconds, 1) for name, seconds in self.stages.seconds.items()}
         self.dir.keep(Seconds(stages={**earlier, **spent}))  # of all calls together
         self.verifier.__exit__()
+        self.stages.listeners.remove(self._recorder)
+        self._recorder.close("finished" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "failed")
         self.dir.close()
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of one split, all levels; the same for the same recipe. Raises InputError where there are none."""
+        """The problems of one split, all levels; the same for the same recipe. Raises InputError if there are none."""
         if split not in self._problems:
             self._problems[split] = self._read_problems(split)
         return self._problems[split]
@@ -199,13 +206,13 @@ class Context:
         return self.digests[arm]
 
     def made(self, arm: str, checkpoint: str) -> None:
-        """Say that an arm's folder holds another checkpoint from now on, the one with this digest."""
+        """Record that an arm's folder now holds another checkpoint, the one with this digest."""
         self.release(arm)
         self.digests[arm] = checkpoint
         self.dir.announce(f"{arm}: checkpoint", checkpoint)
 
     def engine(self, arm: str) -> LocalEngine:
-        """The model of an arm, loaded into this process when first asked for, whatever writes the arm's solutions."""
+        """The model of an arm, loaded into this process on first use, whichever engine generates the arm's solutions."""
         arm = FULL if arm == AGAIN else arm
         if arm not in self.engines:
             self._close_vllm()  # which holds most of a GPU's memory
@@ -216,7 +223,7 @@ class Context:
         return self.engines[arm]
 
     def spec(self, arm: str, size: int) -> Spec:
-        """What writes an arm's solutions, as plain data; with ``size`` slots, or as many as have been found to fit."""
+        """The engine of an arm's solutions, as plain data; with ``size`` slots, or fewer if fewer fit."""
         kind, named = engines.of(self.recipe.measure.engines, arm)
         server = judges.parse(named, what="engine") if kind == "openai" else None
         return Spec(
@@ -231,7 +238,7 @@ class Context:
         )
 
     def written_by(self, *arms: str) -> tuple[str, ...]:
-        """What digests hold of the engines that write these arms' solutions: nothing for transformers in this process."""
+        """The part of digests that identifies the engines of these arms; empty for transformers in this process."""
         named = self.recipe.measure.engines
         return tuple(part for arm in arms for part in engines.identity(*engines.of(named, arm), self.placed.dtype))
 
@@ -240,11 +247,11 @@ class Context:
         return all(engines.of(self.recipe.measure.engines, arm)[0] in engines.SCORES for arm in arms)
 
     def generator(self, arm: str, size: int, tick: Tick = silent) -> Engine:
-        """What writes an arm's solutions, ``size`` at once; ``tick`` counts the tokens as they are written."""
+        """The engine that generates an arm's solutions, ``size`` in parallel; ``tick`` counts the tokens as they are generated."""
         return self._opened(arm, self.spec(arm, size), tick)
 
     def executor(self, arm: str, tick: Tick = silent) -> Executor:
-        """Where an arm's solutions are written."""
+        """The executor that generates an arm's solutions."""
         return Local(lambda spec: self._opened(arm, spec, tick))
 
     def _opened(self, arm: str, spec: Spec, tick: Tick) -> Engine:
@@ -258,7 +265,7 @@ class Context:
         if spec.kind == "openai":
             return make(spec, self.tokenizer, written)
         if self._vllm is None or self._vllm.checkpoint != spec.checkpoint:
-            self.keep()
+            self.unload_except()
             self._vllm = VLLMEngine(spec.checkpoint, self.tokenizer, spec.max_new_tokens, spec.dtype)
         self._vllm.written = written
         return self._vllm
@@ -271,8 +278,8 @@ class Context:
         assert self.cluster
         return Spread(self.cluster, spec, self.tokenizer, self.placed.device, written)
 
-    def keep(self, *arms: str) -> None:
-        """Let go of all loaded models but these; their memory is free at once."""
+    def unload_except(self, *arms: str) -> None:
+        """Unload all models except these, and free their memory."""
         for arm in self.engines.keys() - {*arms}:
             del self.engines[arm]
         if self._vllm and self._vllm.checkpoint not in {str(self.folder(arm)) for arm in arms}:
@@ -280,7 +287,7 @@ class Context:
         load.free()
 
     def release(self, arm: str) -> None:
-        """Let go of one arm's loaded model."""
+        """Unload one arm's model."""
         self.engines.pop(arm, None)
         if self._vllm and self._vllm.checkpoint == str(self.folder(arm)):
             self._close_vllm()
@@ -295,27 +302,26 @@ class Context:
 
     @property
     def drawing(self) -> tuple[Any, ...]:
-        """How solutions are drawn, and how many of each problem, as a part of digests; empty where they are greedy."""
+        """The sampling settings and the number of samples, as a part of digests; empty for greedy decoding."""
         measure = self.recipe.measure
         return ((measure.temperature, measure.top_p), measure.samples) if measure.temperature else ()
 
     def where(self) -> tuple[str, str]:
-        """The kind of device, and the dtype, that decide a completion's last bits."""
+        """The kind of device and the dtype, which affect the last bits of a computation."""
         return self.placed.device, self.placed.dtype
 
     def finished(self, kind: type[F], arm: str, made_by: str, *earlier: str) -> F | None:
-        """What a stage has kept of an arm with the inputs of this digest; None where it is not finished. The stage is announced.
+        """The fact that a stage has stored for an arm with this digest of inputs; None if it is not finished. The stage is announced.
 
-        ``earlier`` are the digests of the same inputs by earlier versions: what those have made counts as well.
+        ``earlier`` are the digests of the same inputs in earlier versions: their results are accepted too.
         """
         fact = self.dir.fact(kind, arm, made_by, *earlier)
         self.dir.announce(f"{arm}: {name_of(kind)}", fact.made_by if fact else made_by)
         return fact
 
     def holds(self, arm: str, checkpoint: str) -> bool:
-        """Whether an arm's folder holds the checkpoint with this digest, as its record says; it is said where it holds another.
-
-        One that another run has is taken from it.
+        """Whether an arm's folder holds the checkpoint with this digest; if it holds another one, this is reported. A missing checkpoint is
+        copied from a reused run.
         """
         there = self.folder(arm).exists()
         try:
@@ -330,12 +336,12 @@ class Context:
             self.made(arm, checkpoint)
             return True
         if there:
-            self.stages.say(f"  {arm}: its checkpoint is not the one that the run has kept a record of; it is made again")
+            self.stages.say(f"  {arm}: its checkpoint differs from the recorded one; it is made again")
         return False
 
     @property
     def completer(self) -> faults.Completer | None:
-        """The recipe's completer; loaded when first asked for."""
+        """The recipe's completer, loaded on first use."""
         if self.settings.completer and not self._completer:
             size, plain_http = (self.max_new_tokens, self.batch_size, self.placed.dtype), self.settings.plain_http
             self._completer = completers.make(self.settings.completer, *size, plain_http=plain_http, wanted=self.recipe.chat)

@@ -1,6 +1,6 @@
-"""What a run keeps of its stages beside their records: one frozen class for each kind of fact, and those of one run together.
+"""Facts: the results of stages that are not records. One frozen class for each kind of fact, and the collection of one run.
 
-A fact is of one arm (``arm`` is empty where it is of the run as a whole). ``made_by`` is the digest of all that decided it; it is empty
+A fact is about one arm (``arm`` is empty if it is about the whole run). ``made_by`` is the digest of all its inputs; it is empty
 where nothing that is measured depends on it. Fields with a default were not kept by earlier versions.
 """
 
@@ -31,9 +31,9 @@ class Part(BaseModel):
 
 
 class Placement(Fact):
-    """Where a run computes, which a resumed run keeps: kind of device, dtype, slots, and how many of them have been found to ``fit``.
+    """Where a run computes: kind of device, dtype, slots, and how many slots ``fit`` into memory. A resumed run keeps these.
 
-    ``asked`` is the digest of what the recipe said of it.
+    ``asked`` is the digest of the recipe's settings for it.
     """
 
     fact: str = "placement"
@@ -45,9 +45,9 @@ class Placement(Fact):
 
 
 class Card(Fact):
-    """What made a run: versions of libraries, digests, seed. ``parent`` is the digest of full precision's checkpoint.
+    """The run card: library versions, digests, seed. ``parent`` is the digest of full precision's checkpoint.
 
-    ``versions`` are those that the run was begun with, and ``later`` those that it went on with, where they were others.
+    ``versions`` are those that the run was started with, and ``later`` those that it went on with, if they were others.
     """
 
     fact: str = "card"
@@ -72,7 +72,7 @@ class Seconds(Fact):
 class Quantized(Fact):
     """A quantized checkpoint: its digest, the seconds that it took, and how many layers were quantized and left alone, and why.
 
-    ``given`` says of a checkpoint that somebody else made its format, where it loads, what it holds, and what a user must be told.
+    ``given`` describes a checkpoint given by ``--quantized``: its format, where it loads, its contents, and warnings.
     """
 
     fact: str = "quantized"
@@ -111,7 +111,7 @@ class Damage(Fact):
 
 
 class Gate(Fact):
-    """Why a scheme is not restored; None where it is."""
+    """Why a scheme is not restored; None if it is."""
 
     fact: str = "gate"
     why: str | None = None
@@ -136,7 +136,7 @@ class Verdict(Part):
 
 
 class Endings(Part):
-    """Held-out solutions that newly end oddly (``lost``), those that no longer do, p, and the number of problems.
+    """Abnormal endings of held-out solutions: new ones (``lost``), those that disappeared, p, and the number of problems.
 
     They are cut off, loop, or are an unclosed thought. ``kinds`` gives the same for each of these, with Holm's p, where one of the tests
     shows that more end so.
@@ -206,7 +206,7 @@ class Change(Part):
 
 
 class Effects(Fact):
-    """What restoring did elsewhere: to the loss on the questions' text, and to KL where both models were right (nats a token)."""
+    """Side effects of restoring: on the loss on the questions' text, and on KL where both models were right (nats per token)."""
 
     fact: str = "effects"
     question: Change | None = None
@@ -232,7 +232,7 @@ class Control(Fact):
 
 
 class Tally(Part):
-    """What became of one judge's questions, and the tokens they took; ``given_up`` says why it was asked no more."""
+    """The outcomes of one judge's questions, and their tokens; ``given_up`` is the reason why the judge is no longer asked."""
 
     asked: int = 0
     from_kept: int = 0
@@ -246,7 +246,7 @@ class Tally(Part):
 
 
 class Judged(Fact):
-    """What became of the judges' questions, by judge, in the last call that asked any."""
+    """The outcomes of the judges' questions, by judge, in the last call that asked any."""
 
     fact: str = "judged"
     judges: dict[str, Tally]
@@ -307,7 +307,7 @@ class Rescue(Fact):
 class Mixed(Fact):
     """A checkpoint of mixed precision, or uniform bits of the same size, that was measured on the test problems.
 
-    ``budget`` and ``size`` are mean bits a weight, asked for and taken, scales and zero points included; ``wide`` the bits of the modules
+    ``budget`` and ``size`` are mean bits per weight, allowed and used, scales and zero points included; ``wide`` the bits of the modules
     that have more of them; ``made`` the scheme of all others.
     """
 
@@ -326,7 +326,8 @@ class Facts:
     """Facts of one run, in the order in which they were kept; of one kind and arm the last one counts."""
 
     def __init__(self, held: Iterable[Fact | Mapping[str, Any]] = ()) -> None:
-        """``held``: facts, or what a file holds of them; what is no fact of its kind in this version is left out when it is asked for."""
+        """``held``: facts, or what a file holds of them; what is not a fact of its kind in this version is left out when it is asked
+        for."""
         self._held: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for one in held:
             self.put(one)
@@ -337,7 +338,7 @@ class Facts:
         self._held.setdefault((values["fact"], values.get("arm", "")), []).append(values)
 
     def get(self, kind: type[F], arm: str = "", made_by: Collection[str] | None = None) -> F | None:
-        """The last fact of a kind about an arm; that with one of these digests, where some are given."""
+        """The last fact of a kind about an arm; that with one of these digests, if some are given."""
         held = self._held.get((name_of(kind), arm), [])
         return next((fact for values in reversed(held) if (fact := _parsed(kind, values, made_by))), None)
 
@@ -360,5 +361,5 @@ def _parsed(kind: type[F], values: Mapping[str, Any], made_by: Collection[str] |
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        warnings.warn(f"a fact of kind {name_of(kind)} cannot be read ({where}: {first['msg']}) and does not count", stacklevel=3)
+        warnings.warn(f"a fact of kind {name_of(kind)} cannot be read ({where}: {first['msg']}) and is ignored", stacklevel=3)
         return None

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, files that only grow, and nothing that is written through a link."""
+"""Atomic files and folders, append-only files, and no writing through symbolic links."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from stepmend.records import InputError, Record
 
 
 def appending(file: Path) -> BufferedWriter:
-    """A file opened to append to, made where there is none. Raises InputError for a link and what else is no file."""
+    """A file opened for appending, created if missing. Raises InputError for a link, and for anything that is not a regular file."""
     if file.exists() and not file.is_symlink():
         inputs.regular(file)  # a FIFO would be waited for
     try:
@@ -28,20 +28,20 @@ def appending(file: Path) -> BufferedWriter:
 
 
 def append_lines(stream: BufferedWriter, records: Iterable[Record]) -> None:
-    """Append records to a file, a line each, and flush them to disk: all of them, or none where the disk is full."""
-    begin = os.fstat(stream.fileno()).st_size
+    """Append records to a file, a line each, and flush them to disk: all of them, or none if the disk is full."""
+    start = os.fstat(stream.fileno()).st_size
     try:
         stream.write("".join(record.model_dump_json() + "\n" for record in records).encode())
         stream.flush()
         os.fsync(stream.fileno())
     except OSError:
         with suppress(OSError):
-            os.ftruncate(stream.fileno(), begin)
+            os.ftruncate(stream.fileno(), start)
         raise
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file that is either there whole or not at all."""
+    """Write a file atomically."""
     replace(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
@@ -54,7 +54,7 @@ def copy_tree(folder: Path, out: Path, ignore: Callable[[str, list[str]], Iterab
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that is either there whole or not at all: ``fill`` writes into a folder beside it, which then takes its name."""
+    """Make a folder atomically: ``fill`` writes into a temporary folder next to it, which is then renamed."""
     part = folder.with_name(folder.name + ".part")
     _remove(part)
     part.mkdir(parents=True)
@@ -62,7 +62,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(part)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        # safetensors has its own error type; what the system said stands in its text.
+        # safetensors has its own error type; what the system said is in its text.
         if not isinstance(error, OSError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
             raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
         raise
@@ -72,7 +72,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, a file, or a link but not what it points to, where there is one."""
+    """Remove a folder, a file, or a link but not what it points to, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -80,7 +80,8 @@ def _remove(path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Files as a new file has them: safetensors keeps its own from everybody but their owner, and a server may be another user."""
+    """Give files the usual permissions of new files: safetensors makes its files readable only by their owner, and a server may run as
+    another user."""
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.rglob("*"):
@@ -89,9 +90,9 @@ def _readable(folder: Path) -> None:
 
 
 def replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``file``, which then takes its name: it is there whole, or as it was.
+    """Replace a file atomically: ``write`` writes a temporary file next to it, which is then renamed.
 
-    The file beside it is always created, whatever stands there: nothing is written through a link.
+    The temporary file is always newly created, so nothing is written through a link.
     """
     part = file.with_name(file.name + ".part")
     try:

@@ -1,6 +1,6 @@
-"""The one way in for files that people name: only regular files are opened, and none is read without end.
+"""All files that users name are opened here: only regular files, and with size limits.
 
-A FIFO or a device could be read for ever, a packed file may unpack to thousands of times its size, and either is one clear line here.
+A FIFO or a device could be read forever, and a packed file may unpack to thousands of times its size; either gives a one-line error.
 """
 
 import gzip
@@ -16,17 +16,17 @@ from typing import BinaryIO, TextIO
 from stepmend.records import InputError
 
 LARGEST = 4 << 30
-"""Bytes of one file that are read, unpacked; more would not fit the memory of a usual machine once it is parsed."""
+"""Maximum size in bytes of an unpacked file; once parsed, more would not fit into the memory of a typical machine."""
 PACKED = 64 << 20
 """Bytes that any packed file may unpack to …"""
 RATIO = 100
 """… and times its own size that it may unpack to beyond that: logs are packed to a tenth, and deflate packs zeros to a thousandth."""
 CHUNK = 1 << 12
-"""Bytes of a zip's member asked for at a time: zstd unpacks what it gets at once, whatever is asked for."""
+"""Bytes read at a time from a zip's member: zstd unpacks all of its input, whatever size is requested."""
 
 
 def regular(file: Path) -> int:
-    """The size of a regular file, links followed. Raises InputError where there is none, or something else of that name."""
+    """The size of a regular file, links followed. Raises InputError if there is none, or something else of that name."""
     try:
         found = file.stat()
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def regular(file: Path) -> int:
 
 
 def opened(file: Path, limit: int | None = LARGEST) -> BinaryIO:
-    """A regular file, opened to be read. Raises InputError where it is none, cannot be opened, or is larger than ``limit`` bytes."""
+    """A regular file, opened to be read. Raises InputError if it is none, cannot be opened, or is larger than ``limit`` bytes."""
     size = regular(file)
     if limit is not None and size > limit:
         raise InputError(f"{file}: larger than {limit:,} bytes")
@@ -50,13 +50,13 @@ def opened(file: Path, limit: int | None = LARGEST) -> BinaryIO:
 
 
 def content(file: Path, limit: int = LARGEST) -> bytes:
-    """All that a file holds. Raises InputError as ``opened`` does."""
+    """The content of a file. Raises InputError as ``opened`` does."""
     with opened(file, limit) as stream:
         return stream.read(limit)
 
 
 def text(file: Path, limit: int = LARGEST) -> str:
-    """A file's text, without a byte order mark. Raises InputError as ``opened`` does, and where it is not UTF-8."""
+    """A file's text, without a byte order mark. Raises InputError as ``opened`` does, and if it is not UTF-8."""
     try:
         return content(file, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -64,12 +64,12 @@ def text(file: Path, limit: int = LARGEST) -> str:
 
 
 def bound(packed: int) -> int:
-    """Bytes that a packed file of so many bytes may unpack to."""
+    """Maximum unpacked size of a packed file of this size, in bytes."""
     return min(LARGEST, max(PACKED, RATIO * packed))
 
 
 def too_large(file: Path, limit: int) -> InputError:
-    """What is said of a packed file that unpacks to more than ``limit`` bytes."""
+    """The error for a packed file that unpacks to more than ``limit`` bytes."""
     return InputError(f"{file}: unpacks to more than {limit:,} bytes; unpack it yourself if you trust it")
 
 
@@ -96,7 +96,7 @@ class _Bounded(io.RawIOBase):
 def lines(file: Path, newline: str | None = None) -> Iterator[TextIO]:
     """The text of a file, unpacked where its name ends in ``.gz``; to be read as from ``open``.
 
-    Raises InputError as ``opened`` does, where it is not UTF-8 or not gzip, and where it unpacks to too much.
+    Raises InputError as ``opened`` does, if it is not UTF-8 or not gzip, and if it unpacks to too much.
     """
     try:
         with opened(file) as stream:
@@ -110,7 +110,7 @@ def lines(file: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def members(file: Path, archive: zipfile.ZipFile, names: list[str]) -> Iterator[bytes]:
-    """The content of a zip's members. Raises InputError where they unpack to too much, by what they declare or in fact."""
+    """The content of a zip's members. Raises InputError if they unpack to too much, by what they declare or in fact."""
     limit = left = bound(regular(file))
     if sum(archive.getinfo(name).file_size for name in names) > limit:
         raise too_large(file, limit)

@@ -1,4 +1,4 @@
-"""What a run keeps while it generates: records a few seconds after they are made, and grades that workers make meanwhile."""
+"""Saving while generating: records are saved every few seconds, and worker processes grade meanwhile."""
 
 import time
 from collections import deque
@@ -15,15 +15,15 @@ from stepmend.rundir import RunDir
 T = TypeVar("T", bound=Record)
 
 AT_ONCE = 256
-"""Traces that are graded at once …"""
+"""Traces per grading batch …"""
 AHEAD = 8
-"""… and such batches that may wait to be graded: those of a resumed run come faster than they are graded, and memory is short."""
+"""… and the maximum number of waiting batches, to limit memory: a resumed run reads traces faster than they are graded."""
 EVERY = 2.0
-"""Seconds after which what has come is kept: a stop loses no more than that of finished work."""
+"""Seconds between saves: an interruption loses at most this much finished work."""
 
 
 class Keeper(Generic[T]):
-    """Gathers records, and hands them on when the last handing is ``EVERY`` seconds ago, and at the end, that of an error too."""
+    """Buffers records, and saves them every ``EVERY`` seconds, at the end, and after an error."""
 
     def __init__(self, keep: Callable[[list[T]], Any]) -> None:
         self.keep, self.fresh, self.last = keep, list[T](), time.monotonic()
@@ -34,7 +34,7 @@ class Keeper(Generic[T]):
             self.hand()
 
     def hand(self) -> None:
-        """Hand on what has come."""
+        """Save the buffered records."""
         if self.fresh:
             self.keep(self.fresh)
         self.fresh, self.last = [], time.monotonic()
@@ -60,7 +60,7 @@ class Grades:
         self.thread = ThreadPoolExecutor(1)
 
     def add(self, traces: Iterable[Trace]) -> None:
-        """Grade these traces, where they are not graded yet; keep what has been graded meanwhile."""
+        """Grade these traces, if they are not graded yet; keep what has been graded meanwhile."""
         fresh = (trace for trace in traces if (trace.sample, trace.problem) not in self.done)
         while part := list(islice(fresh, AT_ONCE)):
             of = [self.problems[trace.problem] for trace in part]
@@ -77,7 +77,7 @@ class Grades:
         self.done |= {(grade.sample, grade.problem): grade for grade in found}
 
     def settled(self) -> list[Grade]:
-        """All grades, sample by sample, in the order of the problems, in which they now stand in the run as well."""
+        """All grades, sample by sample, in the order of the problems, in which they now are in the run as well."""
         for made_by in self.digests:
             self.run.settle(Grade, made_by, list(self.problems))
         return [self.done[n, problem] for n in range(len(self.digests)) for problem in self.problems]

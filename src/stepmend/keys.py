@@ -1,4 +1,4 @@
-"""The parts of a recipe: what each key is, its default, and what it may be. ``recipe.py`` puts them together and reads them."""
+"""The parts of a recipe: the keys, their defaults and their allowed values. ``recipe.py`` combines and reads them."""
 
 from typing import Any, Literal, Self
 
@@ -19,7 +19,7 @@ class Part(BaseModel):
     @classmethod
     def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
-            raise ValueError("true and false are no values of this key")
+            raise ValueError("true and false are not allowed for this key")
         return value
 
     @field_validator("*")
@@ -31,16 +31,16 @@ class Part(BaseModel):
 
 
 class Chat(Part):
-    """How the model is asked, in its own chat template. What is not set is chosen by the model."""
+    """How the model is prompted, in its own chat template. Keys that are not set depend on the model."""
 
     thinking: bool | None = Field(
-        default=None, description="whether a model that thinks on request is asked to; default: it is, unless it was aligned without"
+        default=None, description="turn thinking on for models with a thinking switch; default: on, unless the model was aligned without"
     )
     system: str | None = Field(default=None, min_length=1, max_length=20_000, description="the system message; default: the template's own")
     prompt: str | None = Field(
         default=None,
         max_length=20_000,
-        description="what is asked: plain-1, steps-1, think-1, or a text with {question} in it; default: by the model",
+        description="the prompt: plain-1, steps-1, think-1, or a text that contains {question}; the default depends on the model",
     )
 
     @field_validator("prompt")
@@ -54,41 +54,43 @@ class Chat(Part):
 
 
 class Measure(Part):
-    """What every arm solves."""
+    """What every arm solves, and how."""
 
-    problems: int | None = Field(default=None, ge=1, description="test problems; of story a level (default 300), of others in all (all)")
-    max_new_tokens: int | None = Field(
-        default=None, ge=8, description="tokens after which a solution is cut off; default 180 or 1024, of a model that thinks 32,768"
+    problems: int | None = Field(
+        default=None, ge=1, description="number of test problems; story: per level (default 300); others: in total (default all)"
     )
-    batch_size: int | None = Field(default=None, ge=1, description="solutions generated at once; default 150, 32, or what fits a GPU")
+    max_new_tokens: int | None = Field(
+        default=None, ge=8, description="maximum tokens of a solution; default 180 or 1024, for models that think 32,768"
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="solutions generated in parallel; default 150, 32, or what fits on a GPU"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="what models compute in; auto: on a GPU their own, on a CPU bfloat16 where that is faster, else float32"
+        default="auto", description="compute dtype; auto: on a GPU the checkpoint's own, on a CPU bfloat16 if that is faster, else float32"
     )
     engines: tuple[str, ...] = Field(
         default=(),
         exclude_if=lambda engines: not engines,
-        description="what writes solutions: transformers (default) or vllm, for all arms or NAME=… for one; NAME=MODEL@BASE_URL",
+        description="engines of solutions: transformers (default) or vllm, for all arms, or for one as NAME=…; NAME=MODEL@BASE_URL",
     )
-    noise_floor: bool = Field(default=True, description="solve the test problems once more in other batches, to see what chance changes")
-    margin: float = Field(
-        default=1.0, gt=0, le=100, allow_inf_nan=False, description="points that an arm may lose and still be called not worse"
-    )
+    noise_floor: bool = Field(default=True, description="solve the test problems again with another batch size, to measure the noise floor")
+    margin: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False, description="non-inferiority margin, in points of accuracy")
     temperature: float = Field(
-        default=0.0, ge=0, le=2, exclude_if=lambda value: value == 0, description="of the softmax that tokens are drawn from; 0 is greedy"
+        default=0.0, ge=0, le=2, exclude_if=lambda value: value == 0, description="sampling temperature; 0 is greedy decoding"
     )
     top_p: float = Field(
         default=1.0,
         gt=0,
         le=1,
         exclude_if=lambda value: value == 1,
-        description="tokens are drawn from the likeliest ones that together have this probability",
+        description="nucleus sampling: total probability of the tokens that are sampled from",
     )
     samples: int = Field(
         default=1,
         ge=1,
         le=256,
         exclude_if=lambda value: value == 1,
-        description="solutions of each test and curate problem: accuracy is avg@k, and pass@k is shown",
+        description="solutions per test and curate problem: accuracy is avg@k, and pass@k is shown",
     )
 
     @model_validator(mode="after")
@@ -96,7 +98,7 @@ class Measure(Part):
         """Nothing is set that would have no effect."""
         for name, value in (("samples", self.samples), ("top_p", self.top_p)):
             if value != 1 and not self.temperature:
-                raise ValueError(f"{name} = {value:g} has an effect with measure.temperature above 0 only; models' cards mostly say 0.6")
+                raise ValueError(f"{name} = {value:g} has an effect only with measure.temperature above 0; most model cards recommend 0.6")
         return self
 
     @field_validator("engines")
@@ -127,30 +129,32 @@ class Locate(Part):
         default=None,
         ge=1,
         le=64,
-        description="rescue: continuations a cut, 1 is greedy; default 1 for the built-in reasoners, 8 for others",
+        description="rescue: continuations per cut, 1 is greedy; default 1 for the built-in reasoners, 8 for others",
     )
     temperature: float = Field(default=0.6, gt=0, le=2, description="rescue: temperature of sampled continuations")
-    threshold: float = Field(default=0.5, gt=0, le=1, description="probability of a step below which the vote names none")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="minimum probability for the vote to name a step")
     completer: str | None = Field(
         default=None, description="rescue: a better model, a folder, hub name or NAME=MODEL@BASE_URL; default: full precision"
     )
     reliabilities: str | None = Field(
-        default=None, description="how far each locator is to be believed: a file that 'bench locate --save' writes; default: built in"
+        default=None, description="the locators' reliabilities: a file written by 'bench locate --save'; default: built in"
     )
     own_failures: int = Field(
-        default=100, ge=0, description="full precision's own failures located for comparison, a random part; each takes many continuations"
+        default=100,
+        ge=0,
+        description="maximum number of full precision's own failures that are located for comparison; each takes many continuations",
     )
     judges: tuple[str, ...] = Field(default=(), description="LLM judges, each NAME=MODEL@BASE_URL; keys come from the environment")
-    judges_see_answer: bool = Field(default=True, description="whether judges are told the right answer")
-    judge_budget: int | None = Field(default=None, ge=1, description="tokens after which no judge is asked any more")
-    judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="seconds that a judge has for one answer in all")
-    plain_http: bool = Field(default=False, description="ask judges and completers on other machines by plain http, too")
+    judges_see_answer: bool = Field(default=True, description="show judges the correct answer")
+    judge_budget: int | None = Field(default=None, ge=1, description="token budget of all judges together")
+    judge_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False, description="timeout of a judge's answer, in seconds")
+    plain_http: bool = Field(default=False, description="allow plain http to judges and completers on other machines")
 
     @field_validator("locators")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
-            raise ValueError("each locator once")
+            raise ValueError("a locator is listed twice")
         return names
 
     @field_validator("completer")
@@ -177,13 +181,13 @@ HOW = {"judge_budget", "judge_timeout", "plain_http", "reliabilities", "own_fail
 
 
 class Curate(Part):
-    """Where bullets come from, and calibration problems: never from what is reported."""
+    """Sources of bullets and of calibration problems: never the reported problems."""
 
-    benchmark: Benchmark | None = Field(default=None, description="another benchmark to tune on; default: the one that is reported")
+    benchmark: Benchmark | None = Field(default=None, description="benchmark to tune on; default: the reported one")
     data: str | None = Field(default=None, description="that benchmark's file or folder")
-    bullets: int = Field(default=332, ge=1, description="bullets a scheme, at the most (the paper's number)")
-    problems: int = Field(default=4500, ge=1, description="curate problems searched for regressions, at the most")
-    round: int = Field(default=900, ge=1, description="curate problems solved before looking whether there are enough")
+    bullets: int = Field(default=332, ge=1, description="maximum number of bullets per scheme (the paper's number)")
+    problems: int = Field(default=4500, ge=1, description="maximum number of curate problems that are searched for regressions")
+    round: int = Field(default=900, ge=1, description="curate problems per round; rounds stop when there are enough bullets")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -197,7 +201,7 @@ ONLY = {"weight": "distill", "features": "distill", "question": "distill", "anch
 
 
 class Restore(Part):
-    """What is tuned, towards what, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
+    """What is tuned, with which objective, and on which part of a bullet (formulas and sources: ``restore/losses.py``)."""
 
     tune: Literal["codes", "scales", "norms", "codes+scales", "codes+norms", "scales+norms", "codes+scales+norms", "lora"] = Field(
         default="codes+scales+norms", description="codes are solved layer by layer; scales, norms or an adapter are tuned end to end"
@@ -205,31 +209,36 @@ class Restore(Part):
     objective: Literal["sft", "dpo", "distill"] = "distill"
     span: Literal["step", "prefix", "tail", "whole"] | None = Field(
         default=None,
-        description="what the loss is on: the faulty step, the start through it, it to the end, all; default: step for dpo, else whole",
+        description="tokens in the loss: the faulty step, all up to it, all from it on, or all; default: step for dpo, else whole",
     )
-    prefix: Literal["quantized", "full"] = Field(default="quantized", description="whose text stands before the step")
+    prefix: Literal["quantized", "full"] = Field(default="quantized", description="which model's text precedes the step")
     weight: Literal["uniform", "low-entropy", "small-margin"] = Field(
-        default="uniform", description="distill: tokens that full precision is sure of, or nearly undecided about, count more"
+        default="uniform", description="distill: give more weight to tokens with low entropy, or with a small margin, in full precision"
     )
-    features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the last hidden state's distance")
+    features: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the distance of last hidden states")
     question: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="distill: weight of the question's own tokens")
     steps: int = Field(
-        default=200, ge=0, le=1_000_000, description="optimizer steps, at most: distillation ends where validation stops improving; 0: none"
+        default=200,
+        ge=0,
+        le=1_000_000,
+        description="maximum number of optimizer steps: distillation ends when validation stops improving; 0: no tuning",
     )
-    batch_size: int = Field(default=8, ge=1, description="texts a step")
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="peak rate; default: found by a range test")
+    batch_size: int = Field(default=8, ge=1, description="texts per optimizer step")
+    learning_rate: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="peak learning rate; default: found by a range test"
+    )
     anchors: int = Field(
-        default=1600, ge=0, description="distill: solutions that both models wrote, right or wrong, taught beside the bullets, at most"
+        default=1600, ge=0, description="distill: maximum number of further solutions by both models, correct or wrong, that are trained on"
     )
     validation: int = Field(
         default=48, ge=0, description="curate problems held out to choose the rate and the state, and to accept it; 0: none"
     )
-    solve_tokens: int = Field(default=65536, ge=1024, description="codes: tokens of text that they are solved on, at most")
+    solve_tokens: int = Field(default=65536, ge=1024, description="codes: maximum number of tokens that they are solved on")
     beta: float = Field(default=0.1, gt=0, description="DPO: strength of the reference")
     keep_chosen: float = Field(default=0.2, ge=0, description="DPO: weight of the chosen step's likelihood")
     lora_rank: int = Field(default=8, ge=1, le=1024, description="lora: rank of the adapter; its alpha is twice that")
-    rounds: int = Field(default=1, ge=1, le=8, description="times round the loop: locate again on the restored model, and tune on")
-    within_noise: bool = Field(default=False, description="restore even where the loss is within noise (loss recovered stays undefined)")
+    rounds: int = Field(default=1, ge=1, le=8, description="rounds of the loop: locate again on the restored model, and tune further")
+    within_noise: bool = Field(default=False, description="restore even if the loss is within noise (loss recovered stays undefined)")
 
     @model_validator(mode="after")
     def _read(self) -> Self:

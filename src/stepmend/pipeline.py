@@ -1,7 +1,7 @@
 """The stages in order: what ``stepmend run`` does, and where it resumes.
 
-Every stage reads what is kept, does what is missing, and keeps it. A stage's records carry the digest of all that decided them, so
-the same command continues where it was stopped, and nothing old is mixed with anything new.
+Every stage reads what is kept, does what is missing, and keeps it. A stage's records carry the digest of all their inputs, so
+the same command continues if it was stopped, and nothing old is mixed with anything new.
 """
 
 import random
@@ -29,7 +29,7 @@ def run(context: Context) -> None:
     """All stages, for all schemes."""
     recipe, say = context.recipe, context.stages.say
     keep_card(context)
-    _say_taught(context)
+    _report_aligned_leaks(context)
     test = context.problems("test")
     context.dir.keep_problems([*test, *context.problems("curate")])
     for scheme in context.schemes:
@@ -42,7 +42,7 @@ def run(context: Context) -> None:
     if recipe.measure.noise_floor:
         solving.solve(context, AGAIN, test, "test")
     for name in recipe.low_bit:
-        context.keep(FULL)
+        context.unload_except(FULL)
         measure(context, name, test, full)
         why = None if recipe.restore.within_noise else fitness.obstacle(fit, lambda name=name: rounds.loss(context, name))
         context.finished(Gate, name, made_by := digest("gate", name, why))
@@ -59,7 +59,7 @@ def run(context: Context) -> None:
 
 
 def card(context: Context) -> Card:
-    """What made this run: versions, seeds, digests."""
+    """The run card: versions, seeds, digests."""
     return Card(
         versions={"stepmend": __version__, **{name: version(name) for name in LIBRARIES}},
         model=context.recipe.model,
@@ -73,7 +73,8 @@ def card(context: Context) -> Card:
 
 
 def keep_card(context: Context) -> None:
-    """Keep the run's card. What was made under other versions of libraries counts still, so both are on it; and that is said."""
+    """Store the run card. Results made with other library versions stay current, so the card lists both versions, and the difference is
+    reported."""
     made, kept = card(context), context.dir.fact(Card)
     if kept and kept.versions:
         now = {name: of for name, of in made.versions.items() if kept.versions.get(name) != of}
@@ -81,14 +82,14 @@ def keep_card(context: Context) -> None:
         made = made.model_copy(update={"versions": kept.versions, "later": later})
         if now:
             was = ", ".join(f"{name} {kept.versions.get(name, 'unknown')} (now {of})" for name, of in now.items())
-            context.stages.say(f"  this run was begun with {was}")
+            context.stages.say(f"  this run was started with {was}")
     context.dir.keep(made)
 
 
-def _say_taught(context: Context) -> None:
+def _report_aligned_leaks(context: Context) -> None:
     counts = context.leaks.get("alignment", {"same": 0, "overlap": 0})
     if leaked := counts["same"] + counts["overlap"]:
-        context.stages.say(f"  {leaked} problems that the model was aligned on are, or overlap, test problems: align it again")
+        context.stages.say(f"  {leaked} alignment problems equal or overlap test problems: run stepmend align again")
 
 
 def quantize(context: Context, scheme: schemes.Scheme) -> None:
@@ -104,7 +105,7 @@ def calibration(context: Context) -> list[str]:
 
 
 def take(context: Context) -> None:
-    """The checkpoints that are given: what they hold is noted as of one that was made here, and warnings are said."""
+    """Register the given checkpoints: store their facts like those of checkpoints made here, and print warnings."""
     for name, one in context.given.items():
         context.stages.say(f"  {name}: {one.low_bit.name}, {one.holds()}")
         for warning in one.warnings:
@@ -125,7 +126,7 @@ def measure(context: Context, scheme: str, test: Sequence[Problem], full: Mappin
 
 
 def restore(context: Context, scheme: str, test: Sequence[Problem], full: Mapping[str, Trace]) -> None:
-    """Bullets, the restored model, and its measurement; as many rounds as the recipe asks for."""
+    """Bullets, the restored model, and its measurement, for the recipe's number of rounds."""
     recipe, held, bullets, arm = context.recipe, rounds.held(context), [], scheme
     for number in range(1, recipe.restore.rounds + 1):
         fresh = rounds.bullets(context, arm)
@@ -147,7 +148,7 @@ def restore(context: Context, scheme: str, test: Sequence[Problem], full: Mappin
 
 
 def accepted(context: Context, base: str, arm: str) -> bool:
-    """Whether the restored checkpoint is better on held-out problems, and no more of its solutions of them end oddly.
+    """Whether the restored checkpoint is better on held-out problems, and has no more abnormal endings there.
 
     Where it is not, its folder holds the quantized checkpoint, unchanged, and the run says so.
     """
@@ -163,9 +164,9 @@ def accepted(context: Context, base: str, arm: str) -> bool:
 
 
 def locate_own(context: Context, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
-    """Faults of full precision's own failures, a fixed random part of them where they are many.
+    """Faults of full precision's own failures, a fixed random part of them if they are many.
 
-    It rescues itself by samples, as there is no better model to do it.
+    Full precision is its own completer, with sampled rescue, because there is no better model.
     """
     failed = [problem for problem, right in zip(problems, solving.solved(context, problems, FULL), strict=True) if not right]
     count = min(len(failed), context.recipe.locate.own_failures)

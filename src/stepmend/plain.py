@@ -1,4 +1,4 @@
-"""YAML as recipes have it: version 1.2's core schema, without what stands for more than is written."""
+"""YAML for recipes: version 1.2's core schema, without aliases and merge keys."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import yaml
 class Plain(yaml.SafeLoader):
     """YAML 1.2's core schema: ``no`` and ``12:30`` are text, ``1e-3`` is a number, ``0o10`` is 8. No key is there twice.
 
-    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that begins
+    Neither aliases, of which ten lines can stand for gigabytes, nor merged keys are read, and no recipe needs any. A number that starts
     with 0 is refused: YAML 1.1 reads ``010`` as 8, and YAML 1.2 as 10.
     """
 

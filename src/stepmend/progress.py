@@ -1,10 +1,10 @@
-"""Live progress: on a terminal a bar with rate and time left for every stage; elsewhere a line every half minute, and one a stage."""
+"""Live progress: on a terminal a bar with rate and time left for each stage; elsewhere a line every 30 s, and one per finished stage."""
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
@@ -12,16 +12,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 EVERY = 30.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines where the output is not a terminal."""
 WIDE = 110
-"""Columns that a bar with all that belongs to it needs."""
-
+"""Columns that a bar with rate and times needs."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def visible(text: str) -> str:
-    """Text with its control characters written out: what data holds is shown on a terminal, and not obeyed by it."""
+    """Text with its control characters escaped, so that data cannot control the terminal."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -32,20 +31,22 @@ class Tick(Protocol):
 
 
 def silent(count: int, tokens: int = 0, /) -> None:
-    """A tick that nobody sees."""
+    """A tick that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """How far a stage is, or a line between two stages.
+    """The progress of a stage, or a message between two stages.
 
     Attributes:
-        stage: The stage's name; empty for a line.
-        done: Units of work that are done, in earlier calls too.
-        total: Units of work in all.
+        stage: The stage's name; empty for a message.
+        done: Finished units of work, those of earlier calls included.
+        total: Units of work in total.
         unit: What is counted, as in "problems".
-        tokens: Tokens written in this stage by this call.
-        line: The line; empty for a stage.
+        tokens: Tokens generated in this stage by this call.
+        line: The message; empty for a stage.
+        now: Units of work finished by this call.
+        seconds: Seconds since this call started the stage.
     """
 
     stage: str = ""
@@ -54,25 +55,45 @@ class Update:
     unit: str = ""
     tokens: int = 0
     line: str = ""
+    now: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def rate(self) -> str:
+        """Tokens per second, or units per second if no tokens are counted; empty before the first unit."""
+        passed = max(self.seconds, 1e-9)
+        if self.tokens:
+            return f"{self.tokens / passed:,.0f} tokens/s"
+        return f"{self.now / passed:,.1f} {self.unit}/s" if self.now else ""
+
+    @property
+    def left(self) -> str:
+        """The time left at this rate, as ``h:mm:ss``; empty before the first unit."""
+        return clock((self.total - self.done) * self.seconds / self.now) if self.now else ""
+
+    def __str__(self) -> str:
+        """One line: the stage, done and total, rate and time left."""
+        shown = (f"{self.stage}: {self.done}/{self.total} {self.unit}", self.rate, self.left and f"{self.left} left")
+        return ", ".join(filter(None, shown))
 
 
 Listener = Callable[[Update], None]
 
 
 class Stages:
-    """Shows one stage after another. A stage that an earlier call finished is shown too; one that this call has shown is not.
+    """Shows one stage after another. A stage that an earlier call finished is shown too, but only once per call.
 
-    ``listener`` is told the same: at a stage's beginning, with every batch of it, and each line.
+    Each of ``listeners`` is called with the same updates: at a stage's start, after each batch, and for each message.
     """
 
     def __init__(self, console: Console | None = None, listener: Listener | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=True)
-        self.listener = listener
+        self.listeners: list[Listener] = [listener] if listener else []
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Tick]:
-        """A stage of ``total`` units of work, ``done`` of them earlier; call what it gives with the numbers of units and tokens done."""
+        """A stage of ``total`` units of work, ``done`` of them by earlier calls. Yields a ``Tick`` to count further units and tokens."""
         start = said = time.perf_counter()
         made = written = 0
         columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
@@ -94,14 +115,12 @@ class Stages:
             def tick(count: int, tokens: int = 0, /) -> None:
                 nonlocal made, written, said
                 made, written, now = made + count, written + tokens, time.perf_counter()
-                self._tell(Update(name, done + made, total, unit, written))
-                passed = max(now - start, 1e-9)
-                rate = f"{written / passed:,.0f} tokens/s" if written else f"{made / passed:,.1f} {unit}/s"
-                bar.update(task, completed=done + made, rate=rate)
+                update = Update(name, done + made, total, unit, written, now=made, seconds=now - start)
+                self._tell(update)
+                bar.update(task, completed=done + made, rate=update.rate)
                 if not terminal and now - said >= EVERY:
                     said = now
-                    left = f", {_clock((total - done - made) * passed / made)} left" if made else ""
-                    self._print(f"  {name}: {done + made}/{total} {unit}, {rate}{left}")
+                    self._print(f"  {update}")
 
             yield tick
         passed, again = time.perf_counter() - start, name in self.seconds
@@ -121,10 +140,10 @@ class Stages:
         self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def _tell(self, update: Update) -> None:
-        if self.listener:
-            self.listener(update)
+        for listener in self.listeners:
+            listener(update)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """``h:mm:ss``."""
     return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60 // 1:02.0f}"

@@ -1,4 +1,4 @@
-"""Everything that decides a run's result, in one frozen object: read from YAML, changed by ``--set key=value``, kept with the run."""
+"""Everything that decides a run's result, in one frozen object: read from YAML, overridden by ``--set key=value``, stored with the run."""
 
 import reprlib
 from pathlib import Path
@@ -20,10 +20,12 @@ LONGEST = 1 << 18
 
 
 class Recipe(Part):
-    """One run. Two runs with equal recipes on equal checkpoints give equal records."""
+    """The recipe of a run. Two runs with equal recipes on equal checkpoints give equal records."""
 
     model: str = Field(default="builtin:qwen2", description="a folder, a hub name, builtin:qwen2 or builtin:llama")
-    schemes: tuple[str, ...] = Field(default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="none where quantized names checkpoints")
+    schemes: tuple[str, ...] = Field(
+        default=("gptq-w4a16-g128", "gptq-w3a16-g128"), description="default: none if quantized names checkpoints"
+    )
     quantized: tuple[str, ...] = Field(
         default=(),
         validate_default=True,
@@ -34,7 +36,7 @@ class Recipe(Part):
     question_field: str | None = Field(default=None, description="files: the field of the question")
     answer_field: str | None = Field(default=None, description="files: the field of the answer")
     seed: int = Field(default=0, ge=0)
-    quick: bool = Field(default=False, description="few problems: the same stages, and figures that prove nothing")
+    quick: bool = Field(default=False, description="few problems: all stages, but figures that prove nothing")
     chat: Chat = Field(default=Chat(), exclude_if=lambda chat: chat == Chat())
     measure: Measure = Measure()
     quantize: Quantize = Quantize()
@@ -47,7 +49,7 @@ class Recipe(Part):
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(canonical(name) for name in names)  # arms are named after them
         if len(set(names)) < len(names):
-            raise ValueError("each scheme once")
+            raise ValueError("a scheme is listed twice")
         return names
 
     @field_validator("quantized")
@@ -55,9 +57,11 @@ class Recipe(Part):
     def _named(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         named, made = [str(of_folder(path)) for path in paths], info.data.get("schemes", (None,))
         if not paths and not made:
-            raise ValueError("where schemes is empty, a low-bit checkpoint is needed")
+            raise ValueError("if schemes is empty, quantized must name a checkpoint")
         if len({*named, *made}) < len(named) + len(made):
-            raise ValueError("two folders have one name, or one a scheme's; rename a folder, for arms are named after them")
+            raise ValueError(
+                "two folders have the same name, or a folder has a scheme's name; rename one, because arms are named after folders"
+            )
         return paths
 
     @model_validator(mode="after")
@@ -70,7 +74,7 @@ class Recipe(Part):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: Any) -> Any:
-        """Where checkpoints are given, no scheme is made unless it is asked for."""
+        """If checkpoints are given, no scheme is made by default."""
         return {"schemes": ()} | values if isinstance(values, dict) and values.get("quantized") else values
 
     @property
@@ -80,7 +84,7 @@ class Recipe(Part):
 
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:
-        """A recipe from plain values. Raises InputError that names the key, the value and what is allowed."""
+        """A recipe from plain values. Raises InputError, which names the key, the value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -88,7 +92,7 @@ class Recipe(Part):
 
     @classmethod
     def from_yaml(cls, file: Path) -> dict[str, Any]:
-        """The plain values of a YAML file. Raises InputError where it cannot be read."""
+        """The plain values of a YAML file. Raises InputError if it cannot be read."""
         try:
             values = yaml.load(inputs.text(file, LONGEST), Plain)
         except InputError as error:
@@ -105,7 +109,7 @@ class Recipe(Part):
 
     @classmethod
     def from_json(cls, file: Path) -> Self:
-        """The recipe a run keeps. Raises InputError where the file is damaged."""
+        """The recipe stored in a run. Raises InputError if the file is damaged."""
         try:
             return cls.model_validate_json(inputs.content(file, LONGEST))
         except ValidationError:
@@ -122,17 +126,18 @@ class Recipe(Part):
 
 
 OPERATIONAL = frozenset({"locate.judge_budget", "locate.judge_timeout", "locate.plain_http", "measure.margin"})
-"""Keys that decide how work is done, or what is said of it, and nothing that is made."""
+"""Keys that control only how work is done or reported; no record depends on them."""
 ROUNDED = ("rtn-w4a16-g128", "rtn-w3a16-g128")
-"""The demo's schemes: plain rounding, for calibrated on a model's own traces GPTQ leaves the built-in reasoners next to nothing to mend."""
+"""The demo's schemes: plain rounding, because GPTQ, calibrated on a model's own traces, leaves the built-in reasoners almost no loss to
+restore."""
 QUICK: dict[str, Any] = {
     "quick": True,
     "measure": {"problems": 80},
     "curate": {"problems": 450, "round": 450, "bullets": 64},
     "restore": {"steps": 30, "learning_rate": 0.002, "within_noise": True},
 }
-"""What ``--quick`` sets; so few problems may show no loss, so it restores in any case, and every stage is seen. So few steps are
-small ones: at the usual rate they end before they have come back from their first excursion."""
+"""The settings of ``--quick``. With few problems the loss may not be significant, so it restores in any case, to run every stage. The
+learning rate is small, because at the usual rate so few steps end before they recover from the first increase of the loss."""
 
 
 def quick(values: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def quick(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is no assignment."""
+    """``values`` with ``key.sub=value`` assignments (values in YAML) laid over it. Raises InputError for what is not an assignment."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -196,7 +201,7 @@ def _explain(item: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, cut if it is long."""
     try:
         return SHORT.repr(value)
     except ValueError:  # Python writes no integers of thousands of digits

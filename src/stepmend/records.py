@@ -1,4 +1,4 @@
-"""What the stages hand each other: frozen, typed, versioned, one JSON object a line.
+"""The records that stages pass to each other: frozen, typed, versioned, one JSON object per line.
 
 Indices are 0-based; spans are half-open character offsets into the trace's own text; probabilities are in [0, 1]; logits and
 log-probabilities are natural-log float32. An unknown field is an error. This module imports neither torch nor transformers.
@@ -20,7 +20,7 @@ ErrorClass = Literal[
     "logical_reasoning",
     "degenerate",
 ]
-"""Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is no step error: loops, truncation, no answer."""
+"""Conceptual, Conceptual, Method, Method, Execution, Execution, Reasoning; and what is not a step error: loops, truncation, no answer."""
 
 EXECUTION: frozenset[str] = frozenset({"computational", "symbolic_manipulation"})
 """The classes of the precursor's "numerical computation" (2501.03035); the other step errors are its "reasoning planning"."""
@@ -33,14 +33,15 @@ LINE = 400
 
 
 def one_line(text: str) -> str:
-    """A text on one line of at most ``LINE`` characters: its beginning, which says where, and its end, which says what is allowed."""
+    """A text on one line of at most ``LINE`` characters: its start, which says where, and its end, which says what is allowed."""
     text = " ".join(text.split())
     half = LINE // 2
     return text if len(text) <= LINE else f"{text[: half - 3]} … {text[-half:]}"
 
 
 class InputError(ValueError):
-    """Something a user can put right: one line that says what, where, and what is allowed. The command line exits with code 2."""
+    """An error that the user can correct: one line that says what is wrong, where, and what is allowed. The command line exits with code
+    2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -57,7 +58,7 @@ class Record(BaseModel):
 class Problem(Record):
     """A question with a known answer, of one benchmark and one split.
 
-    ``program`` is known for generated problems only; ``solution`` is the benchmark's worked solution, empty where it has none.
+    ``program`` is known for generated problems only; ``solution`` is the benchmark's worked solution, empty if it has none.
     """
 
     id: str
@@ -72,9 +73,9 @@ class Problem(Record):
 
 
 class Made(Record):
-    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all that decided it.
+    """A record of one arm's work on one problem; ``arm`` is its name (``arms.py``), ``made_by`` the digest of all its inputs.
 
-    ``sample`` counts the arm's solutions of the problem, from 0: the one that this is, or that it is about.
+    ``sample`` is the index, from 0, of the arm's solution of the problem that this record is or refers to.
     """
 
     problem: str
@@ -86,7 +87,7 @@ class Made(Record):
 class Trace(Made):
     """One model's written solution: its text, the ids of its tokens (the end token included), and how it finished.
 
-    ``opening`` is the beginning of a thought that the question was rendered with, such as ``<think>``: then the text begins in the thought.
+    ``opening`` is the start of a thought that the question was rendered with, such as ``<think>``: then the text starts in the thought.
     """
 
     text: str
@@ -96,12 +97,12 @@ class Trace(Made):
 
     @property
     def said(self) -> str:
-        """The text as a reader needs it: with the beginning of the thought that it goes on with."""
+        """The text with the start of the thought that it continues."""
         return self.opening + self.text
 
 
 class Continuation(Record):
-    """What a model wrote after one text, kept until the stage that asked for it is finished; ``key`` is the digest of what was asked."""
+    """A model's continuation of one text, kept until its stage is finished; ``key`` is the digest of the request."""
 
     key: str
     text: str
@@ -110,10 +111,10 @@ class Continuation(Record):
 
 
 class Grade(Made):
-    """What a trace is worth. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
+    """The grade of a trace. ``unscored`` always has a reason (``no_answer``, ``truncated``, ``timeout``, ``parser``).
 
-    ``outcome`` is the mathematics alone. ``form`` says how the answer was given: ``boxed`` as asked, ``marked`` in another usual way,
-    ``loose`` at the end of the text; only a boxed answer is right under the ``strict`` grade.
+    ``outcome`` is the mathematics alone. ``form`` says how the answer was given: ``boxed`` as requested, ``marked`` in another common way,
+    ``loose`` at the end of the text; only a boxed answer is correct under the ``strict`` grade.
     """
 
     outcome: Outcome
@@ -123,16 +124,16 @@ class Grade(Made):
 
     @property
     def strict(self) -> Outcome:
-        """The grade of who asks for the format too: an answer that was not boxed is unscored."""
+        """The strict grade, which requires the format too: an answer that was not boxed is unscored."""
         return self.outcome if self.form == "boxed" else "unscored"
 
 
 class Vote(Record):
-    """One locator's word on one trace: the first faulty step, or None where it abstains; and why.
+    """One locator's vote on one trace: the first faulty step, or None if it abstains; and its evidence.
 
-    ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a
-    judge says of the step. ``likelihood`` is how well what the locator saw agrees with each step as the first faulty one, and in the last
-    place with none, up to a common factor; empty where the locator names a step and no more.
+    ``confidence`` is the locator's own probability that it is right about this trace, where it states one; ``error_class`` is what a judge
+    says of the step. ``likelihood`` is the likelihood of the locator's observations, up to a common factor, for each step as the first
+    faulty one, and last for no faulty step; empty if the locator only names a step.
     """
 
     locator: str
@@ -159,15 +160,15 @@ class Judgement(Record):
 class Fault(Made):
     """The first faulty step of a trace.
 
-    ``outcome`` says how locating ended: ``located``; ``abstained``, where the locators contradict each other or none speaks;
-    ``misread``, where full precision arrives from the very end of the trace, so that only its answer is wrong or missing;
-    ``unrescuable``, where full precision does not even arrive from the start. ``step`` is None unless it is ``located``, and
-    ``confidence`` the vote's probability of it; ``span`` is the step's place in the text. ``frontier`` is the index, among the
-    trace's tokens, of the first token of that step where the reference token's margin is positive in full precision and not in the
-    quantized model; ``reference`` is that reference token's text. ``margins`` are, per token of the trace, the quantized model's
-    margin of the full-precision model's token (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen``
-    is full precision's own step at that place and ``continuation`` the rest of its solution, kept only where it arrives at the right
-    answer. ``spent`` is what rescue cost: completions, and their tokens.
+    ``outcome`` says how locating ended: ``located``; ``abstained``, where the locators contradict each other or none speaks; ``misread``,
+    if full precision reaches the correct answer from the end of the trace, so that only its answer is wrong or missing; ``unrescuable``, if
+    full precision does not reach it even from the start. ``step`` is None unless it is ``located``, and ``confidence`` the vote's
+    probability of it; ``span`` is the step's place in the text. ``frontier`` is the index, among the trace's tokens, of the first token of
+    that step where the reference token's margin is positive in full precision and not in the quantized model; ``reference`` is that
+    reference token's text. ``margins`` are, per token of the trace, the quantized model's margin of the full-precision model's token
+    (natural-log units), and ``token_ends`` where each token ends in the text. ``chosen`` is full precision's own step at that place and
+    ``continuation`` the rest of its solution, kept only where it arrives at the right answer. ``spent`` is what rescue cost: completions,
+    and their tokens.
     """
 
     outcome: Literal["located", "abstained", "misread", "unrescuable"]
@@ -187,7 +188,7 @@ class Fault(Made):
 
 
 class Blame(Made):
-    """What rounding each module did to the token that full precision writes at a fault's frontier (``blame/scores.py``), by measure.
+    """The effect of each module's rounding on full precision's token at a fault's frontier (``blame/scores.py``), by measure.
 
     Scores are in natural-log units, in the order of the arm's linear layers with codes; positive where rounding takes the token away.
     """
@@ -196,13 +197,13 @@ class Blame(Made):
 
 
 class Bullet(Made):
-    """A Silver Bullet: the step chosen and the step rejected behind the same correct beginning of a solution.
+    """A Silver Bullet: the step chosen and the step rejected after the same correct start of a solution.
 
-    ``prompt`` is the rendered question with that beginning, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
+    ``prompt`` is the rendered question with that start, ``prefix``, at its end: a file of bullets is a preference dataset as TRL
     reads one. ``continuation`` is what follows the chosen step in full precision's verified solution, ``rejected_rest`` what followed
     the rejected one; the texts join without separators. ``cut`` says that the low-bit model did not end its solution by itself: no end
-    of text stands behind it. ``solution`` is full precision's own solution from the very start, and ``place`` the span in it of its step
-    with the number ``step`` (its last one, where it has fewer).
+    of text is after it. ``solution`` is full precision's own solution from the start, and ``place`` the span in it of its step
+    with the number ``step`` (its last one, if it has fewer).
     """
 
     prompt: str
@@ -219,7 +220,7 @@ class Bullet(Made):
 
     @property
     def question(self) -> str:
-        """The rendered question: the prompt without the solution's beginning."""
+        """The rendered question: the prompt without the solution's start."""
         return self.prompt.removesuffix(self.prefix)
 
 

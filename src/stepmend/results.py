@@ -1,4 +1,4 @@
-"""What the functions of ``stepmend.api`` return: frozen, typed, and each a table with ``to_pandas()``.
+"""The results of the functions of ``stepmend.api``: frozen, typed, and convertible to a table by ``to_pandas()``.
 
 Shares are in [0, 1]; a share that is undefined is None. ``figures()`` is what the command line's ``--json`` prints.
 """
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def frame(rows: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
-    """The rows as a DataFrame. Raises InputError where pandas is not installed."""
+    """The rows as a DataFrame. Raises InputError if pandas is not installed."""
     try:
         import pandas
     except ModuleNotFoundError:
@@ -46,9 +46,9 @@ class Graded:
     Attributes:
         record: Its number in the file, from 1.
         outcome: Correct, wrong, or unscored.
-        strict: The same for who asks for the format: an answer that was not boxed is unscored.
-        extracted: The answer as it was read; None where there is none.
-        form: How it was given: boxed, marked or loose.
+        strict: The strict grade: an answer that was not boxed is unscored.
+        extracted: The answer as it was read; None if there is none.
+        form: How the answer was given: boxed, marked or loose.
         gold: The right answer.
         reason: Why it is unscored.
         cut_off: Whether the limit cut the text off.
@@ -79,7 +79,7 @@ class Grades:
 
     @property
     def broken(self) -> str | None:
-        """What is wrong with the texts, where they are those of a broken run."""
+        """What is wrong with the texts, if they are those of a broken run."""
         return broken([one.text for one in self.records])
 
     def figures(self) -> dict[str, Any]:
@@ -88,11 +88,11 @@ class Grades:
         return {**files.counts([asdict(one) for one in self.records]), "loops": loops, "broken": self.broken}
 
     def write(self, file: str | Path) -> None:
-        """Keep every grade, one JSON object a line; the file is there whole or not at all."""
+        """Write every grade, one JSON object per line, atomically."""
         files.write([asdict(one) for one in self.records], Path(file))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row a solution."""
+        """One row per solution."""
         return frame([asdict(one) for one in self.records])
 
 
@@ -107,7 +107,7 @@ class Comparison:
         return [pair.figures() for pair in self.pairs]
 
     def notices(self) -> list[str]:
-        """What may be concluded, with Holm's adjustment over the arms; what could not be paired; which runs are broken."""
+        """The conclusions, with Holm's adjustment over the arms; what could not be paired; which runs are broken."""
         return compared.notices(self.pairs)
 
     def write(self, file: str | Path) -> None:
@@ -115,7 +115,7 @@ class Comparison:
         compared.write(self.pairs, Path(file))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row a pair of arms: counts, the difference (second minus first) with its 95 % interval, p, and what is shown."""
+        """One row per pair of arms: counts, the difference (second minus first) with its 95 % interval, p, and what is shown."""
         rows = []
         for pair in self.pairs:
             of = pair.figures()
@@ -140,18 +140,18 @@ class Location:
 
     @property
     def step(self) -> int | None:
-        """The index of the first faulty step; None where none is named."""
+        """The index of the first faulty step; None if none is named."""
         return self.fault.step
 
     @property
     def text(self) -> str | None:
-        """The first faulty step's text; None where none is named."""
+        """The first faulty step's text; None if none is named."""
         return None if self.step is None else self.steps[self.step]
 
 
 @dataclass(frozen=True)
 class Located:
-    """The first faulty step of every solution, in their order."""
+    """The first faulty step of every solution, in order."""
 
     solutions: tuple[Location, ...]
 
@@ -162,7 +162,7 @@ class Located:
         return {"n": len(self.solutions), "outcomes": dict(outcomes), "classes": dict(classes)}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row a solution; ``votes`` is a mapping from each locator that names a step to that step."""
+        """One row per solution; ``votes`` is a mapping from each locator that names a step to that step."""
         return frame(
             [
                 {
@@ -182,13 +182,13 @@ class Located:
 
 @dataclass(frozen=True)
 class Check:
-    """What would be quantized and tuned of a model, what left alone, and what it would take.
+    """What would be quantized and tuned in a model, what would be left alone, and the estimated memory and time.
 
     Attributes:
         family: The architecture, as its configuration names it.
-        parameters: Numbers in the model.
+        parameters: Number of parameters.
         device: Where a run would compute.
-        dtype: In what.
+        dtype: The compute dtype.
         schemes: The schemes that it was checked for; all of them can be made.
         given: By arm: the format, layers and warnings of each low-bit checkpoint that it was checked with.
         layers: Every module that holds matrices: what is done to it, and why not.
@@ -222,7 +222,7 @@ class Check:
         return facts | {"layers": [vars(layer) for layer in self.layers]}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row a module that holds matrices."""
+        """One row per module that holds matrices."""
         return frame([asdict(layer) for layer in self.layers])
 
 
@@ -262,7 +262,7 @@ class ArmFigures:
 
 @dataclass(frozen=True)
 class SchemeFigures:
-    """What restoring brought to one scheme. ``accuracy_kept`` is over full precision's, quantized and restored."""
+    """The effect of restoring one scheme. ``accuracy_kept`` is over full precision's, quantized and restored."""
 
     name: str
     loss_recovered: Interval
@@ -282,8 +282,8 @@ class RunResult:
     Attributes:
         folder: The run's folder; restored checkpoints are in it, under ``SCHEME-restored``.
         arms: Every arm that was measured, full precision first.
-        schemes: What restoring brought, a scheme each.
-        notices: What a reader of the figures must be told.
+        schemes: The effect of restoring, by scheme.
+        notices: Notes on the figures.
     """
 
     folder: Path
@@ -293,7 +293,7 @@ class RunResult:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The figures of a run that was made before. Raises InputError where there is none, or nothing is measured yet."""
+        """The figures of a run that was made before. Raises InputError if there is none, or nothing is measured yet."""
         return cls.of(Path(folder), summary.read(Path(folder)))
 
     @classmethod
@@ -312,11 +312,11 @@ class RunResult:
 
     @property
     def page(self) -> Path:
-        """The page that shows it all."""
+        """The report page."""
         return self.folder / "report.html"
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row an arm; the columns of the comparison with full precision begin with ``against_full_``."""
+        """One row per arm; the columns of the comparison with full precision start with ``against_full_``."""
         rows = []
         for arm in self.arms:
             row = {name: value for name, value in asdict(arm).items() if name != "against_full"}

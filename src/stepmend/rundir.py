@@ -1,13 +1,15 @@
-"""A run's folder: logs of records, facts of stages, the recipe they belong to, and what makes a killed run continue.
+"""A run's folder: logs of records, facts of stages, their recipe, and the state from which a killed run resumes.
 
-Records are written in whole lines and flushed to disk. Nothing is deleted because it cannot be read: such lines are moved to
-``NAME.rejected``, and what they held is made again. Which records count is what ``store/manifest.py`` says.
+Records are written in whole lines and flushed to disk. Unreadable lines are never deleted, but moved to ``NAME.rejected``, and their
+content is generated again. ``store/manifest.py`` defines which records are current.
 """
 
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,14 +31,13 @@ M = TypeVar("M", bound=Made)
 
 
 class RunDir:
-    """The folder of one run. Opening it takes a lock that other processes respect and that ends with this process."""
+    """The folder of one run. Opening it takes a lock that keeps other processes out, and that ends with this process."""
 
     def __init__(self, path: Path, recipe: Recipe, problems: Sequence[Problem] = (), reuse: Sequence[Path] = ()) -> None:
-        """``reuse``: other runs, from which what is missing is taken where it was made from the same.
+        """``reuse``: other runs, from which missing results with the same inputs are copied.
 
-        Raises InputError where the folder belongs to another model, is not a run's, or is in use by another process; where one of
-        ``problems`` is another one than is kept under its id; and where nothing can be taken from one of ``reuse``. Then nothing is
-        changed."""
+        Raises InputError if the folder belongs to another model, is not a run's, or is in use by another process; if one of ``problems``
+        differs from the stored problem with its id; and if one of ``reuse`` cannot be used. Then nothing is changed."""
         self.path = path
         self.others: list[Other] = []
         self._lock: int | None = None
@@ -56,31 +57,30 @@ class RunDir:
             raise InputError(f"out: {path} is a file; a folder is needed")
         kept = path / "recipe.json"
         if path.exists() and any(path.iterdir()) and not kept.exists() and not (path / ".lock").exists():
-            raise InputError(f"out: {path} holds something that is no run; choose another folder or empty this one")
+            raise InputError(f"out: {path} contains files but no run; choose another folder or empty this one")
         path.mkdir(parents=True, exist_ok=True)
         check_files(path, "out")
         self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"out: {path} is in use by another stepmend process") from None
+        if not _locked(self._lock):
+            raise InputError(f"out: {path} is in use by another stepmend process")
         self._check_problems({problem.id: problem for problem in problems})
         self.changed = self._claim(kept, recipe)
         self.manifest = Manifest(path)
         self._facts = Facts(read_facts(path, keep=True))
 
     def _check_problems(self, wanted: Mapping[str, Problem]) -> None:
-        """Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong."""
-        with warnings.catch_warnings(action="ignore"):  # damaged lines are said when the problems are kept
+        """Raises InputError if a stored problem has another question or answer under the same id: its grades would be wrong."""
+        with warnings.catch_warnings(action="ignore"):  # damaged lines are reported when the problems are kept
             kept = {problem.id: problem for problem in Log(self._file(Problem), Problem, keep=False)}
         for name in kept.keys() & wanted.keys():
             if kept[name] not in (wanted[name], _unsolved(wanted[name])):
                 raise InputError(
-                    f"out: {self.path} was made with other problems (the benchmark's data has changed, as {name} has); choose another --out"
+                    f"out: {self.path} was made with other problems (the benchmark's data has changed, for example {name}); "
+                    "choose another --out"
                 )
 
     def _claim(self, kept: Path, recipe: Recipe) -> list[str]:
-        """The keys in which the recipe differs from the one that the folder was last used with; from now on it is this one's."""
+        """The keys in which the recipe differs from the folder's last one; it is then stored as the folder's."""
         changed: list[str] = []
         if kept.exists():
             changed = recipe.differences(before := Recipe.from_json(kept))
@@ -91,7 +91,7 @@ class RunDir:
         return changed
 
     def close(self) -> None:
-        """Let go of the folder, and of those of other runs."""
+        """Release this folder, and those of other runs."""
         if self._lock is not None:
             os.close(self._lock)
         for other in self.others:
@@ -104,12 +104,12 @@ class RunDir:
         self.close()
 
     def announce(self, label: str, made_by: str) -> None:
-        """Say that a stage is next, before its first work: from now on its records count, and none that an earlier state of it made."""
+        """Announce a stage before its first work: from now on its records are current, and those of its earlier states are not."""
         if self.manifest.announce(label, made_by):
             self._sort_bullets()
 
     def _sort_bullets(self) -> None:
-        """Keep in ``bullets.jsonl``, which others read as a dataset, the bullets that count, and the others in a file beside it."""
+        """Keep only current bullets in ``bullets.jsonl``, which other tools read as a dataset, and the others in a second file."""
         file, counts = self._file(Bullet), self.manifest.digests
         aside = superseded(file)
         for source, out, leaves in ((file, aside, lambda of: of not in counts), (aside, file, lambda of: of in counts)):
@@ -119,7 +119,7 @@ class RunDir:
                 self._logs.pop(Bullet, None)
 
     def log(self, kind: type[M]) -> MadeLog[M]:
-        """The log of a kind of record; it is indexed when it is first asked for."""
+        """The log of a kind of record; it is indexed on first use."""
         if kind not in self._logs:
             self._logs[kind] = MadeLog(self._file(kind), kind)
         log = self._logs[kind]
@@ -127,9 +127,10 @@ class RunDir:
         return log
 
     def of(self, kind: type[M], made_by: str) -> Records[M]:
-        """The records of one digest, by problem, parsed when they are asked for; damaged ones are said, set aside, and so made again.
+        """The records of one digest, by problem, parsed on access; damaged ones are reported and set aside, so that they are generated
+        again.
 
-        Those that are missing, and that another run has, are taken from it.
+        Missing ones are copied from reused runs.
         """
         found = self.log(kind).of(made_by)
         if (kind, made_by) not in self._taken:
@@ -141,7 +142,7 @@ class RunDir:
         return found
 
     def adopt(self, kind: type[T], fits: Callable[[T], bool]) -> list[T]:
-        """All records of a kind that is of no arm, those that fit of other runs among them."""
+        """All records of a kind that belongs to no arm, including suitable ones of reused runs."""
         found = self.load(kind)
         for other in self.others:
             known = {record.model_dump_json() for record in found}
@@ -152,13 +153,13 @@ class RunDir:
         return found
 
     def load(self, kind: type[T], made_by: str | None = None) -> list[T]:
-        """All records of one kind, or those of one digest; damaged lines are said, set aside, and so made again."""
+        """All records of one kind, or those of one digest; damaged lines are reported and set aside, so that they are generated again."""
         if issubclass(kind, Made):
             return list(self.log(kind) if made_by is None else self.of(kind, made_by).values())
         return list(Log(self._file(kind), kind))
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write records of one kind behind the others, whole, and flush them to disk."""
+        """Append records of one kind, in whole lines, and flush them to disk."""
         records = list(records)
         if records:
             kind = type(records[0])
@@ -166,17 +167,17 @@ class RunDir:
             log.append(records)
 
     def settle(self, kind: type[M], made_by: str, order: Sequence[str]) -> None:
-        """Bring the records of one digest, which were kept as they came, into the order of these problem ids."""
+        """Sort the records of one digest, which are in order of arrival, into the order of these problem ids."""
         self.log(kind).settle(made_by, order)
 
     def drop(self, kind: type[Record]) -> None:
-        """Remove all records of a kind that is needed no more."""
+        """Delete all records of a kind that is no longer needed."""
         self._file(kind).unlink(missing_ok=True)
 
     def keep_problems(self, problems: Iterable[Problem]) -> None:
-        """Keep the problems of this run, so that a report needs nothing but the folder. Those of another recipe are kept beside them.
+        """Store the problems of this run, so that a report needs only the folder. Those of another recipe are kept in a second file.
 
-        Raises InputError where a problem that is kept has another question or answer under the same id: its grades would be wrong.
+        Raises InputError if a stored problem has another question or answer under the same id: its grades would be wrong.
         """
         file, problems = self._file(Problem), list(problems)
         kept, wanted = {problem.id: problem for problem in self.load(Problem)}, {problem.id: problem for problem in problems}
@@ -189,15 +190,15 @@ class RunDir:
         write_text(file, "".join(problem.model_dump_json() + "\n" for problem in problems))
 
     def keep(self, fact: Fact) -> None:
-        """Keep a fact of a stage; where the last one of its kind and arm says the same, nothing is written."""
+        """Store a fact of a stage, unless it equals the last one of its kind and arm."""
         if self.fact(type(fact), fact.arm) != fact:
             Log(self.path / FACTS, type(fact)).append([fact])
             self._facts.put(fact)
 
     def fact(self, kind: type[F], arm: str = "", *made_by: str) -> F | None:
-        """The last fact of a kind about an arm that counts; where digests are given, that with the first of them that any has.
+        """The last current fact of a kind about an arm; with digests, the one with the first digest that is found.
 
-        One that another run has is taken from it.
+        A missing one is copied from a reused run.
         """
         if not made_by:
             return self._facts.get(kind, arm, self.manifest.digests | {""})
@@ -213,17 +214,27 @@ class RunDir:
         return None
 
     def take(self, folder: Path, fits: Callable[[Path], bool]) -> bool:
-        """Copy a checkpoint that fits from another run into this one's ``folder``; whether there is one."""
+        """Copy a suitable checkpoint from a reused run into this run's ``folder``; whether one was found."""
         return any(other.take(folder, fits) for other in self.others)
 
     def latest(self, kind: type[F], arm: str) -> F | None:
-        """The last fact of a kind about an arm, whether it counts or not."""
+        """The last fact of a kind about an arm, current or not."""
         return self._facts.get(kind, arm)
 
     def _file(self, kind: type[Record]) -> Path:
         return file_of(self.path, kind)
 
 
+def _locked(descriptor: int) -> bool:
+    """Whether the lock could be taken. It is tried for 0.2 s: ``stepmend watch`` takes it for an instant to see whether a run is alive."""
+    for _ in range(5):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _unsolved(problem: Problem) -> Problem:
-    """A problem as folders have it that were made before worked solutions were kept."""
+    """A problem as stored by versions before worked solutions were stored."""
     return problem.model_copy(update={"solution": ""})

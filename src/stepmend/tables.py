@@ -1,4 +1,4 @@
-"""Rows of the files that people have: CSV, JSON Lines, JSON, Parquet, each also with gzip. What cannot be read is one clear line."""
+"""Rows of users' files: CSV, JSON Lines, JSON, Parquet, each also with gzip. Unreadable files give a one-line error."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def kind_of(file: Path) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All rows of a file, by field name. Raises InputError where it is absent, empty, damaged or of another kind."""
+    """All rows of a file, by field name. Raises InputError if it is absent, empty, damaged or of another kind."""
     inputs.regular(file)
     kind = kind_of(file)
     if kind not in SUFFIXES or (kind == ".parquet" and file.suffix.lower() == ".gz"):
@@ -42,7 +42,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def parsed(file: Path) -> Any:
-    """The content of a JSON file. Raises InputError where it is none."""
+    """The content of a JSON file. Raises InputError if it is none."""
     with inputs.lines(file) as stream:
         return _parsed(stream.read(), str(file))
 
@@ -50,7 +50,7 @@ def parsed(file: Path) -> Any:
 def field(row: dict[str, Any], name: str, where: str) -> Any:
     """A field of a row; ``a.b`` is field ``b`` of the mapping in ``a``, ``a.0`` the first item of a list.
 
-    Of a list of mappings, ``a.b`` is the list of their fields. Raises InputError that names the fields there are.
+    Of a list of mappings, ``a.b`` is the list of their fields. Raises InputError, which names the fields there are.
     """
     if name in row:
         return row[name]
@@ -58,7 +58,7 @@ def field(row: dict[str, Any], name: str, where: str) -> Any:
     for part in name.split("."):
         value = _inside(value, part)
         if value is _MISSING:
-            raise InputError(f"{where}: no field {name!r}; there are: {', '.join(map(str, row))}")
+            raise InputError(f"{where}: no field {name!r}; available: {', '.join(map(str, row))}")
     return value
 
 
@@ -89,7 +89,7 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def text_or_none(row: dict[str, Any], name: str, where: str) -> str | None:
-    """A field as text; None where it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
+    """A field as text; None if it is null, not a number (NaN), or an empty list. Raises InputError as ``text`` does."""
     value = field(row, name, where)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -104,7 +104,7 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
         reader = csv.DictReader(stream, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            raise InputError(f"{file}: a field name is there twice in the header: {', '.join(names)}")
+            raise InputError(f"{file}: a field name appears twice in the header: {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{file}, line {reader.line_num}: {'more' if None in row else 'fewer'} values than the header has fields")
@@ -123,9 +123,9 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_list(line: str, stream: TextIO) -> bool:
-    """Whether a first line begins a list of mappings, and not a record that is a list."""
-    begin = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
-    return begin.startswith("{")
+    """Whether a first line starts a list of mappings, and not a record that is a list."""
+    start = line.lstrip()[1:].lstrip() or stream.readline().lstrip()
+    return start.startswith("{")
 
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:
@@ -138,7 +138,7 @@ def _json(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(found: Any) -> list[Any] | None:
-    """The records in an object: a list under a usual name, records by name, or arrays side by side; None where there are none."""
+    """The records in an object: a list under a usual name, records by name, or arrays side by side; None if there are none."""
     if not isinstance(found, dict):
         return None
     for name in CONTAINERS:

@@ -55,8 +55,8 @@ def test_story_is_as_before():
     ("name", "rows", "split", "said"),
     [
         ("gsm8k", [{"question": "q", "answer": "1"}], "test", "holds 1 records; gsm8k test has 1,319"),
-        ("aime", [{"problem": f"q{i}"} for i in range(30)], "test", "no field 'answer' or 'Answer'; there are: problem"),
-        ("jsonl", [{"q": "q", "answer": "1"}], "test", "no field 'question' or 'problem'; there are: q, answer"),
+        ("aime", [{"problem": f"q{i}"} for i in range(30)], "test", "no field 'answer' or 'Answer'; available: problem"),
+        ("jsonl", [{"q": "q", "answer": "1"}], "test", "no field 'question' or 'problem'; available: q, answer"),
         ("jsonl", [{"question": "q", "answer": None}], "test", "record 1: field 'answer' holds NoneType"),
         ("jsonl", [{"question": "q", "answer": "1"}], "curate", "give a folder with train.jsonl and test.jsonl"),
         ("jsonl", [], "test", "holds no rows"),

@@ -139,7 +139,7 @@ def test_controls_that_would_be_tuned_as_the_located_bullets_are_refused(changes
     others = [name for name in controls.CONTROLS if name not in idle.split(",")]
     controls.check(others, recipe)
     for name in idle.split(",") if idle else ():
-        with pytest.raises(InputError, match=f"{name} would be tuned just as the located bullets are"):
+        with pytest.raises(InputError, match=f"{name} would be tuned exactly like the located bullets"):
             controls.check([name, *others], recipe)
     for name in others:
         made = controls.bullets_of(name, located, [solved(n, SOLUTION if recipe.objective != "dpo" else TEXT) for n in "xyz"], recipe, 0)

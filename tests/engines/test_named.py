@@ -70,7 +70,7 @@ def test_a_wrong_engine_is_one_line(engines, line):
     ("engines", "locate", "line"),
     [
         (["full=m@http://localhost:1/v1"], {"locators": ["equations", "margins"]}, "locate.locators=[equations]"),
-        ([f"{W3}=m@https://far.example/v1"], {"locators": ["margins"]}, f"openai, of {W3}, generates and does not score"),
+        ([f"{W3}=m@https://far.example/v1"], {"locators": ["margins"]}, f"openai, of {W3}, cannot score"),
         (["full=m@http://far.example/v1"], {}, "engine full: plain http to another machine"),
         (["vllm"], {}, r"engine vllm: vllm is not installed; install it with: pip install 'stepmend[vllm]'"),
     ],
@@ -110,7 +110,7 @@ class Silent:
 
 
 def test_only_what_scores_is_a_scorer():
-    with pytest.raises(InputError, match="silent generates and does not score"):
+    with pytest.raises(InputError, match="silent cannot score"):
         scorer(Silent())
     engine = LocalEngine(None, None, 8)
     assert scorer(engine) is engine
@@ -145,7 +145,10 @@ def test_a_run_goes_on_where_its_server_was_killed(tmp_path, monkeypatch):
                 had.append(trace)
                 context.dir.append([trace])
                 break
-    with Context(made, tmp_path / "run") as context, pytest.raises(InputError, match="has ended; start it, and the same command continues"):
+    with (
+        Context(made, tmp_path / "run") as context,
+        pytest.raises(InputError, match="start it and run the same command again"),
+    ):
         solving.solve(context, FULL, problems, "test")
     with ScriptedServer(answer, port) as second, Context(made, tmp_path / "run") as context:
         traces = solving.solve(context, FULL, problems, "test")
@@ -175,6 +178,6 @@ def test_stages_of_a_served_run_ask_its_server_and_leave_margins_out(tmp_path):
         full = {problem.id: trace.model_copy(update={"arm": FULL, "text": f"Step 1: \\boxed{{{problem.answer}}}"})}
         margins.damage(context, W3, [problem], full)
         (fault,) = locating.locate(context, W3, [problem], full, {problem.id: trace}, "test")
-    assert len(said) == 1 and "margins are not read" in said[0]
+    assert len(said) == 1 and "margins are skipped" in said[0]
     assert server.requests and {request.path for request in server.requests} == {"/v1/completions"}
     assert fault.margins == () and fault.frontier is None

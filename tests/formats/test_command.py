@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_refused_before_work(stepmend, tmp_path):
         "run", "--model", "builtin:qwen2", "--scheme", "nvfp4", "--set", "restore.tune=codes", "--out", str(tmp_path / "run")
     )
     assert code == 2
-    assert "codes of nvfp4 are floats, and stay as they are" in " ".join(said.split())
+    assert "codes of nvfp4 are floats and cannot be changed" in " ".join(said.split())
     assert not (tmp_path / "run").exists()
 
 

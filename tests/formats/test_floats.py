@@ -92,13 +92,13 @@ def change(folder: Path, **tensors) -> None:
     ("tensors", "said"),
     [
         ({"weight_global_scale": None}, "weight_global_scale is missing []; F32 [1] is needed"),
-        ({"weight_global_scale": torch.zeros(1)}, "weight_global_scale is zero or no number"),
-        ({"weight_global_scale": torch.tensor([float("nan")])}, "weight_global_scale is zero or no number"),
+        ({"weight_global_scale": torch.zeros(1)}, "weight_global_scale is zero or not finite"),
+        ({"weight_global_scale": torch.tensor([float("nan")])}, "weight_global_scale is zero or not finite"),
         ({"weight_global_scale": torch.ones(1).half()}, "weight_global_scale is F16 [1]; F32 [1] is needed"),
         ({"weight_scale": None}, "weight_scale is missing []; by its scheme 128 x 256 codes have [128, 16] scales"),
         ({"weight_scale": torch.ones(128, 8).to(torch.float8_e4m3fn)}, "weight_scale is F8_E4M3 [128, 8]"),
-        ({"weight_scale": torch.full((128, 16), -1.0).to(torch.float8_e4m3fn)}, f"a scale of {LAYER} is zero or no number"),
-        ({"weight_scale": torch.full((128, 16), float("nan")).to(torch.float8_e4m3fn)}, f"a scale of {LAYER} is zero or no number"),
+        ({"weight_scale": torch.full((128, 16), -1.0).to(torch.float8_e4m3fn)}, f"a scale of {LAYER} is zero or not finite"),
+        ({"weight_scale": torch.full((128, 16), float("nan")).to(torch.float8_e4m3fn)}, f"a scale of {LAYER} is zero or not finite"),
         ({"weight_packed": torch.zeros(128, 128, dtype=torch.int32)}, "weight_packed is I32"),
     ],
 )

@@ -203,10 +203,10 @@ def without_end(data: bytearray) -> bytes:
 
 
 DAMAGE = [
-    (lambda data: data[:1], "is no GGUF file"),
-    (lambda data: b"GGUF", "is no GGUF file"),
-    (lambda data: b"PK" + data[2:], "is no GGUF file"),
-    (lambda data: put(data, 4, "<I", 1), "version 1 of GGUF is not read; allowed: 2, 3"),
+    (lambda data: data[:1], "is not a GGUF file"),
+    (lambda data: b"GGUF", "is not a GGUF file"),
+    (lambda data: b"PK" + data[2:], "is not a GGUF file"),
+    (lambda data: put(data, 4, "<I", 1), "version 1 of GGUF is not supported; allowed: 2, 3"),
     (lambda data: put(data, 4, ">I", 3), "or it is in big-endian order"),
     (lambda data: put(data, 8, "<Q", 2**63), "names 9223372036854775808 entries, which it has no room for"),
     (lambda data: put(data, 16, "<Q", 2**63), "entries, which it has no room for"),
@@ -243,7 +243,7 @@ TENSOR = "blk.1.ffn_up.weight"
         (12, "<Q", (128,), "is [128, 128], and in the model [256, 128]"),
         (20, "<I", (999,), "type 999 is not known"),
         (20, "<I", (4,), "type 4 is not known"),
-        (20, "<I", (20,), "is of type IQ4_NL, which is not read; allowed: F32, F16, BF16, Q4_0"),
+        (20, "<I", (20,), "is of type IQ4_NL, which is not supported; allowed: F32, F16, BF16, Q4_0"),
         (24, "<Q", (2**63,), "lies outside of the file"),
         (24, "<Q", (65,), "is not aligned to 64 bytes"),
         (24, "<Q", (0,), "overlap"),
@@ -259,10 +259,10 @@ def test_a_tensor_that_is_not_read_is_named(tiny_llama, file, tmp_path, at, layo
     ("old", "new", "said"),
     [
         ("blk.1.ffn_up.weight", "blk.0.ffn_up.weight", "holds blk.0.ffn_up.weight twice"),
-        ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "holds blk.7.ffn_up.weight, which is no tensor of the model"),
-        ("output_norm.weight", "output_norm.weighs", "which is no tensor of the model"),
+        ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "holds blk.7.ffn_up.weight, which is not a tensor of the model"),
+        ("output_norm.weight", "output_norm.weighs", "which is not a tensor of the model"),
         ("blk.1.ffn_up.weight", "ffn_up_exps.weight1", "holds several experts in one tensor"),
-        ("general.architecture", "general.architectura", "does not read GGUF files of the architecture ''"),
+        ("general.architecture", "general.architectura", "cannot read GGUF files of the architecture ''"),
     ],
 )
 def test_names_that_do_not_fit_are_named(tiny_llama, file, tmp_path, old, new, said):
@@ -273,7 +273,9 @@ def test_a_missing_tensor_is_named(tiny_llama, file, tmp_path):
     def renamed(data: bytearray) -> bytes:
         return bytes(data).replace(b"output_norm.weight", b"rope_frequs.weight")
 
-    assert "holds rope_frequs.weight, which is no tensor of the model" in refusal(tiny_llama, patched(file, tmp_path / "a.gguf", renamed))
+    assert "holds rope_frequs.weight, which is not a tensor of the model" in refusal(
+        tiny_llama, patched(file, tmp_path / "a.gguf", renamed)
+    )
     ggufs.make(tiny_llama, "Q4_0", tmp_path / "b.gguf")
     tensors = gguf_header.read(tmp_path / "b.gguf").tensors
     dropped = next(tensor for tensor in tensors if tensor.name == "blk.1.ffn_up.weight")
@@ -297,13 +299,13 @@ def test_a_file_of_another_model_is_refused(file, tmp_path):
 def test_a_minimum_that_is_no_number_is_refused(tiny_llama, file, tmp_path):
     tensor = look(tiny_llama, file).low_bit.tensors.layers["model.layers.1.mlp.up_proj"]
     line = refusal(tiny_llama, patched(file, tmp_path / "b.gguf", lambda data: put(data, tensor.start + 2, "<e", float("nan"))))
-    assert f"a minimum of {TENSOR} is no number" in line
+    assert f"a minimum of {TENSOR} is not finite" in line
 
 
 def test_a_scale_that_is_no_number_is_refused(tiny_llama, file, tmp_path):
     tensor = look(tiny_llama, file).low_bit.tensors.layers["model.layers.1.mlp.up_proj"]
     line = refusal(tiny_llama, patched(file, tmp_path / "b.gguf", lambda data: put(data, tensor.start, "<e", float("inf"))))
-    assert "a scale of model.layers.1.mlp.up_proj is zero or no number" in line
+    assert "a scale of model.layers.1.mlp.up_proj is zero or not finite" in line
 
 
 def test_full_precision_parts_folders_and_missing_files_are_one_line(tiny_llama, file, tmp_path):

@@ -31,7 +31,7 @@ def test_a_spec_is_a_name_a_model_and_an_address():
         ("qwen=@http://h", "NAME=MODEL@BASE_URL"),
         ("a b=m@http://h", "letters, digits"),
         ("ä=m@http://h", "letters, digits"),
-        ("a=m n@http://h", "no blanks"),
+        ("a=m n@http://h", "no spaces"),
         ("a=m@ftp://h", "NAME=MODEL@BASE_URL"),
         ("a=m@http://", "HOST"),
         ("a=m@http:///v1", "HOST"),
@@ -46,7 +46,7 @@ def test_a_spec_is_a_name_a_model_and_an_address():
         (f"a=m@http://user:{SECRET}@h/v1", "environment only"),
         (f"a=m@https://{SECRET}@httphost/v1", "environment only"),
         (f"a=m@http://h/v1?key={SECRET}", "environment only"),
-        (f"a=m@http://user:{SECRET}@h /v1", "no blanks"),
+        (f"a=m@http://user:{SECRET}@h /v1", "no spaces"),
     ],
 )
 def test_a_bad_spec_is_said_in_one_line_without_its_secrets(spec, says):

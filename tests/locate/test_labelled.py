@@ -142,7 +142,7 @@ def test_a_killed_call_continues(files, tmp_path):
         (("--locator", "margins", "--model", "builtin:qwen2"), "needs --quantized"),
         (("--locator", "judges"), "--judge"),
         (("--locator", "reference", "--judge", "a=b@http://x/v1"), "--judge"),
-        (("--locator", "reference", "--save", "rates.json"), "--save goes with"),
+        (("--locator", "reference", "--save", "rates.json"), "--save needs"),
         (("--locator", "vote", "--model", "builtin:qwen2"), "have no right answer"),
         (("--locator", "vote", "--reliabilities", "none.json"), "cannot read"),
         (("--locator", "vote", "--completer", "x@y"), "completer: x"),

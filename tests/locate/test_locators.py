@@ -66,10 +66,10 @@ def test_margins_find_the_first_token_full_precision_would_not_write(full, broke
 
 def test_a_long_text_is_read_in_pieces(full, broken, monkeypatch):
     rows = [[*chat.encode(full.tokenizer, case.prompt), *case.trace.tokens] for _, _, case in broken[:3]]
-    begins = [len(chat.encode(full.tokenizer, case.prompt)) for _, _, case in broken[:3]]
-    whole = full.score(rows, begins)
+    starts = [len(chat.encode(full.tokenizer, case.prompt)) for _, _, case in broken[:3]]
+    whole = full.score(rows, starts)
     monkeypatch.setattr(local, "LOGITS", 3 * 10 * full.model.config.vocab_size)
-    for one, other in zip(whole, full.score(rows, begins), strict=True):
+    for one, other in zip(whole, full.score(rows, starts), strict=True):
         assert one.tokens == other.tokens
         assert other.margins == pytest.approx(one.margins, abs=0.02)
 

@@ -48,7 +48,7 @@ def interruptible():
 
 def test_two_judges_have_two_names_and_are_two_voices():
     one = Judge("a", "m", "http://h")
-    with pytest.raises(InputError, match="a is there twice"):
+    with pytest.raises(InputError, match="a is given twice"):
         Panel([one, Judge("a", "n", "http://h")], print)
     with pytest.raises(InputError, match="a and b are the same model"):
         Panel([one, Judge("b", "m", "http://h")], print)

@@ -60,7 +60,7 @@ def test_deepseek_r1s_texts_have_sections_an_answer_or_no_end(shared_data):
     with (shared_data / R1).open() as file:
         rows = list(itertools.islice(csv.DictReader(file), 40))
     ends = {bits: [row[f"full_text_{bits}bit"] for row in rows] for bits in (3, 4)}
-    begins, others = [], []
+    starts, others = [], []
     for text in [*ends[3][:20], *ends[4][:20]]:
         found = steps.split(text)
         assert "".join(text[start:end] for start, end in found) == text
@@ -69,9 +69,9 @@ def test_deepseek_r1s_texts_have_sections_an_answer_or_no_end(shared_data):
         answer = steps.answer_start(text)
         assert (answer is None) == ("</think>" not in text)
         assert answer is None or answer in {start for start, _ in found}
-        begins += [steps.TURN.match(text, found[i][0]) is not None for i in sections[1:]]
+        starts += [steps.TURN.match(text, found[i][0]) is not None for i in sections[1:]]
         others += [steps.TURN.match(text, start) is not None for start, _ in found]
-    assert np.mean(begins) > 2 * np.mean(others), "sections begin where the thought turns, where they can"
+    assert np.mean(starts) > 2 * np.mean(others), "sections begin where the thought turns, where they can"
     unclosed = {bits: [not visible("<think>\n" + text).whole for text in texts] for bits, texts in ends.items()}
     assert [of == ["</think>" not in text for text in ends[bits]] for bits, of in unclosed.items()] == [True, True]
     assert sum(unclosed[3]) > sum(unclosed[4])

@@ -142,5 +142,5 @@ def test_metrics_are_chosen_by_name(tmp_path):
     with pytest.raises(InputError, match="choose with --metric: f1, bleu"):
         logs.read(file)
     assert logs.read(file, logs.Fields(metric="f1")).samples["a"][0].correct is True
-    with pytest.raises(InputError, match="no metric 'x'; there are: f1, bleu"):
+    with pytest.raises(InputError, match="no metric 'x'; available: f1, bleu"):
         logs.read(file, logs.Fields(metric="x"))

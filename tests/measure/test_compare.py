@@ -106,7 +106,7 @@ def test_names_are_told_apart():
 
 
 def test_what_nobody_scored_is_no_arm():
-    with pytest.raises(InputError, match="nobody scored b: none of its 2 problems is right or wrong"):
+    with pytest.raises(InputError, match="b is not scored: none of its 2 problems is right or wrong"):
         compare([log("a", [True, False]), log("b", [None, None])])
 
 

@@ -183,7 +183,7 @@ def test_pass_at_k_is_the_share_of_draws_of_k_with_a_right_one():
 
 @pytest.mark.parametrize("key", ["samples", "top_p"])
 def test_nothing_is_drawn_without_a_temperature(key):
-    with pytest.raises(InputError, match=f"{key} = .* has an effect with measure.temperature above 0 only"):
+    with pytest.raises(InputError, match=f"{key} = .* has an effect only with measure.temperature above 0"):
         Recipe.make({"measure": {key: 4 if key == "samples" else 0.9}})
 
 

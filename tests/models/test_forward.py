@@ -22,20 +22,20 @@ def test_every_place_is_read_in_the_order_asked(tiny):
 
 def test_losses_and_divergences_are_those_of_plain_logits(tiny, tiny_llama):
     one, other = load.load_model(tiny), load.load_model(tiny_llama)
-    rows, begins = [[7, 8, 9, 4], list(range(5, 45)), [6, 5]], [1, 30, 1]
+    rows, starts = [[7, 8, 9, 4], list(range(5, 45)), [6, 5]], [1, 30, 1]
     with torch.no_grad():
         said = [[logits(m, row).double().log_softmax(-1) for row in rows] for m in (one, other)]
-    for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
+    for i, (row, begin) in enumerate(zip(rows, starts, strict=True)):
         p_TV, q_TV = (of[i][begin - 1 : -1] for of in said)
         loss = -p_TV.gather(1, torch.tensor(row[begin:])[:, None]).mean().item()
-        assert forward.losses(one, rows, begins, 0)[i] == pytest.approx(loss, rel=1e-4)
+        assert forward.losses(one, rows, starts, 0)[i] == pytest.approx(loss, rel=1e-4)
         kl = (p_TV.exp() * (p_TV - q_TV)).sum(-1).mean().item()  # the first from the second, not the other way round
-        assert forward.divergences(one, other, rows, begins, 0)[i] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert forward.divergences(one, other, rows, starts, 0)[i] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.sampled_from(["cpu", "cuda"]))
 def test_groups_hold_every_text_once_and_little_padding(lengths, kind):
-    groups = forward.alike(lengths, torch.device(kind))
+    groups = forward.length_groups(lengths, torch.device(kind))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert min(lengths[i] for i in group) >= forward.ALIKE[kind] * max(lengths[i] for i in group)
+        assert min(lengths[i] for i in group) >= forward.SIMILAR[kind] * max(lengths[i] for i in group)

@@ -24,8 +24,8 @@ def copy(tmp_path):
     ("name", "content", "line"),
     [
         ("config.json", None, "holds no model"),
-        ("config.json", b"{", "config.json is not valid JSON"),
-        ("config.json", b"[]", "config.json is not valid JSON"),
+        ("config.json", b"{", "config.json is not a valid JSON object"),
+        ("config.json", b"[]", "config.json is not a valid JSON object"),
         ("model.safetensors", None, "holds no weights"),
         ("model.safetensors.index.json", b"{}", None),
         ("model.safetensors", b"", "truncated or damaged"),
@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_said(copy, name, content, line):
 @pytest.mark.parametrize("content", [b"{}", b'{"model_type": "qwen9"}', b'{"model_type": "qwen2", "hidden_size": "wide"}'])
 def test_a_configuration_that_is_none_is_said(copy, content):
     (copy / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"config.json is none that transformers can read \(.+\)$"):
+    with pytest.raises(InputError, match=r"config.json cannot be read by transformers \(.+\)$"):
         load.config_of(str(copy))
 
 
@@ -111,7 +111,7 @@ def test_a_checkpoints_own_code_never_runs_and_nobody_is_asked(copy, monkeypatch
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "own.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(InputError, match=r"config.json is none that transformers can read"):
+    with pytest.raises(InputError, match=r"config.json cannot be read by transformers"):
         load.config_of(str(copy))
 
 
@@ -137,7 +137,7 @@ def test_what_the_hub_gives_is_looked_at_too(copy, monkeypatch):
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_line():
-    with pytest.raises(InputError, match="could not be had from the hub") as caught:
+    with pytest.raises(InputError, match="could not be downloaded from the hub") as caught:
         load.locate("stepmend/no-such-model")
     assert "\n" not in str(caught.value)
 

@@ -172,7 +172,7 @@ def test_what_is_called_gguf_and_is_none_is_refused(tiny_llama, tmp_path, name):
     file = place if place.suffix else place / "model-Q4_0.gguf"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"GGUF")
-    assert f"{file} is no GGUF file" in refusal(tiny_llama, place)
+    assert f"{file} is not a GGUF file" in refusal(tiny_llama, place)
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
@@ -181,8 +181,8 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ([], "quantization_config is no object"),
-        ("gptq", "quantization_config is no object"),
+        ([], "quantization_config is not a JSON object"),
+        ("gptq", "quantization_config is not a JSON object"),
         ({"bits": 4}, "names no method"),
         ({"quant_method": 3}, "names no method"),
         (GPTQ | {"bits": "4"}, "codes of 4 bits"),
@@ -222,7 +222,7 @@ def changed(name: str, change):
         (changed("scales", lambda v: v[:3]), f"{LAYER}.qzeros is I32"),
         (changed("scales", lambda v: v.int()), f"{LAYER}.scales is I32"),
         (changed("scales", lambda v: v * 0), f"a scale of {LAYER} is zero"),
-        (changed("scales", lambda v: v.fill_(float("nan"))), f"a scale of {LAYER} is zero or no number"),
+        (changed("scales", lambda v: v.fill_(float("nan"))), f"a scale of {LAYER} is zero or not finite"),
         (changed("qweight", lambda v: v[:5]), LAYER),
         (changed("qweight", lambda v: v.flatten()), f"{LAYER}.qweight is I32"),
         (changed("qzeros", lambda v: v[:, :1]), "bits"),
@@ -245,7 +245,7 @@ def test_a_head_with_codes_is_refused(tiny_llama, gptq):
         return tensors | {f"lm_head.{end}": tensor for end, tensor in held.items()}
 
     retensor(gptq, with_head)
-    assert "lm_head holds codes and is no layer of the decoder" in refusal(tiny_llama, gptq)
+    assert "lm_head holds codes but is not a layer of the decoder" in refusal(tiny_llama, gptq)
 
 
 @pytest.mark.parametrize("groups", [lambda v: v + 100, lambda v: -v, lambda v: v.fill_(0)])

@@ -82,7 +82,7 @@ def test_families_that_llm_compressor_has_no_mappings_for_are_quantized(kind, sc
 def test_a_family_with_nothing_to_scale_is_refused_from_the_configuration(tmp_path, kind, values, scheme):
     config = getattr(transformers, f"{kind}Config")(vocab_size=300, **values)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(InputError, match=r"smoothquant has nothing to scale in olmo2?: .*; take rtn or gptq"):
+    with pytest.raises(InputError, match=r"smoothquant has nothing to scale in olmo2?: .*; use rtn or gptq"):
         run.preflight(str(tmp_path), schemes.parse(scheme))
 
 

@@ -38,8 +38,8 @@ def test_a_name_says_what_is_done():
         ("gptq-w2a16-g128", "gptq is offered as w3a16, w4a16, w8a8"),
         ("awq-w8a8", "awq is offered as"),
         ("gptq-w4a16-g100", "groups of 32, 64, 128"),
-        ("smoothquant-w8a8-g128", "one scale a row"),
-        ("rtn-w8a8-asym", "zero points (-asym) with a16 only"),
+        ("smoothquant-w8a8-g128", "one scale per row"),
+        ("rtn-w8a8-asym", "zero points (-asym) are allowed only with a16"),
     ],
 )
 def test_unknown_names_are_refused_in_one_line(name, line):

@@ -175,9 +175,9 @@ def test_nothing_is_pushed_unless_it_is_asked_for(hub, checkpoint, tmp_path, mon
     assert isinstance(done.exception, InputError)
     assert (tmp_path / "kept/model.safetensors").exists(), "what was exported stays where the hub fails"
     for options, said in (
-        (("--public",), "--public goes with --push"),
-        (("--license", "mit"), "--license goes with --export DIR or --push NAME"),
-        (("--push", "me/w3", "--base-model", "/home/x"), "is no name on the hub"),
+        (("--public",), "--public needs --push"),
+        (("--license", "mit"), "--license needs --export DIR or --push NAME"),
+        (("--push", "me/w3", "--base-model", "/home/x"), "is not a hub name"),
     ):
         assert said in str(restore(*options).exception)
     monkeypatch.setenv("HF_TOKEN", "")

@@ -237,7 +237,7 @@ def test_a_scale_keeps_its_sign_and_a_floor(low_bit):
     with torch.no_grad():
         layer.change.fill_(-3.0)
     assert torch.allclose(layer.scale(), scales.FLOOR * start, rtol=1e-2)
-    with pytest.raises(InputError, match="became zero, changed its sign or is no number"):
+    with pytest.raises(InputError, match="became zero, changed its sign or is not finite"):
         scales.check_scales("a layer", start, torch.zeros_like(start))
     with pytest.raises(InputError, match="changed its sign"):
         scales.check_scales("a layer", start, -start)

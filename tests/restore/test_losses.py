@@ -128,7 +128,7 @@ def test_a_weight_is_made_once_a_step_and_unlike_texts_change_no_gradient(tiny_l
     monkeypatch.setattr(scales.ScaleLinear, "weight", lambda layer, *made: calls.append(layer) or weight(layer, *made))
     apart = torch.autograd.grad(loss(range(3)), tuned)
     assert len(calls) == len(set(calls)) == len(scales.scales(model))
-    monkeypatch.setitem(forward.ALIKE, model.device.type, 0)  # all in one pass
+    monkeypatch.setitem(forward.SIMILAR, model.device.type, 0)  # all in one pass
     for one, other in zip(apart, torch.autograd.grad(loss(range(3)), tuned), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 

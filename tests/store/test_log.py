@@ -45,7 +45,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_line_that_cannot_be_read_is_moved_aside_as_it_is(file, damage):
     bad = spoil(file, 1, DAMAGES[damage])
-    with pytest.warns(UserWarning, match=r"1 damaged line\(s\) moved to grades.jsonl.rejected; what they held is made again"):
+    with pytest.warns(UserWarning, match=r"1 damaged line\(s\) moved to grades.jsonl.rejected; their content is generated again"):
         assert set(MadeLog(file, Grade).of("a")) == {"p1", "p3"}
     assert file.with_name("grades.jsonl.rejected").read_bytes() == bad
     assert [json.loads(line)["problem"] for line in file.read_bytes().splitlines()] == ["p1", "q1", "p3"]

@@ -1,4 +1,4 @@
-"""What is known of a benchmark that others published: where it is, and how its records are named. One file a benchmark."""
+"""Base of the published benchmarks: where a benchmark is stored, and the names of its records' fields. One file per benchmark."""
 
 from dataclasses import dataclass
 

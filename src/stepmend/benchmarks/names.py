@@ -6,7 +6,7 @@ from pydantic import AfterValidator
 
 
 def _known(name: str) -> str:
-    """A benchmark's name. Raises ValueError for another word."""
+    """A benchmark's name. Raises ValueError for an unknown name."""
     from stepmend.benchmarks import sources  # here: --help need not load what grades
 
     if name not in sources.NAMES:

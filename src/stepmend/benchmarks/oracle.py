@@ -1,6 +1,5 @@
-"""The oracle of ``story``: the first faulty step of a trace and its error class, by evaluating each step against the program.
-
-It measures locators; it is never one.
+"""The oracle of ``story``: the first faulty step of a trace and its error class, found by evaluating each step against the program. It is
+used to measure locators, and is never used as a locator.
 """
 
 import re
@@ -51,7 +50,7 @@ class _State:
 
 
 def judge(program: Program, text: str) -> Truth:
-    """Judge a trace in the step format, one step a line. A correct step in another valid order is correct."""
+    """Judge a trace in the step format, one step per line. A correct step in another valid order is correct."""
     lines = text.splitlines()
     state = _State(program)
     answered = ANSWER.search(text) is not None

@@ -29,7 +29,7 @@ NAMES = ("story", *SOURCES, "jsonl")
 
 @dataclass(frozen=True)
 class Data:
-    """A benchmark as asked for: its name, and for files the path and the fields."""
+    """A requested benchmark: its name, and for files the path and the fields."""
 
     name: str
     path: str | None = None
@@ -39,7 +39,7 @@ class Data:
     def problems(self, split: str, count: int | None, seed: int) -> list[Problem]:
         """``count`` problems of a split (all, where None); generated ones level by level in turn, others in their file's order.
 
-        Raises InputError where the benchmark, the split, a field or a record is not there, or where the number of records is wrong.
+        Raises InputError if the benchmark, the split, a field or a record is not there, or if the number of records is wrong.
         """
         if self.name == "story" and (self.path or self.question_field or self.answer_field):
             raise InputError("benchmark: story is generated and reads no file; with --data choose --benchmark gsm8k, math, aime or jsonl")
@@ -51,7 +51,8 @@ class Data:
         return kept[:count]
 
     def measured(self, count: int | None, seed: int) -> list[Problem]:
-        """What a run measures: of generated problems ``count`` (300, where None) of each level, of others the first ``count`` (or all)."""
+        """The test problems of a run: ``count`` generated problems of each level (None: 300), or the first ``count`` of other benchmarks
+        (None: all)."""
         return self.problems("test", (count or 300) * len(story.LEVELS) if self.name == "story" else count, seed)
 
     def _all(self, own: str) -> Iterator[Problem]:
@@ -119,7 +120,7 @@ def _there(row: dict[str, Any], names: Sequence[str], where: str) -> str:
     for name in names:
         if name in row:
             return name
-    raise InputError(f"benchmark: {where}: no field {' or '.join(map(repr, names))}; there are: {', '.join(map(str, row))}")
+    raise InputError(f"benchmark: {where}: no field {' or '.join(map(repr, names))}; available: {', '.join(map(str, row))}")
 
 
 def _share(problem: Problem) -> str:

@@ -93,7 +93,7 @@ class Program:
 
 
 def apply(op: str, left: int, right: int) -> int | None:
-    """The exact result of one operation on whole numbers; None where there is none (an inexact division)."""
+    """The exact result of one operation on whole numbers; None if there is none (an inexact division)."""
     if op == "/":
         return left // right if right and left % right == 0 else None
     return {"+": left + right, "-": left - right, "*": left * right}[op]
@@ -203,7 +203,7 @@ def write(rng: random.Random, steps: int) -> tuple[str, Program]:
 
 
 def _tell(writer: _Writer, steps: int) -> None:
-    """One to three people, one after another; each begins on their own or by comparison; the last two are joined by the question."""
+    """One to three people, one after another; each starts on their own or by comparison; the last two are joined by the question."""
     people = min(writer.rng.choice((1, 2, 2, 3)), 1 + steps // 3)
     asks = 1 if people > 1 else 0
     for index, who in enumerate(writer.names[:people]):

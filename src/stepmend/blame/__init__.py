@@ -1,6 +1,6 @@
 """Which modules caused a low-bit model's faults, whether full precision there rescues problems, and a proposal of mixed precision.
 
-The package can be called: ``stepmend.blame(run)`` is ``stepmend.api.blame``.
+The package is callable: ``stepmend.blame(run)`` is ``stepmend.api.blame``.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""The linear layers with codes of a low-bit model beside those of full precision: what they are, how far apart, and put back.
+"""The quantized linear layers of a low-bit model and those of full precision: listing, their differences, and restoring full-precision
+weights.
 
 Tensor names carry their shape: M rows (outputs), N columns (inputs).
 """
@@ -18,14 +19,14 @@ from stepmend.records import InputError
 NUMBER = re.compile(r"\.(\d+)\.")
 SCALE_BITS = 16
 NEAR = 0.02
-"""How far what holds no codes may be from full precision's, as a share: rounding to another dtype changes it by 0.4 % at most."""
+"""Maximum relative difference from full precision of tensors without codes: rounding to another dtype changes them by at most 0.4 %."""
 
 
 @dataclass(frozen=True)
 class Module:
     """One linear layer with codes, by the model's name: ``layer`` is its number in the stack, ``part`` what follows that in the name.
 
-    ``size`` is what its file takes, in bits a weight: codes, scales and zero points.
+    ``size`` is what its file takes, in bits per weight: codes, scales and zero points.
     """
 
     name: str
@@ -52,15 +53,15 @@ def _module(name: str, of: Layer) -> Module:
 def check(full: Any, low: Any, low_bit: Format, modules: Sequence[Module], what: str) -> None:
     """Raises InputError for a low-bit model that differs from full precision in more than the rounding of linear layers' weights."""
     if low_bit.rounded:
-        raise InputError(f"blame: {what} rounds activations or the KV cache too; allowed: schemes that round weights alone")
+        raise InputError(f"blame: {what} rounds activations or the KV cache too; allowed: weight-only schemes")
     if len(modules) < len(low_bit.layers):
-        raise InputError(f"blame: {what} holds codes outside of linear layers (experts in one tensor); such models are not treated")
+        raise InputError(f"blame: {what} holds codes outside of linear layers (experts in one tensor); such models are not supported")
     coded, mine = {f"{module.name}.weight" for module in modules}, dict(full.named_parameters())
     for name, value in low.named_parameters():
         if name not in coded and name in mine and not _near(mine[name], value):
             raise InputError(
-                f"blame: {what}: {name} is not full precision's (AWQ and SmoothQuant scale layers before they round them); "
-                "allowed: schemes that round weights alone"
+                f"blame: {what}: {name} differs from full precision (AWQ and SmoothQuant scale layers before they round them); "
+                "allowed: weight-only schemes"
             )
 
 
@@ -80,9 +81,8 @@ def errors(full: Any, low: Any, modules: Sequence[Module]) -> dict[str, tuple[fl
 
 @contextmanager
 def restored(full: Any, low: Any, chosen: Sequence[str]) -> Iterator[None]:
-    """The low-bit model with the weights of the chosen modules in full precision, for as long as this lasts.
-
-    They are copied in place, so that nothing that holds a tensor of the model sees another one.
+    """Context manager: the low-bit model with the chosen modules' weights in full precision. Weights are copied in place, so references to
+    the model's tensors stay valid.
     """
     weights = {name: low.get_parameter(f"{name}.weight").data for name in chosen}
     kept = {name: weight.clone() for name, weight in weights.items()}
@@ -96,7 +96,7 @@ def restored(full: Any, low: Any, chosen: Sequence[str]) -> Iterator[None]:
 
 
 def fill(modules: Sequence[Module], order: Sequence[str], share: float) -> list[str]:
-    """Modules in this order, as long as they fit into a share of all weights; one that does not fit is passed over."""
+    """Modules in this order, as long as they fit into a share of all weights; one that does not fit is skipped."""
     weights = {module.name: module.weights for module in modules}
     room, chosen = share * sum(weights.values()) + 0.5, list[str]()
     for name in order:
@@ -107,6 +107,6 @@ def fill(modules: Sequence[Module], order: Sequence[str], share: float) -> list[
 
 
 def by_density(modules: Sequence[Module], values: Mapping[str, float]) -> list[str]:
-    """Modules by value a weight, largest first; those without a positive one are left out."""
+    """Modules by value per weight, largest first; those without a positive value are left out."""
     density = {module.name: values[module.name] / module.weights for module in modules if values[module.name] > 0}
     return sorted(density, key=lambda name: -density[name])

@@ -1,4 +1,4 @@
-"""A proposal of mixed precision: more bits for the blamed modules under a size budget, measured beside uniform bits of the same size."""
+"""A mixed-precision proposal: more bits for the blamed modules under a size budget, compared with uniform bits of the same size."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ from stepmend.records import InputError, digest
 WIDE = 8
 """Bits of a module that has more than its scheme's and is still quantized."""
 MORE = 0.375
-"""Bits a weight that a proposal adds where no budget is given: what groups of 32 take more than groups of 128."""
+"""Bits per weight that a proposal adds if no budget is given: what groups of 32 take more than groups of 128."""
 FOLDER = "blame"
 RECIPE, IGNORE = "recipe.yaml", "ignore.json"
 
 
 @dataclass(frozen=True)
 class Widening:
-    """One step: a module gets ``bits``, for so many bits in all and so much of its value."""
+    """One step of the greedy search: a module gets ``bits`` per weight; the step's cost in bits, and its gain."""
 
     name: str
     bits: int
@@ -38,20 +38,20 @@ class Widening:
 
 
 def size_of(modules: Sequence[Module], wide: Mapping[str, int] | None = None) -> float:
-    """Mean bits a weight over all modules, those of ``wide`` with that many bits."""
+    """Mean bits per weight over all modules, those of ``wide`` with that many bits."""
     total = sum(module.weights for module in modules)
     return sum(module.weights * _bits(module, (wide or {}).get(module.name)) for module in modules) / total
 
 
 def _bits(module: Module, bits: int | None) -> float:
-    """What a module takes, in bits a weight, with codes of so many bits."""
+    """What a module takes, in bits per weight, with codes of so many bits."""
     if bits is None:
         return module.size
     return float(schemes.WHOLE) if bits == schemes.WHOLE else module.size - module.bits + bits
 
 
 def propose(modules: Sequence[Module], values: Mapping[str, float], budget: float) -> dict[str, int]:
-    """Bits by module, for those that get more: greedily, by value a bit that it costs, within a mean size of ``budget`` bits a weight.
+    """Bits by module, for those that get more: greedily, by value per bit that it costs, within a mean size of ``budget`` bits per weight.
 
     A module of b bits first gets 8, which leaves 2^(b - 8) of its rounding error, and may then be left alone (16).
     """
@@ -98,18 +98,18 @@ def check_budget(parent: str, scheme: str, budget: float) -> None:
     """Before any work: raises InputError for a budget that leaves nothing to give, or is not below full precision's."""
     of, widths = schemes.parse(scheme), quantizer.linear_widths(parent).values()
     if not widened(of):
-        raise InputError(f"blame: --budget goes with schemes that round weights alone, to integers; {scheme} is none")
+        raise InputError(f"blame: --budget needs a weight-only integer scheme; {scheme} is not one")
     scale = SCALE_BITS + (0 if of.symmetric else of.weight_bits)
     bits = [(rows * columns, of.weight_bits + scale / (of.group or columns)) for rows, columns in widths]
     own = sum(weights * size for weights, size in bits) / sum(weights for weights, _ in bits)
     if not own < budget < schemes.WHOLE:
-        raise InputError(f"blame: --budget {budget:g}: more than {scheme}'s own {own:.3f} bits a weight, and under 16, are needed")
+        raise InputError(f"blame: --budget {budget:g}: must be above {scheme}'s own {own:.3f} bits per weight and below 16")
 
 
 def compare(
     context: Context, scheme: str, modules: Sequence[Module], blamed: Blamed, budget: float | None, texts: Callable[[], list[str]]
 ) -> list[Mixed]:
-    """The proposal, one by weight error, and uniform bits, each made and measured on all test problems; no checkpoint is kept.
+    """The proposal, a proposal by weight error, and uniform bits: each is made and measured on all test problems; no checkpoint is kept.
 
     ``texts`` gives what a scheme is calibrated on.
     """
@@ -131,7 +131,7 @@ def compare(
 
 
 def _measured(context: Context, fact: Mixed, of: schemes.Scheme, texts: Callable[[], list[str]]) -> Mixed:
-    """Make a checkpoint, have it solve the test problems, and remove it; what the run holds of it is not made again."""
+    """Make a checkpoint, solve the test problems with it, and delete it; existing results are reused."""
     test, arm = context.problems("test"), fact.arm
     kept = context.finished(Mixed, arm, fact.made_by)
     if kept:
@@ -167,7 +167,7 @@ def write(parent: str, scheme: str, wide: Mapping[str, int], folder: Path) -> No
 
 
 def offer(parent: str, scheme: str, blocks: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write the proposals that win, a folder each; one that does not, and stands there of an earlier call, is removed."""
+    """Write the proposals that win, one folder each; delete the folder of an earlier call if its proposal no longer wins."""
     for block in blocks:
         place = folder / f"{scheme}-{block['budget']:g}"
         if block["wins"]:

@@ -1,4 +1,4 @@
-"""Blame in a run: scores at curate faults, and held-out problems solved again with the blamed modules in full precision."""
+"""Blame in a run: module scores at curate faults, and test problems solved again with the blamed modules in full precision."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,12 +32,12 @@ CHOSEN_ON = (5, 10)
 SEEDS = 5
 """Random choices of modules, for each share."""
 OTHERS = 200
-"""Problems solved again that rounding did not lose, at most: what is newly lost is counted among them."""
+"""Maximum number of problems other than regressions that are solved again, to count new losses."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Full precision and a low-bit model in memory, and what stands between them."""
+    """Full precision and a low-bit model in memory, and the modules in which they differ."""
 
     full: LocalEngine
     low: LocalEngine
@@ -65,9 +65,8 @@ class Pair:
         return [one.margins[0] > 0 for one in read]
 
     def best(self, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], tick: Tick = silent) -> tuple[str, dict[str, int]]:
-        """The measure that brings back most frontiers of held-out faults, and the counts by measure.
-
-        Two halves, each judged by the other's scores; the plain measure where none is better.
+        """The measure that corrects most frontiers of held-out faults, and the counts by measure. Faults are split in two halves, each
+        evaluated with the other's scores; the plain measure if none is better.
         """
         halves, counts = [range(i, len(marks), 2) for i in (0, 1)], dict[str, int]()
         for measure, score_FK in scoring.measures(held).items():
@@ -86,7 +85,7 @@ class Pair:
 
 
 def marks_of(context: Context, problems: Mapping[str, Problem], faults: Sequence[Fault], traces: Mapping[str, Trace]) -> list[Mark]:
-    """The frontiers of faults, in their order; those without one are left out."""
+    """The frontiers of faults, in order; those without one are left out."""
     located = [(problems[fault.problem], fault.frontier) for fault in faults if fault.frontier is not None]
     rows = [(*chat.encode(context.tokenizer, context.prompt_of(p)), *traces[p.id].tokens[:place]) for p, place in located]
     if not rows:
@@ -98,7 +97,7 @@ def marks_of(context: Context, problems: Mapping[str, Problem], faults: Sequence
 def blame(context: Context, scheme: str, *, seeds: int = SEEDS, others: int = OTHERS) -> tuple[Blamed, tuple[holding.Module, ...]]:
     """Score every module at the faults of curate problems, then rescue test problems with the worst of them in full precision.
 
-    Raises InputError where the scheme rounds more than weights, or no fault of a curate problem has a frontier.
+    Raises InputError if the scheme rounds more than weights, or no fault of a curate problem has a frontier.
     """
     marks = list[Mark]()
     for part, faults in rounds.with_faults(context, scheme):
@@ -136,7 +135,7 @@ def score(context: Context, scheme: str, pair: Pair, marks: Sequence[Mark]) -> B
 def blamed_of(
     pair: Pair, held: Sequence[dict[str, tuple[float, ...]]], marks: Sequence[Mark], measure: str | None = None, tick: Tick = silent
 ) -> Blamed:
-    """What the scores at all frontiers come to, by the measure that is given, or chooses best."""
+    """The modules' mean scores over all frontiers, by the given measure or else the best one."""
     measure, tried = (measure, {}) if measure else pair.best(held, marks, tick)
     score_FK = scoring.measures(held)[measure]
     rows = []
@@ -161,7 +160,7 @@ def choices(pair: Pair, blamed: Blamed, seeds: int) -> Iterator[tuple[str, int |
 
 
 def rescue(context: Context, scheme: str, pair: Pair, blamed: Blamed, seeds: int, others: int) -> None:
-    """Solve what rounding lost of the test problems, and some that it did not, by every choice of modules and every share."""
+    """Solve the regressions, and some other test problems, with every choice of modules at every share."""
     test = context.problems("test")
     traces = {arm: solving.solve(context, arm, test, "test") for arm in (FULL, scheme)}
     lost = solving.regressions(context, scheme, test)

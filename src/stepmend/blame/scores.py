@@ -1,8 +1,8 @@
-"""First-order blame: what a module's rounding does to the token that full precision would have written at a fault's frontier.
+"""First-order blame: the effect of a module's rounding on the token that full precision would have generated at a fault's frontier.
 
-The score of a module is minus the change of the target by its rounding to first order, <gradient, rounded - full weight>: a large
-positive one says that rounding this module takes the token away. The target is the token's log-probability, or its margin (its logit
-minus the best other one). The gradient is taken at full precision's weights, at the low-bit ones, or as the mean of both, which is the
+The score of a module is minus the first-order change of the target by its rounding, <gradient, rounded - full weight>: a large positive
+score means that rounding this module makes the token less likely. The target is the token's log-probability, or its margin (its logit minus
+the best other one). The gradient is taken at full precision's weights, at the low-bit ones, or as the mean of both, which is the
 trapezoidal rule for the change along the line between them (compare integrated gradients, Sundararajan et al., 1703.01365).
 
 Tensor names carry their shape: T tokens, V vocabulary.
@@ -38,7 +38,7 @@ class Mark:
 def scores(full: Any, low: Any, modules: Sequence[Module], mark: Mark, at: Sequence[str] = AT) -> dict[str, tuple[float, ...]]:
     """The modules' scores at one frontier, in natural-log units, by measure (``log-probability at full``).
 
-    Two passes backward for each model; each gradient is multiplied and dropped as soon as it is made.
+    Two backward passes per model; each gradient is multiplied with the weight difference and freed immediately.
     """
     found: dict[str, tuple[float, ...]] = {}
     for place in at:

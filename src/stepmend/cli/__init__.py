@@ -1,4 +1,4 @@
-"""The entry point of the command line. What a user can put right is one line on standard error and exit code 2."""
+"""The entry point of the command line. Errors that the user can correct are printed as one line on standard error, with exit code 2."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ from stepmend import __version__
 from stepmend.cli import running  # first, as the help lists verbs in the order they are defined in
 
 # isort: split
-from stepmend.cli import benching, blaming, checking, gridding, measuring
+from stepmend.cli import benching, blaming, checking, gridding, measuring, watching
 from stepmend.cli.common import app
 from stepmend.models.load import out_of_memory
 from stepmend.progress import visible
@@ -23,15 +23,15 @@ EXTRA = "needs {module}, which is not installed; install it with: pip install 's
 HEAVY = frozenset(
     "accelerate compressed_tensors datasets huggingface_hub llmcompressor openai peft safetensors tokenizers torch transformers".split()  # noqa: SIM905
 )
-"""What the extra ``run`` installs, as it is imported."""
+"""Import names of the libraries that the extra ``run`` installs."""
 USAGE_ERRORS: Any = typer.BadParameter.__base__
 """What a wrong option or argument raises; typer has no public name for it."""
 SMALLER = {
     "run": "lower measure.batch_size (models solving) or restore.batch_size (tuning), as in --set restore.batch_size=2, into another --out",
     "restore": "run the recipe again with a lower restore.batch_size or measure.batch_size, into another --out",
-    "blame": "take a machine with more memory: both models are held at once",
-    "quantize": "lower --samples, or take a machine with more memory",
-    "align": "lower --problems or --samples, or take a machine with more memory",
+    "blame": "use a machine with more memory: both models are held at once",
+    "quantize": "lower --samples, or use a machine with more memory",
+    "align": "lower --problems or --samples, or use a machine with more memory",
     "bench": "lower --slots, or --max-new-tokens",
     "grade": "grade the file in parts",
 }
@@ -42,11 +42,11 @@ PATH_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
-__all__ = ["app", "benching", "blaming", "checking", "gridding", "main", "measuring", "running"]
+__all__ = ["app", "benching", "blaming", "checking", "gridding", "main", "measuring", "running", "watching"]
 
 
 def main() -> None:
-    """The entry point: runs a verb, and turns what a user can put right into one line and exit code 2."""
+    """The entry point: runs a command, and turns errors that the user can correct into one line and exit code 2."""
     warnings.simplefilter("default" if os.environ.get("STEPMEND_DEBUG") else "ignore")
     warnings.showwarning = lambda message, *rest: print(f"stepmend: {one_line(visible(one_line(str(message))))}", file=sys.stderr)
     warnings.filterwarnings("always", module="stepmend")
@@ -63,7 +63,7 @@ def main() -> None:
     except InputError as error:
         _stop(str(error))
     except USAGE_ERRORS as error:
-        _stop(f"{error.format_message()} ('stepmend --help' and 'stepmend VERB --help' teach)")
+        _stop(f"{error.format_message()} (see 'stepmend --help' and 'stepmend COMMAND --help')")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in HEAVY:
             raise
@@ -71,16 +71,16 @@ def main() -> None:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             where = error.filename or "a file"
-            _stop(f"{where}: {error.strerror}; nothing was left half-written: make room and run the same command again")
+            _stop(f"{where}: {error.strerror}; nothing is half-written: free some disk space and run the same command again")
         if error.errno not in PATH_ERRORS:
             raise
         _stop(f"{error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        _stop(f"out of memory; {SMALLER.get(sys.argv[1], 'take a smaller part of the input, or a machine with more memory')}")
+        _stop(f"out of memory; {SMALLER.get(sys.argv[1], 'use a smaller part of the input, or a machine with more memory')}")
     except (typer.Abort, KeyboardInterrupt):
-        print("\nstepmend: stopped; the same command continues where it was", file=sys.stderr)
+        print("\nstepmend: stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -99,5 +99,5 @@ def _version(asked: bool) -> None:
 def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     """Find the step at which a quantized model starts to reason wrongly, and restore the model there.
 
-    [bold]stepmend run[/] takes a model through quantize → measure → locate → curate → restore → report.
+    [bold]stepmend run[/]: quantize → measure → locate → curate → restore → report.
     """

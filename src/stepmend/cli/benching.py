@@ -1,4 +1,4 @@
-"""The verb that measures stepmend's own locators against labels."""
+"""The command that measures stepmend's locators against labels."""
 
 import json
 from pathlib import Path
@@ -15,37 +15,43 @@ app.add_typer(bench, name="bench")
 
 Name = Literal["vote", "equations", "rescue", "margins", "reference", "solution", "judge", "judges"]
 LOCATOR = (
-    "What is measured: the whole vote, or one locator. equations and judge go by the labelled steps, as ProcessBench does; the others, and "
-    "equations with --own-steps, by our own steps."
+    "What to measure: the whole vote, or one locator. equations and judge use the labelled steps, as ProcessBench does; the others, and "
+    "equations with --own-steps, split solutions into stepmend's own steps."
 )
 
 
 @bench.command("locate")
 def bench_locate(
     data: Annotated[Path, typer.Option(help="The labelled file, or a folder of such files (.json, .jsonl, .parquet).")],
-    benchmark: Annotated[Literal["processbench"], typer.Option(help="The form of the labels.")] = "processbench",
+    benchmark: Annotated[Literal["processbench"], typer.Option(help="The format of the labels.")] = "processbench",
     locator: Annotated[Name, typer.Option(help=LOCATOR)] = "equations",
-    own_steps: Annotated[bool, typer.Option("--own-steps", help="equations: by our own steps.")] = False,
+    own_steps: Annotated[bool, typer.Option("--own-steps", help="equations: use stepmend's own steps.")] = False,
     problems: Annotated[Path | None, typer.Option(help="The benchmark's own file or folder, for answers and worked solutions.")] = None,
     model: Annotated[str | None, typer.Option(help="The full-precision checkpoint, for rescue, margins and solution.")] = None,
     quantized: Annotated[str | None, typer.Option(help="The checkpoint that wrote the solutions, for margins.")] = None,
     completer: Annotated[str | None, typer.Option(help="A better model for rescue: a checkpoint, or NAME=MODEL@BASE_URL.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations a cut; default as in a run.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=8, max=LARGEST, help="Tokens after which a continuation is cut off.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Continuations at once; default: 32, or what fits a GPU.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=64, help="rescue: continuations per cut; default: as in a run.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=8, max=LARGEST, help="Maximum tokens of a continuation.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Continuations generated in parallel; default: 32, or what fits on a GPU.")
+    ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, callback=finite, help="Probability below which the vote names no step.")] = 0.5,
-    reliabilities: Annotated[Path | None, typer.Option(help="How far each locator is to be believed: a file from --save.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the reliabilities that these labels give; for locate.reliabilities.")] = None,
+    reliabilities: Annotated[Path | None, typer.Option(help="The locators' reliabilities: a file from --save.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the reliabilities measured on these labels, for locate.reliabilities.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
-    judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
-    judge_timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Seconds that a judge has for an answer.")] = 60,
-    plain_http: Annotated[
-        bool, typer.Option("--plain-http", help="Ask judges and completers on other machines by plain http, too.")
-    ] = False,
-    hide_answer: Annotated[bool, typer.Option("--hide-answer", help="Judges are not told the right answer; in a run they are.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Evaluate a random subset of so many solutions.")] = None,
-    answers: Annotated[Path, typer.Option(help="Where judges' answers are kept; nothing is asked twice.")] = Path("runs/judgements.jsonl"),
-    out: Annotated[Path, typer.Option(help="Where work is kept; the same command continues it.")] = Path("runs/bench-locate"),
+    judge_budget: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Token budget of all judges together; once it is spent, no judge is asked.")
+    ] = None,
+    judge_timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Timeout of a judge's answer, in seconds.")] = 60,
+    plain_http: Annotated[bool, typer.Option("--plain-http", help="Allow plain http to judges and completers on other machines.")] = False,
+    hide_answer: Annotated[bool, typer.Option("--hide-answer", help="Hide the correct answer from judges; a run shows it.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Evaluate a random subset of this many solutions.")] = None,
+    answers: Annotated[Path, typer.Option(help="The file of judges' answers; a question is never asked twice.")] = Path(
+        "runs/judgements.jsonl"
+    ),
+    out: Annotated[Path, typer.Option(help="The folder of intermediate results; the same command resumes from it.")] = Path(
+        "runs/bench-locate"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Measure a locator, or the whole vote, against human labels of the first wrong step.
@@ -59,11 +65,11 @@ def bench_locate(
     if (locator in ("judge", "judges") and not judge) or (judge and locator not in ("judge", "judges", "vote")):
         raise InputError("bench: --locator judge (or vote) and --judge NAME=MODEL@BASE_URL go together")
     if judge_budget is not None and not judge:
-        raise InputError("bench: --judge-budget goes with --judge")
+        raise InputError("bench: --judge-budget needs --judge")
     if save:
         check_out(save, [data])
     if save and locator != "vote":
-        raise InputError("bench: --save goes with --locator vote, which asks every locator")
+        raise InputError("bench: --save needs --locator vote, which runs every locator")
     solutions = benches.read(data, limit, problems)
     screen = console(stderr=as_json)
     if by_labelled_steps:
@@ -82,7 +88,7 @@ def bench_locate(
 
 
 def _asked(locator: Name, given: dict[str, str | None]) -> tuple[str, ...]:
-    """The locators to ask. Raises InputError where one alone lacks its model."""
+    """The locators to run. Raises InputError if a single locator's model is missing."""
     from stepmend.locate import bench as benches
 
     if locator == "vote":

@@ -1,4 +1,4 @@
-"""The verb that says which modules of a low-bit model caused its faults."""
+"""The command that finds the modules of a low-bit model that caused its faults."""
 
 import json
 from dataclasses import asdict
@@ -10,7 +10,7 @@ import typer
 from stepmend.cli.common import DEMO, app, check_keys, console, finite, say, show_figures, silence
 from stepmend.keys import LARGEST
 
-BUDGET = "Mean bits a weight of the proposal, scales included; default: 0.375 more than the scheme takes, as groups of 32 do."
+BUDGET = "Mean bits per weight of the proposal, scales included; default: 0.375 more than the scheme's."
 
 
 @app.command()
@@ -18,16 +18,14 @@ def blame(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes; default: each that has faults.")] = None,
     budget: Annotated[float | None, typer.Option(callback=finite, help=BUDGET)] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=LARGEST, help="Random choices of modules, for each share of the weights.")] = 5,
-    others: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="Problems that were not lost, solved again beside those that were.")
-    ] = 200,
+    seeds: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of random choices of modules per share of the weights.")] = 5,
+    others: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of solved problems to solve again, to count new losses.")] = 200,
     judge: Annotated[
-        list[str] | None, typer.Option(help="A judge or completer of the run that may be asked, as its recipe names it.")
+        list[str] | None, typer.Option(help="A judge or completer of the run's recipe that may be sent API keys: NAME=MODEL@BASE_URL.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Say which modules caused a run's faults; put the worst back into full precision; propose mixed precision.
+    """Find the modules that caused a run's faults, test returning the worst to full precision, and propose mixed precision.
 
     Examples: [bold]stepmend blame runs/demo[/]; [bold]stepmend blame runs/mine --scheme gptq-w3a16-g128 --budget 3.5[/]
     """

@@ -1,4 +1,4 @@
-"""What the verbs share: the app they hang on, consoles, and checks that come before any work."""
+"""Shared by all commands: the typer app, consoles, and checks before any work."""
 
 import os
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 Kind = Literal["math", "number"]
 DEMO = Path("runs/demo")
 WIDE = 400
-"""Columns of an output that is no terminal, where nothing should be wrapped."""
+"""Columns of an output that is not a terminal, where nothing should be wrapped."""
 CONTROLS = (
-    "What to compare located bullets with, a list with commas: random-step, shuffled-step, whole-response, whole-trace, solved-problems, "
-    "sft-chosen, full-tuned."
+    "Controls to compare located bullets with, separated by commas: random-step, shuffled-step, whole-response, whole-trace, "
+    "solved-problems, sft-chosen, full-tuned."
 )
-JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; may be given again. Keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
+JUDGE = "An LLM judge, NAME=MODEL@BASE_URL; can be repeated. API keys: STEPMEND_JUDGE_KEY_NAME or OPENAI_API_KEY in the environment."
 
 
 def finite(value: float | None) -> float | None:
-    """What a number must be: finite and bounded. Raises typer.BadParameter where it is not."""
+    """What a number must be: finite and bounded. Raises typer.BadParameter if it is not."""
     if value is not None and not abs(value) <= LARGEST:  # and so no NaN
         raise typer.BadParameter(f"{value} is not a number up to {LARGEST:,}")
     return value
 
 
 def check_out(out: Path, inputs: list[Path]) -> None:
-    """Before any work: whether a single file can be written there. Raises InputError where it cannot, or would replace an input."""
+    """Before any work: whether a single file can be written there. Raises InputError if it cannot, or would replace an input."""
     if not out.name:
-        raise InputError(f"out: {str(out)!r} names no file")
+        raise InputError(f"out: {str(out)!r} is not a file name")
     if out.exists() and not out.is_file():
-        raise InputError(f"out: {out} is no regular file; choose another name")
+        raise InputError(f"out: {out} is not a regular file; choose another name")
     if out.resolve() in {file.resolve() for file in inputs}:
         raise InputError(f"out: {out} is an input; choose another name")
     parent = next(folder for folder in out.resolve().parents if folder.exists())
@@ -51,9 +51,9 @@ def check_out(out: Path, inputs: list[Path]) -> None:
 
 
 def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
-    """The recipe of a run that a verb finishes before its own work.
+    """The recipe of a run that a command finishes before its own work.
 
-    Raises InputError where the folder holds no run, or its recipe sends keys to an address that the user has not ``named``.
+    Raises InputError if the folder holds no run, or its recipe sends keys to an address that the user has not ``named``.
     """
     from stepmend.locate import judges
     from stepmend.recipe import Recipe
@@ -64,13 +64,14 @@ def check_keys(verb: str, folder: Path, named: Sequence[str]) -> "Recipe":
     servers = [spec for spec in (recipe.locate.completer, *recipe.measure.engines) if spec and "@" in spec]
     if name := judges.unknown((*recipe.locate.judges, *servers), named):
         raise InputError(
-            f"{verb}: {folder} names an address for {name}, which is sent no key unless you name it: --judge {name}=MODEL@BASE_URL"
+            f"{verb}: {folder} has an address for {name} in its recipe; to allow sending it an API key, repeat it: "
+            f"--judge {name}=MODEL@BASE_URL"
         )
     return recipe
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console as wide as its terminal; where there is none, as COLUMNS says, or wide enough for any line of ours."""
+    """A console as wide as its terminal; without a terminal, as wide as COLUMNS, or else wide enough for any line."""
     from rich.console import Console
 
     made = Console(stderr=stderr)
@@ -78,12 +79,12 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def say(screen: "Console", text: str) -> None:
-    """Print text as it is: paths and models' words are no markup."""
+    """Print text without interpreting markup in paths or model output."""
     screen.print(visible(text), highlight=False, markup=False, soft_wrap=not screen.is_terminal)
 
 
 def show_table(screen: "Console", table: "Table") -> None:
-    """Print a table where it fits; else its rows one below the other, a line a value, so that no column is squeezed."""
+    """Print a table if it fits; else print its rows below each other, one value per line, so that no column is squeezed."""
     from rich.measure import Measurement
     from rich.padding import Padding
     from rich.text import Text
@@ -99,7 +100,7 @@ def show_table(screen: "Console", table: "Table") -> None:
         screen.print(plain(table.title))
     headers = [column.header for column in table.columns]
     for name, *values in zip(*(column.cells for column in table.columns), strict=True):
-        screen.print(plain(name))
+        screen.print(plain(name), style="bold")
         for header, value in zip(headers[1:], values, strict=True):
             if value:
                 screen.print(Padding(plain(f"{header}: {value}"), (0, 0, 0, 2), expand=False))
@@ -114,7 +115,7 @@ def show(folder: Path, screen: "Console") -> None:
 
 
 def show_figures(folder: Path, screen: "Console") -> None:
-    """Print a run's table and what a reader of it must be told."""
+    """Print a run's table, and the notices and sentences below it."""
     from stepmend.report import summary, terminal
 
     found = summary.read(folder)
@@ -134,9 +135,9 @@ def silence() -> None:
     except ModuleNotFoundError:  # it comes with the libraries of the extra: without them there is nothing to silence
         return
 
-    begin = tqdm.tqdm.__init__
+    start = tqdm.tqdm.__init__
 
     def silent(self: Any, *arguments: Any, **options: Any) -> None:
-        begin(self, *arguments, **{**options, "disable": True})
+        start(self, *arguments, **{**options, "disable": True})
 
     tqdm.tqdm.__init__ = silent

@@ -1,4 +1,4 @@
-"""The verbs that measure without a model: grades, and other tools' logs."""
+"""The commands that measure without a model: grades, and other tools' logs."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ FINISH = (
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help="Solutions, one a record: .jsonl, .json (a list), .csv or .parquet.")],
+    file: Annotated[Path, typer.Argument(help="Solutions, one per record: .jsonl, .json (a list), .csv or .parquet.")],
     answer_field: Annotated[str, typer.Option(help="The field of the solution or answer; a.b is field b inside a.")],
     gold_field: Annotated[str, typer.Option(help="The field of the right answer, or of a worked solution that ends in it.")],
     finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
     kind: Annotated[Kind, typer.Option(help="What answers are: any mathematics, or numbers with or without units.")] = "math",
-    strict: Annotated[bool, typer.Option("--marked-only", help="An answer that is not boxed or marked as such is none.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Keep each record's grade, extracted answer and reason in this JSONL file.")] = None,
+    strict: Annotated[bool, typer.Option("--marked-only", help="Count only answers that are boxed or marked as such.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write each record's grade, extracted answer and reason to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
     """Grade solutions against gold answers: correct, wrong, or unscored with a reason. Needs no model.
@@ -42,10 +42,10 @@ def grade(
         return
     screen = console()
     if counts["broken"]:
-        say(screen, f"This run is broken: {counts['broken']}. Its accuracy says little.")
+        say(screen, f"This run is broken: {counts['broken']}. Its accuracy is not meaningful.")
     for name in ("correct", "wrong", "unscored"):
         share = f"{100 * counts[name] / counts['n']:5.1f} %"
-        say(screen, f"{name:9} {counts[name]:6} {share}   in the asked format: {counts['strict'][name]}")
+        say(screen, f"{name:9} {counts[name]:6} {share}   in the requested format: {counts['strict'][name]}")
     for reason, count in counts["reasons"].items():
         say(screen, f"  {reason}: {count}")
     for name, said in (("loops", "texts that loop"), ("cut_off", "texts that the limit cut off")):
@@ -72,15 +72,19 @@ def compare(
     filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval logs with several filters: the one to read.")] = None,
     finish_field: Annotated[str | None, typer.Option(help=FINISH)] = None,
     arm_field: Annotated[str | None, typer.Option(help="Plain tables that hold several arms: the field that names the arm.")] = None,
-    sample_field: Annotated[str | None, typer.Option(help="Plain tables with several samples a problem: their number's field.")] = None,
-    threshold: Annotated[float | None, typer.Option(callback=finite, help="Partial scores: the least that counts as right.")] = None,
-    kind: Annotated[Kind, typer.Option(help="What graded answers are.")] = "math",
-    name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in their order; given once a log.")] = None,
-    margin: Annotated[float, typer.Option(min=0, max=100, help="Points that an arm may lose and still be called not worse.")] = 1.0,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("runs/compare.html"),
+    sample_field: Annotated[
+        str | None, typer.Option(help="Plain tables with several samples per problem: the field of the sample number.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(callback=finite, help="Partial scores: the smallest score that counts as correct.")
+    ] = None,
+    kind: Annotated[Kind, typer.Option(help="The kind of the graded answers.")] = "math",
+    name: Annotated[list[str] | None, typer.Option(help="A short name for each log, in the same order; once per log.")] = None,
+    margin: Annotated[float, typer.Option(min=0, max=100, help="Non-inferiority margin, in points of accuracy.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("runs/compare.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print every pair's figures as one JSON list.")] = False,
 ) -> None:
-    """Compare arms that other tools measured, paired by problem. Needs no model.
+    """Compare logs of other tools, paired by problem. Needs no model.
 
     Example: [bold]stepmend compare full/samples_gsm8k_….jsonl w4/samples_gsm8k_….jsonl[/]
     """

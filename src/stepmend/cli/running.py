@@ -1,4 +1,4 @@
-"""The verbs that work with models, and those that read what a run has left."""
+"""The commands that work with models, and those that read a run's results."""
 
 import json
 import tempfile
@@ -18,17 +18,19 @@ Tool = Literal["inspect", "every-eval-ever"]
 NAMES = (
     "fp8-dynamic, fp8-block, nvfp4, mxfp4, w4a16, w8a8 and compressed-tensors' other presets; METHOD-PRESET; gptq-w3a16-g128 and the like"
 )
-SCHEMES = f"How to quantize, may be given again: {NAMES} ('stepmend schemes'); default GPTQ at 4 and 3 bits, for the demo plain rounding."
-QUANTIZED = (
-    "A low-bit checkpoint of the model, restored as it is: a folder, a hub name or a GGUF file; may be given again. No scheme is then made "
-    "by default."
+SCHEMES = (
+    f"A quantization scheme: {NAMES} ('stepmend schemes'). Can be repeated. Default: GPTQ at 4 and 3 bits; plain rounding for the demo."
 )
-SEEDS = "Seeds of located bullets and of every control (default 3)."
-ENGINE = "What writes solutions: transformers (default) or vllm; NAME=MODEL@BASE_URL: a server, for full or a scheme; may be given again."
-REUSE = "Another run's folder, from which is taken what was made from the same inputs; may be given again. It is not changed."
-RAY = "A Ray cluster that generates, scores and locates: local (Ray on this machine), auto or an address. Records stay the same."
-WORKER = "With --ray: CPU cores of a worker; on a cluster with GPUs a worker has one GPU (default 1)."
-MATCH = "What controls get as much of as located bullets (default steps)."
+QUANTIZED = (
+    "A low-bit checkpoint of the model, restored in its own format: a folder, a hub name or a GGUF file; can be repeated. No scheme is "
+    "made by default."
+)
+SEEDS = "Number of training seeds for located bullets and for each control (default 3)."
+ENGINE = "The engine that generates solutions: transformers (default), vllm, or NAME=MODEL@BASE_URL, a server for one arm; can be repeated."
+REUSE = "Another run's folder; results with the same inputs are copied from it. Can be repeated. It is not changed."
+RAY = "A Ray cluster that generates, scores and locates: local (Ray on this machine), auto, or an address. Records do not change."
+WORKER = "With --ray: CPU cores of each worker (default 1). On a cluster with GPUs, each worker has one GPU."
+MATCH = "Match controls to located bullets by steps, tokens, or both (default steps)."
 
 
 @app.command()
@@ -39,26 +41,29 @@ def run(
     ] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=SCHEMES)] = None,
     quantized: Annotated[list[str] | None, typer.Option(help=QUANTIZED)] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Where problems come from ('stepmend benchmarks' lists them).")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="The benchmark ('stepmend benchmarks' lists them).")] = None,
     data: Annotated[str | None, typer.Option(help="The benchmark's file, or a folder with train and test; default: the hub.")] = None,
-    question_field: Annotated[str | None, typer.Option(help="Files: the field of the question.")] = None,
-    answer_field: Annotated[str | None, typer.Option(help="Files: the field of the answer.")] = None,
+    question_field: Annotated[str | None, typer.Option(help="For files: the field of the question.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="For files: the field of the answer.")] = None,
     out: Annotated[
-        Path, typer.Option(help="The run's folder; the same command continues a stopped run, a changed one redoes what depends on it.")
+        Path,
+        typer.Option(help="The run's folder; the same command resumes a stopped run; a changed recipe redoes what depends on the change."),
     ] = DEMO,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key, as in --set restore.steps=100.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Set any recipe key, as in --set restore.steps=100.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
     judge: Annotated[list[str] | None, typer.Option(help=JUDGE)] = None,
-    judge_budget: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Tokens after which no judge is asked any more.")] = None,
+    judge_budget: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Token budget of all judges together; once it is spent, no judge is asked.")
+    ] = None,
     control: Annotated[str | None, typer.Option("--controls", help=CONTROLS)] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     reuse: Annotated[list[Path] | None, typer.Option(help=REUSE)] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY)] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=4096, help=WORKER)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few problems: the same stages in under three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use few problems: all stages in under three minutes.")] = False,
 ) -> None:
-    """Take a model through the whole loop, and show it on one page.
+    """Run the whole loop on a model, and write a report page.
 
     Examples: [bold]stepmend run --quick[/]; [bold]stepmend run --model ./my-model --scheme gptq-w4a16-g128 --out runs/mine[/];
     [bold]stepmend run --model ./my-model --quantized ./my-model-awq --out runs/awq[/]
@@ -88,11 +93,11 @@ def _run(
     recipe: Any, out: Path, screen: Any, control: str | None, seeds: int | None, match: Match | None, reuse: Sequence[Path] = (),
     ray: str | None = None, cpus: int = 1,
 ) -> None:  # fmt: skip
-    """Run a recipe, or what is missing of it, then the controls asked for; and show it."""
+    """Run a recipe, or its missing parts, then the requested controls; show the results."""
     from stepmend.curate import controls
 
     if control is None and (seeds or match):
-        raise InputError(f"controls: {'--seeds' if seeds else '--match'} goes with --controls")
+        raise InputError(f"controls: {'--seeds' if seeds else '--match'} needs --controls")
     names = controls.parse(control) if control is not None else ()
     controls.check(names, recipe.restore)
     silence()
@@ -109,13 +114,15 @@ def _run(
 @app.command()
 def restore(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
-    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes to export; needed where several were restored.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Which of the run's schemes to export; required if several were restored.")] = None,
     export: Annotated[
         Path | None, typer.Option(help="Copy the restored checkpoint here, with a model card; it must not exist yet.")
     ] = None,
     guard: Annotated[
         bool,
-        typer.Option("--guard", help="Refuse to export a model that is worse anywhere, or not shown to be within measure.margin points."),
+        typer.Option(
+            "--guard", help="Refuse to export a model that is worse on any measure, or not shown to be within measure.margin points."
+        ),
     ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="NAME", help="Commit what --export writes to this model repository on the hub; private if new.")
@@ -131,10 +138,11 @@ def restore(
     seeds: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=SEEDS)] = None,
     match: Annotated[Match | None, typer.Option(help=MATCH)] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(help="A judge, completer or engine of the run that may be asked, as its recipe names it.")
+        list[str] | None,
+        typer.Option(help="A judge, completer or engine of the run's recipe that may be sent API keys: NAME=MODEL@BASE_URL."),
     ] = None,
 ) -> None:
-    """Finish a run's restoring; compare it with controls; export the restored checkpoint, or push it to the hub.
+    """Finish a run, compare it with controls, export the restored checkpoint, or push it to the hub.
 
     Examples: [bold]stepmend restore runs/mine --export out/w3 --guard[/]; [bold]stepmend restore runs/mine --controls solved-problems[/];
     [bold]stepmend restore runs/mine --push me/my-model-w3 --guard[/]
@@ -146,15 +154,15 @@ def restore(
     shares = export is not None or push is not None
     alone = {"--guard": guard, "--base-model": base_model, "--license": licence}
     if not shares and (name := next((name for name, given in alone.items() if given), None)):
-        raise InputError(f"restore: {name} goes with --export DIR or --push NAME")
+        raise InputError(f"restore: {name} needs --export DIR or --push NAME")
     if public and push is None:
-        raise InputError("restore: --public goes with --push NAME")
+        raise InputError("restore: --public needs --push NAME")
     if scheme is not None and scheme not in recipe.low_bit:
         raise InputError(f"restore: {folder} has no scheme {scheme!r}; it has {', '.join(recipe.low_bit)}")
     if scheme is not None and not shares:
-        raise InputError("restore: --scheme says what to export, and goes with --export DIR or --push NAME")
+        raise InputError("restore: --scheme selects the scheme to export, and needs --export DIR or --push NAME")
     if base_model is not None and not card.HUB.fullmatch(base_model):
-        raise InputError(f"restore: --base-model {base_model[:120]!r} is no name on the hub; OWNER/NAME is needed")
+        raise InputError(f"restore: --base-model {base_model[:120]!r} is not a hub name; use OWNER/NAME")
     if export:
         if export.exists():
             raise InputError(f"export: {export} exists already; choose another folder")
@@ -166,7 +174,7 @@ def restore(
         found = summary.read(folder)
         restored = [s for s in recipe.low_bit if summary.final(found, s)]
         if scheme is None and len(restored) > 1:
-            raise InputError(f"restore: --scheme says which to export: {', '.join(restored)}")
+            raise InputError(f"restore: several schemes were restored; choose one with --scheme: {', '.join(restored)}")
         chosen = scheme or (restored or list(recipe.low_bit))[0]
         parent = card.parent_of(found)
         parent = card.Parent(base_model or parent.name, {"license": licence} if licence else parent.licence)
@@ -188,15 +196,15 @@ def restore(
 def align(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     out: Annotated[Path, typer.Argument(help="The folder of the aligned checkpoint; it must not exist yet.")],
-    benchmark: Annotated[str, typer.Option(help="Where training and held-out problems come from.")] = "story",
+    benchmark: Annotated[str, typer.Option(help="The benchmark of training and held-out problems.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
-    problems: Annotated[int, typer.Option(min=8, max=LARGEST, help="Training problems that are sampled.")] = 300,
-    samples: Annotated[int, typer.Option(min=1, max=LARGEST, help="Samples a problem.")] = 4,
-    held_out: Annotated[int, typer.Option(min=1, max=LARGEST, help="Held-out problems, solved before and after.")] = 300,
+    problems: Annotated[int, typer.Option(min=8, max=LARGEST, help="Number of training problems to sample.")] = 300,
+    samples: Annotated[int, typer.Option(min=1, max=LARGEST, help="Samples per problem.")] = 4,
+    held_out: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of held-out problems, solved before and after.")] = 300,
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Optimizer steps.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST)] = 0,
 ) -> None:
-    """Teach a model the step format from its own correct answers, so that the format teaches no mathematics.
+    """Train a model on its own correct answers in the step format: it learns the format and no new mathematics.
 
     Example: [bold]stepmend align Qwen/Qwen2.5-0.5B-Instruct out/aligned --benchmark gsm8k[/]; then stepmend run --model out/aligned
     """
@@ -229,7 +237,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Print a run's figures and write its page again. Needs no model."""
+    """Print a run's figures and rewrite its report page. Needs no model."""
     from stepmend.report import summary
 
     if as_json:
@@ -240,13 +248,14 @@ def report(
 
 @app.command()
 def export(
-    tool: Annotated[Tool, typer.Option("--to", help="Whose format to write.")],
+    tool: Annotated[Tool, typer.Option("--to", help="The output format.")],
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the logs; it must not exist yet. Default: beside the run's, with the format's name.")
+        Path | None,
+        typer.Option(help="The folder of the logs; it must not exist yet. Default: next to the run's folder, named after the format."),
     ] = None,
 ) -> None:
-    """Write a run's solutions as logs that other viewers read, one for each arm. Needs no model.
+    """Write a run's solutions as logs for other viewers, one per arm. Needs no model.
 
     Example: [bold]stepmend export runs/demo --to inspect[/]; for checkpoints there is [bold]stepmend restore --export[/]
     """
@@ -267,12 +276,12 @@ def export(
 @app.command()
 def audit(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")] = DEMO,
-    sample: Annotated[int, typer.Option(min=1, max=LARGEST, help="Failed solutions to label, drawn at random.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Of the draw.")] = 0,
-    score: Annotated[Path | None, typer.Option(help="Labels that the page has saved: print how far the pipeline agrees.")] = None,
+    sample: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of failed solutions to label, drawn at random.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Random seed of the sample.")] = 0,
+    score: Annotated[Path | None, typer.Option(help="Labels saved by the page: print how well the pipeline agrees with them.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --score: print the figures as one JSON object.")] = False,
 ) -> None:
-    """Write a page on which a person labels first faulty steps, blind to the locators; then score the pipeline on those labels.
+    """Write a page for labelling first faulty steps without seeing the locators' votes; then score the pipeline on those labels.
 
     Examples: [bold]stepmend audit runs/demo[/]; [bold]stepmend audit runs/demo --score audit-labels.json[/]
     """
@@ -282,7 +291,7 @@ def audit(
     found, screen = summary.read(folder), console()
     if score is None:
         if as_json:
-            raise InputError("audit: --json goes with --score")
+            raise InputError("audit: --json needs --score")
         count = auditing.write(found, sample, seed, folder / "audit.html")
         then = f"Open it, label, save; then: stepmend audit {folder} --score audit-labels.json"
         say(screen, f"{folder / 'audit.html'}: {count} failed solutions\n{then}")
@@ -297,7 +306,7 @@ def audit(
 
 @app.command()
 def schemes() -> None:
-    """List the schemes: name, bits, group, what calibrates it, where it loads."""
+    """List the schemes: name, bits, group size, calibration data, and where each loads."""
     from rich.table import Table
 
     from stepmend.quantize import schemes as table
@@ -333,7 +342,10 @@ def benchmarks() -> None:
         shown.add_row(*row)
     screen = console()
     show_table(screen, shown)
-    say(screen, "Reported: test. Tuned on: parts of train (calibration 10 %, curate 50 %, train 40 %), by the question's digest.")
+    say(
+        screen,
+        "Reported: test. Used for tuning: train, split by the question's digest into calibration (10 %), curate (50 %) and train (40 %).",
+    )
 
 
 @app.command()
@@ -341,8 +353,8 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A full-precision checkpoint: a folder, a hub name, builtin:qwen2 or builtin:llama.")],
     scheme: Annotated[str, typer.Argument(help=f"{NAMES}; 'stepmend schemes' lists all.")],
     out: Annotated[Path, typer.Argument(help="The folder of the quantized checkpoint; it must not exist yet.")],
-    samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Calibration problems, solved by the model itself.")] = 64,
-    benchmark: Annotated[str, typer.Option(help="Where calibration problems come from.")] = "story",
+    samples: Annotated[int, typer.Option(min=8, max=LARGEST, help="Number of calibration problems, solved by the model itself.")] = 64,
+    benchmark: Annotated[str, typer.Option(help="The benchmark of calibration problems.")] = "story",
     data: Annotated[str | None, typer.Option(help="That benchmark's folder; default: the hub.")] = None,
 ) -> None:
     """Quantize a model with llm-compressor, calibrated on its own traces of calibration problems.

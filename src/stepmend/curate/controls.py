@@ -1,4 +1,5 @@
-"""Controls of the claim that located steps matter: as many examples of the same problems or of others, made without the locators' word."""
+"""Controls for the claim that located steps matter: the same number of examples, from the same or other problems, built without using the
+located step."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from stepmend.locate import steps
 from stepmend.records import Bullet, InputError
 
 Pick = Callable[[Sequence[int]], int | None]
-"""Chooses one of the steps that can be taken; None where none will do."""
+"""Chooses one of the available steps; None if none is suitable."""
 CONTROLS: dict[str, str] = {
     "random-step": "the same bullets, each at another step, drawn at random; for dpo, of those in which the two texts differ",
     "shuffled-step": "the same bullets, each about as far along as another one's located step, and never at its own",
@@ -22,7 +23,7 @@ CONTROLS: dict[str, str] = {
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """Names of controls from a list with commas. Raises InputError that lists what is allowed."""
+    """Names of controls from a comma-separated list. Raises InputError, which lists the allowed names."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if unknown := [name for name in names if name not in CONTROLS] or (["nothing"] if not names else []):
         raise InputError(f"controls: unknown {', '.join(unknown)}; allowed: {', '.join(CONTROLS)}")
@@ -30,17 +31,18 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def check(names: Sequence[str], restore: Restore) -> None:
-    """Raises InputError for controls that this recipe tunes just as it does the located bullets."""
+    """Raises InputError for controls that this recipe would tune exactly like the located bullets."""
     idle = {"random-step", "shuffled-step", "whole-trace"} if restore.trained == "whole" else set[str]()
     idle |= {"sft-chosen"} if restore.objective == "sft" else set()
     if same := [name for name in names if name in idle]:
         how = f"{restore.objective} on span {restore.trained}"
         hint = "; a run with --set restore.span=prefix tells steps apart" if same != ["sft-chosen"] else ""
-        raise InputError(f"controls: {', '.join(same)} would be tuned just as the located bullets are ({how}){hint}")
+        raise InputError(f"controls: {', '.join(same)} would be tuned exactly like the located bullets ({how}){hint}")
 
 
 def recipe_of(control: str, restore: Restore) -> Restore:
-    """How a control is tuned: as the located bullets are, but for what the control changes; another objective has a rate of its own."""
+    """The settings that a control is tuned with: those of the located bullets, except what the control changes; another objective has its
+    own learning rate."""
     same = {"objective": "sft", "span": restore.trained}  # on the same tokens, though plain likelihood has a span of its own
     changes = {
         "whole-response": {"objective": "dpo", "span": "whole"},
@@ -57,15 +59,17 @@ def recipe_of(control: str, restore: Restore) -> Restore:
 def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved], restore: Restore, seed: int) -> list[Bullet]:
     """A control's bullets, at most as many as the located ones.
 
-    ``solved`` are the curate problems that both models solve, in their order. Raises InputError where a control has nothing to tune on.
+    ``solved`` are the curate problems that both models solve, in order. Raises InputError if a control has nothing to tune on.
     """
     rng, differing = random.Random(f"control {control} {seed}"), restore.objective == "dpo"
     if control == "random-step":
-        found = [_elsewhere(bullet, _another(bullet, rng), differing) for bullet in bullets]
+        found = [_at_other_step(bullet, _another(bullet, rng), differing) for bullet in bullets]
     elif control == "shuffled-step":
         shares = [(bullet.step + 0.5) / len(steps.split(_texts(bullet)[0])) for bullet in bullets]
         rng.shuffle(shares)
-        found = [_elsewhere(bullet, _as_far(share, bullet, rng), differing) for share, bullet in zip(shares, bullets, strict=True)]
+        found = [
+            _at_other_step(bullet, _nearest_share(share, bullet, rng), differing) for share, bullet in zip(shares, bullets, strict=True)
+        ]
     elif control == "whole-response":
         found = [_whole(bullet) for bullet in bullets]
     elif control == "solved-problems":
@@ -80,7 +84,7 @@ def bullets_of(control: str, bullets: Sequence[Bullet], solved: Iterable[Solved]
 
 
 def _texts(bullet: Bullet) -> tuple[str, str]:
-    """The whole solution that is right, and the whole one that is not."""
+    """The whole correct solution, and the whole wrong one."""
     return bullet.prefix + bullet.chosen + bullet.continuation, bullet.prefix + bullet.rejected + bullet.rejected_rest
 
 
@@ -94,8 +98,8 @@ def _another(bullet: Bullet, rng: random.Random) -> Pick:
     return pick
 
 
-def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
-    """Picks the step whose middle is nearest to ``share`` of the solution's steps, by lot of two as near; never the located one."""
+def _nearest_share(share: float, bullet: Bullet, rng: random.Random) -> Pick:
+    """Picks the step whose middle is nearest to ``share`` of the solution's steps, at random among ties; never the located one."""
     count = len(steps.split(_texts(bullet)[0]))
 
     def pick(usable: Sequence[int]) -> int | None:
@@ -105,7 +109,7 @@ def _as_far(share: float, bullet: Bullet, rng: random.Random) -> Pick:
     return pick
 
 
-def _elsewhere(bullet: Bullet, pick: Pick, differing: bool) -> Bullet | None:
+def _at_other_step(bullet: Bullet, pick: Pick, differing: bool) -> Bullet | None:
     """The bullet's two texts at another step; a preference needs a step at which they differ."""
     return _moved(bullet, *_texts(bullet), pick, differing)
 
@@ -125,12 +129,12 @@ def _moved(bullet: Bullet, chosen: str, rejected: str, pick: Pick, differing: bo
     step = pick(usable) if usable else None
     if step is None:
         return None
-    (begin, end), (from_, to) = ours[step], theirs[step]
+    (start, end), (from_, to) = ours[step], theirs[step]
     return bullet.model_copy(
         update={
-            "prompt": bullet.question + chosen[:begin],
-            "prefix": chosen[:begin],
-            "chosen": chosen[begin:end],
+            "prompt": bullet.question + chosen[:start],
+            "prefix": chosen[:start],
+            "chosen": chosen[start:end],
             "continuation": chosen[end:],
             "rejected": rejected[from_:to],
             "rejected_rest": rejected[to:],

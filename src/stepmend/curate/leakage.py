@@ -1,9 +1,9 @@
-"""Whatever a model is tuned or calibrated on, checked against every evaluation question.
+"""Leakage check: everything that a model is tuned or calibrated on, against every evaluation question.
 
 ``same`` and ``overlap`` are leaks, and the caller drops them; ``near``, a paraphrase with other numbers, is only reported. Texts are
-compared by their letters and digits alone. Signs count for nothing, so "2 + 3", "2 - 3" and "23" are the same: better one question
-dropped in vain than one leaked. A script that is written without spaces has clauses for words, and there ``overlap`` and ``near`` see
-little. This module imports neither torch nor transformers.
+compared by their letters and digits alone. Signs are ignored, so "2 + 3", "2 - 3" and "23" are the same: dropping a question needlessly is
+better than leaking one. In scripts without spaces, whole clauses count as words, so ``overlap`` and ``near`` detect little. This module
+imports neither torch nor transformers.
 """
 
 import re
@@ -18,7 +18,7 @@ from stepmend.records import Problem
 NGRAM = 13
 """Words in a row that make two questions overlap (Brown et al., 2005.14165, appendix C)."""
 NEAR = 0.5
-"""The share of a question's masked n-grams, found in one evaluation question, from which on it is near that one."""
+"""A question is near an evaluation question if it shares at least this fraction of its masked n-grams."""
 
 Kind = Literal["same", "overlap", "near"]
 
@@ -38,7 +38,7 @@ class Hit:
 
 
 class Index:
-    """The evaluation questions, built once: the ids by whole text and by n-gram, so that a check takes time by its own length."""
+    """Index of the evaluation questions by whole text and by n-gram; the time of a check depends only on the checked text's length."""
 
     def __init__(self, evaluation: Iterable[Problem]) -> None:
         self._ids: list[str] = []
@@ -58,11 +58,11 @@ class Index:
                 self._masked[gram].append(place)
 
     def check(self, problem: Problem) -> Hit | None:
-        """The gravest hit, of the evaluation question that shares most, the first of equals; None where the question is clean.
+        """The most serious hit, with the evaluation question that shares most (the first among ties); None if the question is clean.
 
-        ``same``: the same id, or the same text but for case, signs, spaces and the writing of numbers. ``overlap``: ``NGRAM`` words
-        in a row are shared. ``near``: ``NEAR`` of its n-grams are shared once every number is masked. A question of fewer words is
-        one n-gram. A question without words is only ever the same by its id.
+        ``same``: the same id, or the same text except case, signs, spaces and the writing of numbers. ``overlap``: ``NGRAM`` words in a row
+        are shared. ``near``: ``NEAR`` of its n-grams are shared once every number is masked. A question with fewer words is one n-gram. A
+        question without words can match only by its id.
         """
         words = _words(problem.question)
         grams = _runs(words)
@@ -90,7 +90,7 @@ def check_all(problems: Iterable[Problem], index: Index) -> tuple[list[Hit], dic
 
 
 def kept(problems: Sequence[Problem], index: Index) -> tuple[list[Problem], dict[str, int]]:
-    """The problems that leak nothing (those that are near stay), and the counts of ``check_all``."""
+    """The problems that do not leak (near ones are kept), and the counts of ``check_all``."""
     hits, counts = check_all(problems, index)
     leaked = {hit.problem for hit in hits if hit.kind != "near"}
     return [problem for problem in problems if problem.id not in leaked], counts
@@ -115,7 +115,7 @@ def _closest(grams: set[str], postings: Mapping[str, list[int]]) -> tuple[int, i
 
 
 class _Signs(dict[int, str | None]):
-    """What ``str.translate`` makes of a code point, found when first met.
+    """A lazy translation table for ``str.translate``.
 
     Letters and combining marks stay, digits of any script become ASCII ones, and what is invisible goes (category Cf: zero-width
     characters, direction marks, soft hyphens). What LaTeX or a number may need is given; all else is a space.
@@ -143,7 +143,7 @@ _NUMBER = re.compile(rf"(?<!\S)(?:{_SPELLED})(?: (?:{_SPELLED}))*(?!\S)|\d+(?:\.
 
 
 def _words(text: str) -> list[str]:
-    """A text's words in Unicode's NFKC, case-folded; a number is a word with its decimal point and without thousands separators."""
+    """A text's words, NFKC-normalized and case-folded; a number is a word with its decimal point and without thousands separators."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold())
     text = _FRACTION.sub("frac", _LOOKS.sub(" ", text))
     return _WORD.findall(_THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text))

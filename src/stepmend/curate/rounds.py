@@ -17,9 +17,9 @@ from stepmend.records import Bullet, Fault, digest
 def rounds(context: Context, arm: str) -> Iterator[dict[str, Solved]]:
     """The curate problems as full precision and an arm solve them, round by round."""
     pool, size = context.problems("curate"), context.recipe.curate.round
-    for begin in range(0, len(pool), size):
-        part = pool[begin : begin + size]
-        label = f"curate {begin + 1}-{begin + len(part)}"
+    for start in range(0, len(pool), size):
+        part = pool[start : start + size]
+        label = f"curate {start + 1}-{start + len(part)}"
         full, low = solving.solve(context, FULL, part, label), solving.solve(context, arm, part, label)
         full, low = solving.shown(context, FULL, full, right=True), solving.shown(context, arm, low, right=False)
         yield {p.id: Solved(p, context.prompt_of(p), full[p.id], low[p.id]) for p in part}
@@ -32,7 +32,7 @@ def loss(context: Context, scheme: str) -> statistics.Paired:
 
 
 def both_solved(context: Context, scheme: str) -> Iterator[Solved]:
-    """Curate problems that full precision and the low-bit model both solve, in their order."""
+    """Curate problems that full precision and the low-bit model both solve, in order."""
     for part in rounds(context, scheme):
         problems = [solved.problem for solved in part.values()]
         both = solving.solved(context, problems, FULL) & solving.solved(context, problems, scheme)
@@ -74,16 +74,16 @@ def bullets(context: Context, arm: str) -> list[Bullet]:
 
 def located_rounds(context: Context, arm: str, held_out: set[str]) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
     """Round by round: curate problems as full precision and an arm solve them, and the arm's faults on those that are not held out."""
-    begin = 1
+    start = 1
     for part in rounds(context, arm):
         full, low = {p: s.full for p, s in part.items()}, {p: s.quantized for p, s in part.items()}
         lost = solving.regressions(context, arm, [s.problem for s in part.values() if s.problem.id not in held_out])
-        yield part, locating.locate(context, arm, lost, full, low, f"curate {begin}-{begin + len(part) - 1}")
-        begin += len(part)
+        yield part, locating.locate(context, arm, lost, full, low, f"curate {start}-{start + len(part) - 1}")
+        start += len(part)
 
 
 def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved], list[Fault]]]:
-    """The rounds that an arm's bullets come from, with their faults; bullets are made first where there are none."""
+    """The rounds that an arm's bullets come from, with their faults; bullets are made first if there are none."""
     bullets(context, arm)
     kept = context.dir.fact(Curated, arm)
     left = kept.problems if kept else 0
@@ -95,7 +95,7 @@ def with_faults(context: Context, arm: str) -> Iterator[tuple[dict[str, Solved],
 
 
 def _made_by(context: Context, arm: str, held_out: set[str]) -> str:
-    """The digest of all that decides the bullets at an arm's faults."""
+    """The digest of all inputs of the bullets at an arm's faults."""
     curated = context.recipe.curate.model_dump(include={"bullets", "round"})
     problems = [*map(context.problem_ids, ("curate", "test"))], sorted(held_out)
     of = arm, context.digest(FULL), context.digest(arm), *context.where(), context.prompt, context.max_new_tokens, context.batch_size

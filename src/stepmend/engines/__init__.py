@@ -1,1 +1,1 @@
-"""Who generates."""
+"""Text-generation backends."""

@@ -1,6 +1,6 @@
-"""What writes and reads solutions: the protocols that stages ask, whichever library or server answers. Imports no torch.
+"""Text-generation engines: the protocols that stages use, whichever library or server implements them. Imports no torch.
 
-``generate`` is what every engine has, ``score`` what few have. Implementations: ``local.LocalEngine`` (transformers,
+Every engine implements ``generate``; few implement ``score``. Implementations: ``local.LocalEngine`` (transformers,
 in this process; both), ``vllm.VLLMEngine`` (vLLM, in this process) and ``openai.ServerEngine`` (any OpenAI-compatible server).
 """
 
@@ -17,7 +17,7 @@ SEEDS = 1 << 31
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote behind one text: the new text, its token ids, and whether it ended by itself or was cut off."""
+    """A model's continuation of one text: the new text, its token ids, and whether it ended by itself or was cut off."""
 
     text: str
     tokens: tuple[int, ...]
@@ -26,7 +26,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model would have written at each place of a text: ``tokens``, and the ``margins`` of the tokens asked about.
+    """A model's own choice at each token position of a text (``tokens``), and the ``margins`` of the requested tokens.
 
     A margin is a token's logit minus the best other logit at the same prefix (natural-log units, float32).
     """
@@ -36,11 +36,11 @@ class Scored:
 
 
 class Engine(Protocol):
-    """Completes rendered texts. An engine decides its own batches; results do not depend on how the work is cut."""
+    """Completes rendered texts. An engine chooses its own batches; results do not depend on how the work is divided."""
 
     @property
     def identity(self) -> str:
-        """What names the model and where it runs: it goes into digests."""
+        """Identifies the model and where it runs; part of digests."""
         ...
 
     @property
@@ -51,36 +51,37 @@ class Engine(Protocol):
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """Complete rendered texts; hands out (index, completion) as they end.
+        """Complete rendered texts; yields (index, completion) as completions finish.
 
         Args:
-            texts: All texts of this piece of work; equal ones are sampled apart.
-            temperature: 0 for the likeliest token at each place.
-            top_p: Tokens are drawn from the likeliest ones that together have this probability (Holtzman et al., 1904.09751).
-            seed: Of the random numbers; a text's n-th completion is the same for the same seed, whatever else is asked for.
-            done: Indices of texts that need no completion any more.
+            texts: All texts of this task; equal texts are sampled independently.
+            temperature: 0 for greedy decoding.
+            top_p: Nucleus sampling (Holtzman et al., 1904.09751).
+            seed: Random seed; a text's n-th completion depends only on the seed, not on the other texts.
+            done: Indices of texts that are completed already.
         """
         ...
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """An engine that also scores texts that are written already, teacher-forced."""
+    """An engine that also scores existing texts, teacher-forced."""
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         ...
 
-    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Of row ``i`` of token ids, the places from ``begins[i]`` on; margins are those of ``asked[i]``, or of the model's own choices."""
+    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
+        """Score row ``i`` of token ids from position ``starts[i]`` on; margins are those of the tokens ``asked[i]``, or of the model's own
+        choices."""
         ...
 
 
 def scorer(engine: Engine) -> Scorer:
-    """The engine, where it scores. Raises InputError where it does not."""
+    """The engine, where it scores. Raises InputError if it does not."""
     if not isinstance(engine, Scorer):
-        raise InputError(f"engine: {engine.identity} generates and does not score; margins need an engine that does (transformers)")
+        raise InputError(f"engine: {engine.identity} cannot score; margins need an engine that can (transformers)")
     return engine
 
 

@@ -1,19 +1,19 @@
-"""How many completions are generated at once."""
+"""How many completions are generated in parallel."""
 
 from typing import Any
 
 from stepmend.models import configs
 
 MOST = 256
-"""Slots at the most: beyond, a GPU is busy and a stop loses more."""
+"""Maximum number of slots: with more, a GPU gains no throughput, and an interruption loses more work."""
 SHARE = 0.4
-"""Share of the free memory that is given to the cache: two models are loaded as well, and passes need room."""
+"""Share of the free memory for the KV cache: two models are loaded as well, and forward passes need memory."""
 PROMPT = 512
-"""Tokens of a prompt that are reckoned with."""
+"""Assumed number of tokens of a prompt."""
 
 
 def slots_for(config: Any, max_new_tokens: int, device: str) -> int:
-    """The number of slots: 32 on a CPU, where more would lose more than half a minute to a stop; on a GPU what its free memory holds.
+    """The number of slots: 32 on a CPU, so that an interruption loses at most half a minute; on a GPU as many as fit into free memory.
 
     Args:
         config: The checkpoint's configuration.

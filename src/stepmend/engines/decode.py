@@ -1,7 +1,7 @@
-"""Decoding with in-flight batching: a row that ends leaves its slot, and the next prompt enters.
+"""Decoding with in-flight batching: when a sequence ends, the next prompt takes its slot.
 
-What a row says does not depend on the other rows, on their order or on when it entered: every layer always sees the same number of
-rows, attention and prompts are computed row by row, and each row draws from its own random numbers.
+The text of a row does not depend on the other rows, on their order or on when it started: every layer always sees the same number of rows,
+attention and prompts are computed row by row, and each row has its own random numbers.
 """
 
 import random
@@ -16,7 +16,7 @@ from stepmend.engines import slots as cache
 from stepmend.models.head import unwrapped
 
 KEPT = 0.05
-"""Share of a GPU's memory that a cache may hold between two runs."""
+"""Maximum share of a GPU's memory that a cache may occupy between two runs."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Decoder:
     """Decodes rows with ``model``.
 
     ``halved`` is called with the new number of slots when a GPU is out of memory, ``written`` with the number of tokens after every pass.
-    ``kept`` holds a small cache with its recorded passes from one run of the same model to the next. At a ``temperature``, tokens are
-    drawn from the likeliest ones that together have the probability ``top_p``.
+    ``kept`` holds a small cache with its recorded passes from one run of the same model to the next. Above ``temperature`` 0, tokens are
+    sampled from the nucleus of probability ``top_p``.
     """
 
     model: Any
@@ -77,7 +77,7 @@ class Decoder:
             self.halved(count)
 
     def _slots(self, count: int, length: int) -> cache.Slots:
-        """The kept cache where it will do, else a new one."""
+        """The existing cache if it fits, else a new one."""
         while self.kept:
             slots = self.kept.pop()
             if slots.count == count and slots.length >= length:
@@ -86,7 +86,7 @@ class Decoder:
         return cache.Slots(count, length)
 
     def _keep(self, slots: cache.Slots) -> None:
-        """Keep a cache on a GPU for the next run, where it holds little of its memory."""
+        """Keep a GPU cache for the next run, if it is small."""
         device = self.model.device
         if device.type == "cuda" and slots.bytes <= KEPT * torch.cuda.get_device_properties(device).total_memory:
             self.kept.append(slots)
@@ -99,7 +99,7 @@ class Decoder:
             while waiting and len(live) < slots.count:
                 slot = next(i for i in range(slots.count) if i not in live)
                 row = live[slot] = waiting.popleft()
-                if last and last[0] == row.ids:  # samples of one prompt read it once; it is whole where it was read last
+                if last and last[0] == row.ids:  # samples of one prompt read it once; it is whole if it was read last
                     slots.copy(last[1], slot, len(row.ids))
                     logits_1V = last[2]
                 else:
@@ -142,16 +142,17 @@ class Decoder:
 
 
 def nucleus(share_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities of which only the largest are kept: the fewest that come to ``top_p`` together (Holtzman et al., 1904.09751)."""
+    """Nucleus sampling: probabilities with only the smallest set of largest ones kept that sums to ``top_p`` (Holtzman et al.,
+    1904.09751)."""
     sorted_BV, order_BV = torch.sort(share_BV, dim=-1, descending=True, stable=True)
     kept_BV = sorted_BV.cumsum(-1) - sorted_BV < top_p
     return torch.zeros_like(share_BV).scatter(-1, order_BV, sorted_BV * kept_BV)
 
 
 def by_columns(model: Any) -> None:
-    """Store the weights of float32 linear layers on a CPU column by column: with few rows they multiply 1.4 times as fast so.
+    """Store the weights of float32 linear layers on a CPU column by column: with few rows, matrix products are then 1.4 times as fast.
 
-    Values, shapes and memory stay the same. The head stays as it is, for where it is tied the embedding is read from it row by row.
+    Values, shapes and memory stay the same. The head is unchanged: if it is tied, the embedding is read from it row by row.
     """
     head = unwrapped(model).get_output_embeddings()
     for module in model.modules():

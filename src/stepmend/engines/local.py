@@ -18,14 +18,14 @@ from stepmend.engines.decode import Decoder, Row
 from stepmend.models import chat, forward
 
 LOGITS = 1 << 26
-"""Logits held at once while scoring (256 MiB in float32): texts of any length and vocabulary fit."""
+"""Maximum number of logits in memory while scoring (256 MiB in float32), for texts of any length and any vocabulary."""
 TOKENS = 8192
-"""Tokens that are scored in one pass, padding included, where more than one text is."""
+"""Maximum number of tokens, padding included, in a scoring pass over several texts."""
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One loaded model. What it says to a text does not depend on the other texts; where ``batched``, on fixed batches of them.
+    """One loaded model. Its completion of a text does not depend on the other texts, or if ``batched``, only on the fixed batch.
 
     ``halved`` is called with the new number of slots where memory runs out, ``written`` with the numbers of tokens as they are written;
     ``kept`` is the decoder's.
@@ -46,7 +46,7 @@ class LocalEngine:
 
     @property
     def batched(self) -> bool:
-        """Whether the model is one that decodes in fixed batches, as its attention is not plain, causal and full."""
+        """Whether the model decodes in fixed batches, because its attention is not plain, causal and full."""
         return not cache.supported(self.model)
 
     def generate(
@@ -106,17 +106,17 @@ class LocalEngine:
             out = self.model.generate(**inputs, **plain, pad_token_id=self.tokenizer.pad_token_id, **dict(way.options))
         return [self._completion(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """Teacher-forced passes over rows of token ids; of row ``i``, the places from ``begins[i]`` on.
+    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
+        """Teacher-forced passes over rows of token ids; row ``i`` is scored from position ``starts[i]`` on.
 
-        The margins are those of ``asked[i]``, a token a place, or of the model's own choices. Rows of like length go together, so many
-        that ``TOKENS`` hold them; logits are made in pieces and not kept.
+        The margins are those of the tokens ``asked[i]``, one per position, or of the model's own choices. Rows of similar length form a
+        batch of at most ``TOKENS`` tokens; logits are computed in chunks and not kept.
         """
         found: dict[int, Scored] = {}
         for group in groups([len(row) for row in rows], self.model.device):
             # Place t is predicted from t - 1.
-            counts = [len(rows[i]) - begins[i] for i in group]
-            where = [(r, begins[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
+            counts = [len(rows[i]) - starts[i] for i in group]
+            where = [(r, starts[i] - 1 + t) for r, (i, count) in enumerate(zip(group, counts, strict=True)) for t in range(count)]
             if not where:
                 found |= {i: Scored((), ()) for i in group}
                 continue
@@ -130,7 +130,7 @@ class LocalEngine:
         return [found[i] for i in range(len(rows))]
 
     def _choices(self, hidden_NH: torch.Tensor, asked_N: torch.Tensor | None) -> tuple[list[int], list[float]]:
-        """The model's choice at each place, and the margin there of the token asked about (its own choice, where none is)."""
+        """The model's choice at each position, and the margin of the requested token there (by default the choice)."""
         choices, margins = [], []
         size = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
         for start in range(0, len(hidden_NH), size):
@@ -170,19 +170,19 @@ def batches_of(texts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 def groups(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
     """Indices of rows that are scored in one pass."""
-    for alike in forward.alike(lengths, device):
-        size = max(1, TOKENS // max(1, lengths[alike[0]]))
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+    for group in forward.length_groups(lengths, device):
+        size = max(1, TOKENS // max(1, lengths[group[0]]))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Indices of ``texts`` in batches of like length, longest first, so that a batch that does not fit memory fails at once."""
+    """Indices of ``texts`` in batches of similar length, longest first, so that a batch that does not fit memory fails at once."""
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
     for begin in range(0, len(order), size):
         yield order[begin : begin + size]
 
 
 def complete_all(engine: LocalEngine, texts: Sequence[str], size: int, *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-    """Complete many texts, ``size`` at once, and give the completions in the order of the texts."""
+    """Complete many texts, ``size`` in parallel; returns the completions in the order of the texts."""
     return replace(engine, slots=size).complete(texts, temperature=temperature, seed=seed)

@@ -1,4 +1,4 @@
-"""An engine of its description: what a process that has loaded nothing yet makes of a ``Spec``."""
+"""Build an engine from its ``Spec``, in any process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from stepmend.models import load
 def make(spec: Spec, tokenizer: Any = None, written: Callable[[int], None] = lambda count: None) -> Engine:
     """The engine; ``tokenizer`` is the loaded one of ``spec.tokenizer``, and ``written`` is called with numbers of tokens as they come.
 
-    Raises InputError where a checkpoint cannot be loaded.
+    Raises InputError if a checkpoint cannot be loaded.
     """
     tokenizer = tokenizer or load.load_tokenizer(spec.tokenizer)
     if spec.server:

@@ -1,8 +1,8 @@
-"""Which engine writes an arm's solutions, as ``measure.engines`` of the recipe names it. Imports neither torch nor a server's client.
+"""Which engine generates an arm's solutions, by ``measure.engines`` of the recipe. Imports neither torch nor a server's client.
 
-An engine is ``transformers`` or ``vllm``, in this process and for every arm, or behind ``NAME=`` for one; or ``NAME=MODEL@URL``, where a
+An engine is ``transformers`` or ``vllm``, in this process and for every arm, or after ``NAME=`` for one; or ``NAME=MODEL@URL``, where a
 server at that address serves the arm's checkpoint as MODEL. NAME is the name of an arm's folder: ``full``, a scheme or a given
-checkpoint, or ``SCHEME-restored``. What is named ``NAME=vllm`` holds for what is made of that arm, too.
+checkpoint, or ``SCHEME-restored``. ``NAME=vllm`` also applies to the arms that are restored from NAME.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,16 +19,16 @@ Kind = Literal["transformers", "vllm", "openai"]
 HERE: tuple[Kind, ...] = ("transformers", "vllm")
 """Engines that load a checkpoint into this process."""
 SCORES: tuple[Kind, ...] = ("transformers",)
-"""Engines that score: the others only generate."""
+"""Engines that can score; the others only generate."""
 NAMES: dict[Kind, str] = {"transformers": "transformers", "vllm": "vLLM", "openai": "a server"}
 WHAT = "an engine is transformers, vllm, NAME=transformers, NAME=vllm or NAME=MODEL@BASE_URL"
 
 
 class Spec(BaseModel):
-    """An engine and what it is to serve, as plain data: any process can make the engine of it (``engines/make.py``).
+    """An engine and its checkpoint as plain data, from which any process can build the engine (``engines/make.py``).
 
     ``checkpoint`` and ``tokenizer`` are folders; ``server`` is (name, model, address) of a server. ``slots`` is how many solutions are
-    written at once in this process. ``content`` is the checkpoint's digest: a folder may come to hold another checkpoint.
+    generated in parallel in this process. ``content`` is the checkpoint's digest, as a folder may later hold another checkpoint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Spec(BaseModel):
 
 
 def split(spec: str) -> tuple[str, str]:
-    """What is named, empty for every arm, and its engine. Raises InputError for what is no engine; an address is not repeated."""
+    """What is named, empty for every arm, and its engine. Raises InputError for what is not an engine; an address is not repeated."""
     name, named, what = spec.partition("=")
     if not named:
         name, what = "", spec
@@ -70,7 +70,7 @@ def check(specs: Sequence[str], low_bit: Iterable[str]) -> None:
 
 
 def of(specs: Sequence[str], arm: str) -> tuple[Kind, str]:
-    """The kind of engine that writes an arm's solutions, and the spec that says so, empty for the default."""
+    """The kind of engine that generates an arm's solutions, and the recipe's entry for it, empty for the default."""
     found = {name: (what, spec) for spec in specs for name, what in [split(spec)]}
     arm = FULL if arm == AGAIN else arm
     parsed = parse(arm)
@@ -83,7 +83,7 @@ def of(specs: Sequence[str], arm: str) -> tuple[Kind, str]:
 
 
 def described(specs: Sequence[str], arms: Iterable[str]) -> str:
-    """Which engine wrote each arm's solutions, in words; empty where nothing was named."""
+    """Which engine wrote each arm's solutions, in words; empty if nothing was named."""
     by: dict[str, list[str]] = {}
     for arm in arms if specs else ():
         by.setdefault(NAMES[of(specs, arm)[0]], []).append(arm)
@@ -93,7 +93,7 @@ def described(specs: Sequence[str], arms: Iterable[str]) -> str:
 
 
 def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
-    """What digests of what an engine writes hold beside the checkpoint: nothing for transformers in this process."""
+    """The part of digests that identifies an engine, besides the checkpoint; empty for transformers in this process."""
     if kind == "openai":
         judge = judges.parse(spec, what="engine")
         return (digest("openai", judge.model, judge.url),)
@@ -101,7 +101,7 @@ def identity(kind: Kind, spec: str, dtype: str) -> tuple[str, ...]:
 
 
 def ready(specs: Sequence[str], arms: Iterable[str], locators: Iterable[str], *, plain_http: bool) -> None:
-    """Before any work: raises InputError where an engine is not installed or may not be asked, and where a locator needs its scores."""
+    """Check before any work: raises InputError if an engine is not installed or not allowed, or cannot score as a locator needs."""
     judges.asked([spec for spec in specs if split(spec)[1] not in HERE], plain_http=plain_http, what="engine")
     kinds = {arm: of(specs, arm)[0] for arm in arms}
     if "vllm" in kinds.values() and find_spec("vllm") is None:
@@ -110,6 +110,6 @@ def ready(specs: Sequence[str], arms: Iterable[str], locators: Iterable[str], *,
     if silent and "margins" in locators:
         rest = ", ".join(name for name in locators if name != "margins") or "equations"
         raise InputError(
-            f"engine: {kinds[silent[0]]}, of {silent[0]}, generates and does not score, and the locator margins needs scores; leave it out "
-            f"with --set 'locate.locators=[{rest}]', or write {silent[0]}'s solutions with transformers"
+            f"engine: {kinds[silent[0]]}, of {silent[0]}, cannot score, and the locator margins needs scores; remove the locator "
+            f"with --set 'locate.locators=[{rest}]', or use transformers for {silent[0]}"
         )

@@ -1,6 +1,6 @@
 """Completions from any server that speaks OpenAI's completions protocol: vLLM, llama.cpp, transformers serve, SGLang, TGI.
 
-The server gets a rendered text and continues it (``/v1/completions``); the chat protocol would begin a new turn, and could not continue
+The server gets a rendered text and continues it (``/v1/completions``); the chat protocol would start a new turn, and could not continue
 a solution. So the model's own chat template is applied here, by its tokenizer, which MODEL names: a folder, or its name on the hub.
 """
 
@@ -19,7 +19,7 @@ from stepmend.records import InputError, digest
 
 
 class _Reply(BaseModel):
-    """What we read of a completion."""
+    """The fields of a completion that are read."""
 
     class Choice(BaseModel):
         text: str
@@ -30,17 +30,17 @@ class _Reply(BaseModel):
 
 @dataclass(frozen=True)
 class ServerEngine:
-    """One model behind a server.
+    """One model on a server.
 
     Attributes:
-        name: What its key is named by in the environment (``STEPMEND_JUDGE_KEY_NAME``, else ``OPENAI_API_KEY``).
+        name: Its name, which selects the API key's environment variable (``STEPMEND_JUDGE_KEY_NAME``, else ``OPENAI_API_KEY``).
         model: The model's name at the server.
         url: The server's address, up to ``/v1``.
         tokenizer: The model's own.
         max_new_tokens: Tokens after which a completion is cut off.
-        concurrency: Requests at once; the server batches them.
-        timeout: Seconds that one completion has in all.
-        what: What messages call it.
+        concurrency: Maximum number of concurrent requests; the server batches them.
+        timeout: Total seconds allowed for one completion.
+        what: How messages refer to it.
         written: Called with the numbers of tokens as they come.
     """
 
@@ -62,7 +62,7 @@ class ServerEngine:
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """See ``base.Engine``. Raises InputError where the server cannot be reached, refuses, or answers something else."""
+        """See ``base.Engine``. Raises InputError if the server cannot be reached, refuses, or answers something else."""
         asked = seeded(texts, seed, done)
         with Servers(self.timeout) as servers:
             client = servers.client(self.url, self._key(), retries=4)
@@ -75,7 +75,7 @@ class ServerEngine:
                     yield futures[future], self._counted(future.result())
                 else:
                     return
-                servers.stop()  # what has come is handed out before it is said what went wrong
+                servers.stop()  # yield the finished completions before raising the error
                 pool.shutdown(cancel_futures=True)
                 for other, i in futures.items():
                     if other is not future and not other.cancelled() and not other.exception():
@@ -90,14 +90,14 @@ class ServerEngine:
         return completion
 
     def _refusal(self, error: BaseException | None) -> BaseException:
-        """What is said of a request that failed."""
+        """The error for a failed request."""
         import openai
 
         name = f"{self.what} {self.name}"
         if isinstance(error, openai.APITimeoutError):
             return InputError(f"{name}: no answer within {self.timeout:g} s")
         if isinstance(error, openai.APIConnectionError):
-            return InputError(f"{name}: its server cannot be reached, or has ended; start it, and the same command continues")
+            return InputError(f"{name}: its server cannot be reached; start it and run the same command again")
         if isinstance(error, openai.OpenAIError):
             status = getattr(error, "status_code", None)
             said = f"HTTP {status}" if status else type(error).__name__
@@ -118,12 +118,12 @@ class ServerEngine:
         try:
             choice = _Reply.model_validate_json(reply).choices[0]
         except ValidationError:
-            raise InputError(f"{self.what} {self.name}: what came back is no completion") from None
+            raise InputError(f"{self.what} {self.name}: the response is not a completion") from None
         finish = "length" if choice.finish_reason == "length" else "stop"
         end = [self.tokenizer.eos_token_id] if finish == "stop" else []
         return Completion(choice.text, (*self._tokens(text, choice.text), *end), finish)
 
     def _tokens(self, before: str, written: str) -> list[int]:
-        """The tokens of what was written, as they stand behind the text before it, where that keeps its own."""
+        """The tokens of what was written, as they are after the text before it, where that keeps its own."""
         first, whole = chat.encode(self.tokenizer, before), chat.encode(self.tokenizer, before + written)
         return list(whole[len(first) :] if whole[: len(first)] == first else chat.encode(self.tokenizer, written))

@@ -1,7 +1,7 @@
-"""Asking servers that may be slow, broken or hostile: each answer comes whole, within its time and size, from the address named.
+"""Requests to servers that may be slow, broken or hostile: each answer is complete, within its time and size limits, and from the given
+address.
 
-Requests run on one event loop in a thread of its own, because only there can they be ended at any point; they are asked for from any
-thread.
+Requests run on an event loop in a separate thread, because only there can they be cancelled at any point; any thread can submit them.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LARGEST = 8 << 20
 """Bytes of one answer."""
 GRACE = 1.0
-"""Seconds that answers under way have when the work is interrupted."""
+"""Seconds allowed for pending answers when the work is interrupted."""
 
 
 def key_variable(name: str) -> str:
@@ -26,11 +26,11 @@ def key_variable(name: str) -> str:
 
 
 class UnfinishedError(ValueError):
-    """An answer that was begun, and is too large or not whole in time; its text says which. There is no use in asking again."""
+    """An answer that is too large, or incomplete at the time limit; the message says which. Repeating the request is useless."""
 
 
 class Servers:
-    """OpenAI-compatible servers that are asked together; a context manager.
+    """Concurrent client of OpenAI-compatible servers; a context manager.
 
     An answer has ``timeout`` seconds in all, from the request to its last byte, the client's own repetitions included. No redirect is
     followed: the key and the question go to the address that was named, and to no other.
@@ -54,7 +54,7 @@ class Servers:
         self._loop.close()
 
     def client(self, url: str, key: str, retries: int = 0) -> "AsyncOpenAI":
-        """A client of one address, which repeats a request ``retries`` times where that may help."""
+        """A client of one address, which repeats a request ``retries`` times if that may help."""
         import openai
 
         # What is packed could unpack without end, so nothing packed is asked for, or unpacked.
@@ -74,7 +74,7 @@ class Servers:
         return asyncio.run_coroutine_threadsafe(self._ask(create, asked), self._loop).result()
 
     def stop(self) -> None:
-        """End everything under way, after ``GRACE`` seconds; whoever asked for it gets CancelledError."""
+        """Cancel all pending requests after ``GRACE`` seconds; their callers get CancelledError."""
         self._loop.call_soon_threadsafe(self._loop.call_later, GRACE, self._cancel)
 
     async def _ask(self, create: Callable[..., Any], asked: dict[str, Any]) -> str:
@@ -119,7 +119,7 @@ async def _bounded(response: Any) -> None:
     """Lets a response's body be read up to ``LARGEST`` bytes, as it came."""
 
     class Bounded(_http().AsyncByteStream):
-        """The body, or its beginning."""
+        """The body, or its start."""
 
         def __init__(self, inner: Any) -> None:
             self.inner = inner

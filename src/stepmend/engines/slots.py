@@ -1,4 +1,4 @@
-"""A cache of fixed slots, and attention over it, for the attention interface of transformers.
+"""A KV cache with fixed slots, and attention over it, for the attention interface of transformers.
 
 The cache stands in for ``past_key_values``; the attention function is registered under ``NAME``. Both work on a model's own modules,
 so every architecture whose attention is plain, causal and full can use them; ``supported`` tests that on the model itself.
@@ -30,7 +30,7 @@ PAD = 16
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Root-mean-square difference of logits from those of a plain pass, in standard deviations of the logits, by dtype."""
 LOW = 0.1
-"""The same in 16 bits, and where activations are quantized: one value rounded otherwise is enough to move them."""
+"""The same in 16 bits, and where activations are quantized: one value rounded differently is enough to move them."""
 
 _active: ContextVar["Slots"] = ContextVar("slots")
 _verdicts: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
@@ -41,7 +41,7 @@ class UnsupportedError(Exception):
 
 
 class Slots:
-    """Keys and values of ``count`` slots of ``length`` places, in each layer; made when a layer first writes."""
+    """Keys and values of ``count`` slots of ``length`` positions, in each layer; allocated when a layer first writes."""
 
     is_compileable = False
 
@@ -60,7 +60,7 @@ class Slots:
         return sum(tensor.nbytes for kept in self.layers.values() for tensor in kept)
 
     def close(self) -> None:
-        """Let go of recorded passes, which refer to these slots: then their memory is free at once."""
+        """Release recorded passes, which refer to these slots, so that their memory is freed immediately."""
         self.programs.clear()
 
     def program(self, function: Callable[..., tuple[torch.Tensor]], model: Any) -> Tried:
@@ -69,7 +69,7 @@ class Slots:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give ``target`` the first ``length`` places of ``source``."""
+        """Copy the first ``length`` positions of slot ``source`` to ``target``."""
         for kept in self.layers.values():
             for tensor_BKLD in kept:
                 tensor_BKLD[target, :, :length] = tensor_BKLD[source, :, :length]
@@ -78,15 +78,15 @@ class Slots:
     def advance(self) -> tuple[list[int], int]:
         """The next pass writes one token to every slot in use, after what is there.
 
-        Gives their positions (0 for empty slots), and the places up to which a step attends.
+        Returns their positions (0 for empty slots), and the length that a step attends to.
         """
         places, self.ends = self.ends, [end + 1 if end else 0 for end in self.ends]
         return places, -(-(max(places) + 1) // BUCKET) * BUCKET
 
     def step(self, place_B: torch.Tensor, longest: int) -> None:
-        """The pass that follows writes to these places and attends up to ``longest``.
+        """The next pass writes to these positions and attends up to ``longest``.
 
-        Empty slots write to their last place, which no row reaches, as nothing follows a row's last token.
+        Empty slots write to their last position, which no row reaches, because nothing follows a row's last token.
         """
         self.filled_1 = None
         self.write_B = torch.where(place_B > 0, place_B, self.length - 1)
@@ -107,14 +107,14 @@ class Slots:
         return kept if self.filled_1 is None else (key_BKTD, value_BKTD)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """What transformers asks where it is given no positions."""
+        """What transformers asks if it is given no positions."""
         return 0
 
     def attend(self, query_BHTD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
         """One step's attention, [B, 1, H, D]. The query heads of one key/value head go in as if they were queries of their own.
 
-        On a CPU every slot by itself, over what it holds: a row's result cannot depend on the others. On a GPU all at once, behind a
-        mask: the kernel goes through each row's keys in tiles of fixed size, and masked ones add exact zeros.
+        On a CPU each slot is computed separately, over its own length, so a row's result cannot depend on the others. On a GPU all slots
+        are computed together, with a mask: the kernel processes each row's keys in tiles of fixed size, and masked ones add exact zeros.
         """
         count, heads, _, width = query_BHTD.shape
         attend = self.by_row if query_BHTD.device.type == "cpu" else self.by_mask
@@ -134,7 +134,7 @@ class Slots:
         return found_BKGD
 
     def by_mask(self, query_BKGD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention [B, K, G, D] of all slots at once, up to the longest; what stands in empty slots means nothing."""
+        """Attention [B, K, G, D] of all slots together, up to the longest; the values of empty slots are undefined."""
         longest = self.mask_B11L.shape[-1]
         mask_BKGL = self.mask_B11L.expand(-1, *query_BKGD.shape[1:3], -1)
         return F.scaled_dot_product_attention(
@@ -158,7 +158,7 @@ def _attention(module: Any, query_BHTD: Any, key: Any, value: Any, mask: Any, sc
 
 @contextmanager
 def _using(model: Any, slots: Slots) -> Iterator[None]:
-    """Inside, the model's attention is that over ``slots``."""
+    """Context manager: the model's attention uses ``slots``."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
@@ -207,7 +207,7 @@ def _pass(model: Any, slots: Slots, ids_BT: torch.Tensor, place_BT: torch.Tensor
 
 
 def supported(model: Any) -> bool:
-    """Whether decoding from slots gives what the model itself gives; tried on a short text when a model is first asked about."""
+    """Whether decoding with slots gives the model's own logits; tested on a short text, once per model."""
     if model not in _verdicts:
         _verdicts[model] = _plain(model) and _agrees(model)
     return _verdicts[model]

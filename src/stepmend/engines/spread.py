@@ -60,7 +60,7 @@ class Rows(BaseModel):
 
     engine: Spec
     rows: tuple[tuple[int, ...], ...]
-    begins: tuple[int, ...]
+    starts: tuple[int, ...]
     asked: tuple[tuple[int, ...], ...] | None
     indices: tuple[int, ...]
 
@@ -75,7 +75,7 @@ class Read(Record):
 
 def read(shard: Rows, open_engine: Open) -> Iterator[Read]:
     """Score the rows of a shard."""
-    found = scorer(open_engine(shard.engine)).score(shard.rows, shard.begins, shard.asked)
+    found = scorer(open_engine(shard.engine)).score(shard.rows, shard.starts, shard.asked)
     for i, one in zip(shard.indices, found, strict=True):
         yield Read(index=i, tokens=one.tokens, margins=one.margins)
 
@@ -152,13 +152,13 @@ class Spread:
         size = max(min(self.spec.slots, -(-len(order) // self.executor.workers)), -(-len(order) // count))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def score(self, rows: Sequence[Sequence[int]], begins: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
+    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
         """See ``base.Scorer``. A shard is what one engine reads in one pass."""
         shards = [
             Rows(
                 engine=self.spec,
                 rows=tuple(tuple(rows[i]) for i in group),
-                begins=tuple(begins[i] for i in group),
+                starts=tuple(starts[i] for i in group),
                 asked=tuple(tuple(asked[i]) for i in group) if asked is not None else None,
                 indices=tuple(group),
             )

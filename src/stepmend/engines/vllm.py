@@ -10,16 +10,17 @@ from stepmend.models import chat, load
 from stepmend.records import InputError
 
 AT_ONCE = 256
-"""Texts that vLLM is given at once: it hands out nothing before all are done, so a stop loses no more than these."""
+"""Texts per vLLM call: it returns nothing before all are done, so an interruption loses at most these."""
 PROMPT = 2048
 """Tokens that a question may have. Rescue appends the start of a solution to it, of up to ``max_new_tokens`` tokens."""
 
 
 @dataclass
 class VLLMEngine:
-    """One checkpoint in vLLM, loaded when it is first asked. ``written`` is called with the numbers of tokens as they come.
+    """One checkpoint in vLLM, loaded on first use. ``written`` is called with the numbers of new tokens.
 
-    vLLM decides its own batches, so that its last bits depend on what is asked together; what it has written is kept, and not asked again.
+    vLLM chooses its own batches, so the last bits of its logits depend on the other texts; its solutions are saved, and not generated
+    again.
     """
 
     checkpoint: str
@@ -37,7 +38,7 @@ class VLLMEngine:
     def generate(
         self, texts: Sequence[str], *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
-        """See ``base.Engine``. Raises InputError where vLLM cannot load the checkpoint."""
+        """See ``base.Engine``. Raises InputError if vLLM cannot load the checkpoint."""
         asked = seeded(texts, seed, done)
         for start in range(0, len(asked), AT_ONCE):
             part = asked[start : start + AT_ONCE]
@@ -49,11 +50,11 @@ class VLLMEngine:
                 yield i, Completion(one.text, tuple(one.token_ids), "length" if one.finish_reason == "length" else "stop")
 
     def close(self) -> None:
-        """Let go of the model; its memory is free once nothing else holds it."""
+        """release the model; its memory is free once nothing else holds it."""
         self._loaded.clear()
 
     def _sampling(self, temperature: float, top_p: float, seed: int) -> Any:
-        """All of a solution's sampling; a checkpoint's own wishes, such as a penalty, are not asked."""
+        """The complete sampling settings; those of the checkpoint, such as a repetition penalty, are ignored."""
         ends = sorted(load.ends_of(self.checkpoint))
         vllm = importlib.import_module("vllm")
         return vllm.SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=self.max_new_tokens, stop_token_ids=ends)

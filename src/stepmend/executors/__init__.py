@@ -1,1 +1,1 @@
-"""Where shards of work are done."""
+"""Executors: they run shards of work."""

@@ -1,8 +1,8 @@
-"""Where shards of work are done: the protocol that stages ask. Imports no torch.
+"""Executors: the protocol that stages use to run shards of work. Imports no torch.
 
 A shard is plain data (a frozen pydantic model), a task a function at the top of a module, found by its name, and results are records: each
 can go to another process and come back. A task gets engines from ``Open`` alone, so that a process loads a model once for many shards.
-Which shards a piece of work is cut into, and where and in which order they are done, changes no record.
+How work is divided into shards, and where and in which order these run, does not change any record.
 """
 
 import importlib
@@ -21,11 +21,11 @@ R = TypeVar("R", bound=Record)
 Open = Callable[[Spec], Engine]
 """Gives the engine of a description, loaded once."""
 Task = Callable[[S, Open], Iterator[R]]
-"""What is done with one shard; hands out records as they are made."""
+"""Work on one shard; yields records as they are made."""
 
 
 class Executor(Protocol):
-    """Does a task with every shard."""
+    """Runs a task on every shard."""
 
     @property
     def workers(self) -> int:
@@ -33,7 +33,7 @@ class Executor(Protocol):
         ...
 
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
-        """The records that the task makes of the shards, as they come. Raises what the task raises; what came before it stays made."""
+        """The records that the task makes from the shards, as they arrive. Raises what the task raises; earlier records remain valid."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Shards are done in this process, one after another."""
+"""Runs shards in this process, one after another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -18,13 +18,13 @@ FORMATS: dict[str, Any] = {"compressed-tensors": compressed.Compressed, "awq": a
 TENSORS: dict[str, type[Tensors]] = {"gguf": gguf.GgufTensors}
 """Method -> the class that reads its tensors, where these are in no safetensors files."""
 UNPACKED = frozenset({"awq", "gptq", "gguf"})
-"""Methods whose packages transformers needs and we do without: their layers are made dense when they are loaded."""
+"""Methods whose packages transformers needs and we do without: their layers are dequantized when they are loaded."""
 
 
 def method_of(folder: str | Path) -> str:
     """The method that a checkpoint's configuration names; empty for full precision.
 
-    Raises InputError where it is no method's name.
+    Raises InputError if it is not a method's name.
     """
     config = quantization_of(Path(folder))
     if not config:
@@ -49,5 +49,5 @@ def detect(folder: str | Path) -> Format | None:
 
 
 def unpacked(folder: str | Path) -> Format | None:
-    """The format of a checkpoint that is made dense when it is loaded; None where transformers reads it as it is."""
+    """The format of a checkpoint that is dequantized when it is loaded; None if transformers reads it as it is."""
     return detect(folder) if method_of(folder) in UNPACKED else None

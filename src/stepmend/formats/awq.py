@@ -1,10 +1,10 @@
 """AWQ checkpoints in AutoAWQ's ``gemm`` layout.
 
-Of a layer with N inputs and M outputs, codes of 4 bits from 0 to 15:
+For a layer with N inputs and M outputs, codes of 4 bits from 0 to 15:
 
 | tensor | holds |
 |---|---|
-| ``qweight`` int32 [N, M / 8] | eight codes a word, low bits first, of the outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight |
+| ``qweight`` int32 [N, M / 8] | eight codes per word, low bits first, of the outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight |
 | ``qzeros`` int32 [G, M / 8] | zero points, packed in the same way |
 | ``scales`` [G, M] | scales |
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which output of eight stands at each place of a word, lowest bits first."""
+"""The output of eight at each position of a word, lowest bits first."""
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""At which place each output of eight stands."""
+"""Position of each output of eight."""
 BITS, A_WORD = 4, 8
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a low-bit file format, and what it says of a layer.
+"""The protocol of a low-bit file format, and its description of a layer.
 
 Tensor names carry their shape: M rows (outputs), N columns (inputs), G groups of columns that share a scale.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the files' headers say of a layer: its shape, bits of a code, groups of a row, and whether all zero points are 0.
+    """A layer according to the files' headers: its shape, bits per code, groups per row, and whether all zero points are 0.
 
     ``code`` and ``scale`` are the kinds of numbers that these are: ``int`` or ``float`` codes; scales in a ``float`` of 16 bits or more,
     in ``E4M3``, or in ``E8M0`` (powers of two). ``tall`` rows share a scale. ``kind`` is the name that the format has for such blocks, if
@@ -38,13 +38,13 @@ class Codes:
     """The numbers of a layer: weight = (code - zero point) * scale + offset.
 
     ``codes_MN`` are int8 from -2^(bits-1) to 2^(bits-1) - 1, whatever offset the file has; ``zeros_MG`` (int8) has the same offset and is
-    None where every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None where they
-    stand in that order already.
+    None if every zero point is 0. ``scale_MG`` has the file's dtype. ``order_N`` lists the columns group by group; None if they
+    are in that order already.
 
-    Codes that are floats (E4M3, E2M1) are held as these, and stay as they are: ``integer`` is False, and the weight is code * scale.
+    Float codes (E4M3, E2M1) keep their dtype and do not change: ``integer`` is False, and the weight is code * scale.
     ``tall`` rows share a row of ``scale_MG``, which then has ceil(M / tall) rows. Where there is a ``divisor`` (float32 [1]), scales are
     divided by it before they are used. ``factor_MG`` (float32) multiplies the scales, where several groups in a row share one:
-    ``scale_MG`` then has a column for each such set of groups, and the codes do not change. ``offset_MG`` (float32) is None where every
+    ``scale_MG`` then has a column for each such set of groups, and the codes do not change. ``offset_MG`` (float32) is None if every
     offset is 0.
     """
 
@@ -95,7 +95,7 @@ class Format(Protocol):
 
     ``name`` is the method as configurations write it. ``rounded`` says whether activations or the KV cache are rounded too.
     ``multiplied_in`` is the dtype that codes and scales are multiplied in, before the product is rounded to that of the computation;
-    None where it is that of the computation.
+    None if it is that of the computation.
     """
 
     name: str
@@ -141,10 +141,10 @@ class Format(Protocol):
 
 
 def dense(low_bit: Format, known: Iterable[str], dtype: Any, own: "torch.dtype | None") -> "dict[str, torch.Tensor]":
-    """All tensors of a checkpoint, with the weights of layers with codes made dense, by the names in its files.
+    """All tensors of a checkpoint, with the weights of layers with codes dequantized, by the names in its files.
 
     ``known`` are the names of the model's parameters: biases of zeros are left out where the model has none, because AutoGPTQ wrote one
-    beside every layer. Weights are rounded to ``dtype``, or where that is none (``auto``) to the checkpoint's ``own``.
+    beside every layer. Weights are rounded to ``dtype``, or if that is none (``auto``) to the checkpoint's ``own``.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """compressed-tensors checkpoints: integer codes (``pack-quantized``, ``int-quantized``) by group and by row, and floats (``floats.py``).
 
-Of a layer of integers with M rows and N columns, codes of b bits from -2^(b-1) to 2^(b-1) - 1:
+For a layer of integers with M rows and N columns, codes of b bits from -2^(b-1) to 2^(b-1) - 1:
 
 | tensor | holds |
 |---|---|
@@ -172,4 +172,4 @@ class Compressed:
 
 
 NOT_READ = ("version", "transform_config", "sparsity_config")
-"""Keys of ``quantization_config`` that say nothing of codes, or are looked at before."""
+"""Keys of ``quantization_config`` that say nothing of codes, or are examined before."""

@@ -1,6 +1,6 @@
-"""Layers of compressed-tensors checkpoints whose codes are floats: FP8 (E4M3), and two E2M1 codes a byte (NVFP4, MXFP4).
+"""Layers of compressed-tensors checkpoints whose codes are floats: FP8 (E4M3), and two E2M1 codes per byte (NVFP4, MXFP4).
 
-Of a layer with M rows and N columns:
+For a layer with M rows and N columns:
 
 | tensor | holds |
 |---|---|
@@ -11,7 +11,7 @@ Of a layer with M rows and N columns:
 Scales are in 16 or 32 bits: [1] for the tensor, [M, 1], [M, G], or one for each block of rows and columns. NVFP4 has them in E4M3, [M, G],
 and ``weight_global_scale`` (float32 [1]) divides them all. MX formats have uint8 [M, G]: the exponent of a power of two plus 127 (E8M0).
 
-Such codes stay as they are when a checkpoint is restored. Rounding and packing are compressed-tensors' and torch's own.
+Such codes do not change when a checkpoint is restored. Rounding and packing are compressed-tensors' and torch's own.
 """
 
 from math import ceil
@@ -63,14 +63,14 @@ def _block(tensors: Tensors, name: str, args: Any, rows: int, columns: int) -> t
 
 
 def _check_divisor(tensors: Tensors, name: str, args: Any) -> None:
-    """Raises InputError where a scheme needs a scale of all scales, and there is none, or one that cannot be divided by."""
+    """Raises InputError if a scheme's global scale is missing or zero."""
     if args.strategy != "tensor_group":
         return
     held = f"{name}.weight_global_scale"
     if tensors.kind(held) != "F32" or tensors.shape(held) != (1,):
         raise packing.wrong(tensors, f"{held} is {tensors.kind(held) or 'missing'} {list(tensors.shape(held))}; F32 [1] is needed")
     if not 0 < float(tensors.read(held)) < float("inf"):
-        raise packing.wrong(tensors, f"{held} is zero or no number; the checkpoint is damaged")
+        raise packing.wrong(tensors, f"{held} is zero or not finite; the checkpoint is damaged")
 
 
 def codes(tensors: Tensors, name: str, of: Layer) -> Codes:

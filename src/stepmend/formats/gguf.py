@@ -1,11 +1,11 @@
-"""GGUF checkpoints, llama.cpp's format: a folder with one such file beside the configuration and tokenizer of its model.
+"""GGUF checkpoints, llama.cpp's format: a folder with one such file, and the configuration and tokenizer of its model.
 
-Tensors have the names that transformers has for them, by transformers' own map, and their rows stand in the model's order: files of the
+Tensors have the names that transformers has for them, by transformers' own map, and their rows are in the model's order: files of the
 architecture ``llama`` hold the rows of queries and keys in another one. A layer's blocks are two tensors here, ``NAME.scale``, float16, a
-scale d of every block, and ``NAME.codes``; ``gguf_blocks`` says where they stand in the file. What has no codes to restore (embeddings,
+scale d of every block, and ``NAME.codes``; ``gguf_blocks`` says if they are in the file. What has no codes to restore (embeddings,
 the head) is given dequantized and never written.
 
-Restored are d and, but for K-quants, the codes. What else a block holds (minima, factors of groups) keeps its bytes.
+Restored are d and, except K-quants, the codes. What else a block holds (minima, factors of groups) keeps its bytes.
 """
 
 import shutil
@@ -30,19 +30,19 @@ FLOATS = ("F32", "F16", "BF16")
 PARTS = ("codes", "scale")
 """The ends of the names of the tensors that a layer's blocks are."""
 STACK = "blk."
-"""The beginning of the names of the decoder layers' tensors."""
+"""The start of the names of the decoder layers' tensors."""
 
 
 class GgufTensors(Tensors):
     """The tensors of a folder with a GGUF file; see ``Tensors``.
 
-    Raises InputError where the folder holds no such file or several, and where a tensor does not fit the model, with its name.
+    Raises InputError if the folder holds no such file or several, and if a tensor does not fit the model, with its name.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = file_in(folder)
-        self.header = gguf_header.read(self.file.resolve())  # the user's own, where this is a link to it
+        self.header = gguf_header.read(self.file.resolve())  # the user's own, if this is a link to it
         self.layers: dict[str, gguf_header.Tensor] = {}
         self.stored: dict[str, gguf_header.Tensor] = {}
         self.headers: dict[str, Header] = {}
@@ -52,7 +52,9 @@ class GgufTensors(Tensors):
                 continue
             if tensor.kind not in KINDS and tensor.kind not in FLOATS:
                 allowed = ", ".join([*FLOATS, *KINDS])
-                raise InputError(f"{self.header.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not read; allowed: {allowed}")
+                raise InputError(
+                    f"{self.header.file}: {tensor.name[:100]} is of type {tensor.kind}, which is not supported; allowed: {allowed}"
+                )
             self._place(tensor, place.name)
 
     def _place(self, tensor: gguf_header.Tensor, name: str) -> None:
@@ -73,7 +75,7 @@ class GgufTensors(Tensors):
         return {"F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}.get(self.headers[name].dtype, torch.float32)
 
     def read(self, name: str) -> "torch.Tensor":
-        """A tensor in the model's order of rows, dequantized where it has blocks."""
+        """A tensor in the model's order of rows, dequantized if it has blocks."""
         layer, _, part = name.rpartition(".")
         if layer in self.layers and part in PARTS:
             kind, blocks_MBW = self.blocks(layer)
@@ -108,7 +110,7 @@ class GgufTensors(Tensors):
         return flat.view(rows, *tensor.shape[1:])
 
     def write(self, out: Path, values: "Mapping[str, torch.Tensor]") -> None:
-        """Copy the folder to ``out``, whole or not at all, with these tensors replaced; every other byte is the same."""
+        """Copy the folder to ``out`` atomically, with these tensors replaced; every other byte is the same."""
 
         def fill(part: Path) -> None:
             for file in sorted(self.folder.iterdir()):
@@ -146,7 +148,7 @@ class GgufTensors(Tensors):
 
 
 def file_in(folder: Path) -> Path:
-    """The GGUF file of a folder. Raises InputError where there is none, or more than one."""
+    """The GGUF file of a folder. Raises InputError if there is none, or more than one."""
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf")
     if len(found) != 1:
         what = f"{len(found)} GGUF files; name one of them" if found else "no GGUF file"
@@ -194,13 +196,13 @@ class Gguf:
         return Codes(kind.codes(blocks_MBW).flatten(1), scale_MB, zeros_MG, of.bits, factor_MG=factor_MG, offset_MG=offset_MG)
 
     def scale(self, layer: str) -> "torch.Tensor":
-        """The scales of a layer's blocks. Raises InputError where another float of a block is no number."""
+        """The scales of a layer's blocks. Raises InputError if another float of a block is no number."""
         import torch
 
         kind, blocks_MBW = self.tensors.blocks(layer)
         if kind.offsets and not bool(torch.isfinite(gguf_blocks.float16(blocks_MBW, 2)).all()):
             name = self.tensors.layers[layer].name[:100]
-            raise InputError(f"{self.tensors.header.file}: a minimum of {name} is no number; the file is damaged")
+            raise InputError(f"{self.tensors.header.file}: a minimum of {name} is not finite; the file is damaged")
         return gguf_blocks.float16(blocks_MBW, kind.scale)
 
     def packed(self, layer: str, codes_MN: "torch.Tensor") -> "dict[str, torch.Tensor]":

@@ -30,7 +30,7 @@ class Kind:
     """A type of blocks.
 
     ``bits`` of a code, ``columns`` and ``width`` (bytes) of a block, ``groups`` in one, ``scale`` the first byte of d, ``zero`` the zero
-    point of codes that are counted from -2^(bits-1). ``codes`` reads codes [M, B, S], ``put`` writes them, where they may change;
+    point of codes that are counted from -2^(bits-1). ``codes`` reads codes [M, B, S], ``put`` writes them, if they may change;
     ``factors`` and ``offsets`` read a group's factor of d, and what is added to its weights, both [M, B, groups].
     """
 
@@ -93,7 +93,7 @@ def _unsigned(codes_MBS: "torch.Tensor", half: int) -> "torch.Tensor":
 
 
 def _four(start: int) -> "tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor, torch.Tensor], None]]":
-    """Reading and writing 32 codes of 4 bits that begin at a byte."""
+    """Reading and writing 32 codes of 4 bits that start at a byte."""
 
     def codes(blocks_MBW: "torch.Tensor") -> "torch.Tensor":
         return _signed(_nibbles(blocks_MBW[..., start:], 16), 8)
@@ -105,7 +105,7 @@ def _four(start: int) -> "tuple[Callable[[torch.Tensor], torch.Tensor], Callable
 
 
 def _five(start: int) -> "tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor, torch.Tensor], None]]":
-    """Reading and writing 32 codes of 5 bits whose fifth bits begin at a byte, and the others 4 bytes later."""
+    """Reading and writing 32 codes of 5 bits whose fifth bits start at a byte, and the others 4 bytes later."""
     second = start + 4
 
     def codes(blocks_MBW: "torch.Tensor") -> "torch.Tensor":
@@ -141,7 +141,8 @@ def _minimum(blocks_MBW: "torch.Tensor") -> "torch.Tensor":
 
 
 def _packed(blocks_MBW: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """f and g of Q4_K and Q5_K, each [M, B, 8]: 6 bits each in 12 bytes, of the last four groups the upper two beside the first four's."""
+    """f and g of Q4_K and Q5_K, each [M, B, 8]: 6 bits each in 12 bytes, the upper two bits of the last four groups are stored with the
+    first four groups."""
     import torch
 
     first, second, third = blocks_MBW[..., 4:16].split(4, dim=-1)

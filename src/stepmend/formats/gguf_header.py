@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read within bounds: every length is checked against the file before anything of that length is read.
+"""The header of a GGUF file, read safely: every length is checked against the file size before it is used.
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md): the magic, a version, how many tensors and values; the values, each a key, a type and what
 it holds; of each tensor its name, dimensions (the fastest first), type and offset; then, from the next multiple of ``general.alignment``
@@ -42,7 +42,7 @@ class Tensor:
 
 @dataclass
 class Header:
-    """What a file says of itself: values by key (arrays as lists), and its tensors in order."""
+    """A file's metadata: values by key (arrays as lists), and its tensors in order."""
 
     file: Path
     values: dict[str, Any] = field(default_factory=dict)
@@ -55,11 +55,11 @@ class Header:
 
 
 class DamagedError(Exception):
-    """What is wrong with a file, in a few words."""
+    """A damaged file; the message says what is wrong."""
 
 
 class _Cursor:
-    """A place in a file's header, which moves on as it is read."""
+    """A read position in a file's header."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.end, self.at = data, min(len(data), HEADER), 0
@@ -77,13 +77,13 @@ class _Cursor:
         return self.bytes(self.number("<Q")).decode(errors="replace")
 
     def many(self, count: int, least: int) -> int:
-        """A count of things of at least so many bytes each. Raises DamagedError where there is no room for them."""
+        """A count of items of at least this many bytes each. Raises DamagedError if there is no room for them."""
         if count * least > self.end - self.at:
             raise DamagedError(f"its header names {count} entries, which it has no room for")
         return count
 
     def value(self) -> Any:
-        """A value behind its type."""
+        """A value after its type."""
         kind = self.number("<I")
         if kind == ARRAY:
             kind = self.number("<I")
@@ -101,7 +101,7 @@ class _Cursor:
 
 
 def need() -> Any:
-    """The package ``gguf``. Raises InputError where it is not installed."""
+    """The package ``gguf``. Raises InputError if it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -112,8 +112,8 @@ def need() -> Any:
 def read(file: Path) -> Header:
     """The header of a GGUF file.
 
-    Raises InputError, in one line, where the file is none, is truncated or damaged, is of the other byte order, is one part of a model in
-    several files, or holds a tensor of a type that ggml does not know.
+    Raises InputError if the file is not a GGUF file, is truncated or damaged, has the other byte order, is one part of a split model, or
+    holds a tensor of a type unknown to ggml.
     """
     inputs.regular(file)
     found = file.stat()
@@ -123,7 +123,7 @@ def read(file: Path) -> Header:
 @lru_cache(maxsize=4)
 def _read(file: Path, size: int, changed: int) -> Header:
     if size < 24:
-        raise InputError(f"{file} is no GGUF file")
+        raise InputError(f"{file} is not a GGUF file")
     need()
     with inputs.opened(file, None) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -134,11 +134,11 @@ def _read(file: Path, size: int, changed: int) -> Header:
 
 def _parse(file: Path, cursor: _Cursor, size: int) -> Header:
     if cursor.bytes(4) != MAGIC:
-        raise InputError(f"{file} is no GGUF file")
+        raise InputError(f"{file} is not a GGUF file")
     version = cursor.number("<I")
     if version not in VERSIONS:
         order = " (or it is in big-endian order)" if version & 0xFFFF == 0 else ""
-        raise InputError(f"{file}: version {version} of GGUF{order} is not read; allowed: {', '.join(map(str, VERSIONS))}")
+        raise InputError(f"{file}: version {version} of GGUF{order} is not supported; allowed: {', '.join(map(str, VERSIONS))}")
     tensors, values = cursor.many(cursor.number("<Q"), 1), cursor.many(cursor.number("<Q"), 1)
     cursor.many(values * 13 + tensors * 24, 1)
     header = Header(file)
@@ -183,7 +183,7 @@ def _placed(name: str, dims: tuple[int, ...], number: int, offset: int, begin: i
 
 
 def _check_places(header: Header) -> None:
-    """Raises DamagedError where two tensors have one name or share bytes."""
+    """Raises DamagedError if two tensors have one name or share bytes."""
     names: set[str] = set()
     last = None
     for tensor in sorted(header.tensors, key=lambda one: one.start):

@@ -1,7 +1,7 @@
 """Which tensor of a model each tensor of a GGUF file is, by transformers' map, and what its converter did to it.
 
-llama.cpp's converter writes the rows of some tensors in another order (queries and keys of Llama), and adds 1 to some norms (Gemma). What
-it does, transformers' readers undo; what those do is seen by giving them numbered rows.
+llama.cpp's converter writes the rows of some tensors in another order (queries and keys of Llama), and adds 1 to some norms (Gemma).
+transformers' readers undo this; applying them to numbered rows reveals the permutation.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ HEAD = "output.weight"
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's name in the model; the row of the file that each of its rows is, None where they stand in the model's order; and what is
-    to be added to the file's values."""
+    """A tensor's name in the model; the file's row for each of its rows, None if they are in the same order; and the offset to add to the
+    file's values."""
 
     name: str
     order: "torch.Tensor | None" = None
@@ -44,7 +44,7 @@ class Place:
 def places(folder: Path, header: Header) -> dict[str, Place]:
     """The place of each tensor of a file in the model that ``config.json`` describes.
 
-    Raises InputError, with the tensor's name, where the file lacks one, holds one that is none of the model's or of another shape, or one
+    Raises InputError, with the tensor's name, if the file lacks one, holds one that is none of the model's or of another shape, or one
     that is not read.
     """
     model, processor, names = _mapped(folder, header)
@@ -57,7 +57,7 @@ def places(folder: Path, header: Header) -> dict[str, Place]:
             continue
         name = names.get(tensor.name)
         if name is None:
-            raise InputError(f"{header.file} holds {tensor.name[:100]}, which is no tensor of the model")
+            raise InputError(f"{header.file} holds {tensor.name[:100]}, which is not a tensor of the model")
         if shapes[name] != tensor.shape:
             raise InputError(f"{header.file}: {tensor.name[:100]} is {list(tensor.shape)}, and in the model {list(shapes[name])}")
         found[tensor.name] = _place(header, tensor, name, processor)
@@ -65,12 +65,12 @@ def places(folder: Path, header: Header) -> dict[str, Place]:
     for name in names.keys() - found.keys() - tied:
         raise InputError(f"{header.file} lacks {name}, the model's {names[name]}")
     if unnamed := sorted(shapes.keys() - set(names.values())):
-        raise InputError(f"{header.file}: no name of GGUF is known for the model's {unnamed[0]}")
+        raise InputError(f"{header.file}: no GGUF name is known for the model's {unnamed[0]}")
     return found
 
 
 def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
-    """The model without numbers, transformers' reader of its architecture, and the model's name of each tensor."""
+    """The model without weights, transformers' reader of its architecture, and the model's name of each tensor."""
     need()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -83,7 +83,7 @@ def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
 
     kind = header.architecture
     if kind not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise InputError(f"{header.file}: transformers does not read GGUF files of the architecture {kind[:40]!r}")
+        raise InputError(f"{header.file}: transformers cannot read GGUF files of the architecture {kind[:40]!r}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
@@ -97,7 +97,7 @@ def _mapped(folder: Path, header: Header) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _place(header: Header, tensor: Tensor, name: str, processor: Any) -> Place:
-    """Where a tensor stands, from what transformers' reader does to numbered rows."""
+    """The place of a tensor in the model, from the effect of transformers' reader on numbered rows."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
 """GPTQ checkpoints (AutoGPTQ's, GPTQModel's and AutoRound's ``gptq`` and ``gptq_v2`` layouts).
 
-Of a layer with N inputs and M outputs, codes of b bits from 0 to 2^b - 1:
+For a layer with N inputs and M outputs, codes of b bits from 0 to 2^b - 1:
 
 | tensor | holds |
 |---|---|
@@ -81,7 +81,7 @@ class Gptq:
         return Codes(codes_NM.T.contiguous(), scale_MG, zeros_MG, of.bits, self._order(layer, of.columns, of.groups))
 
     def _order(self, name: str, columns: int, groups: int) -> "torch.Tensor | None":
-        """The columns group by group; None where they stand so. Raises InputError where groups are not of one size."""
+        """The columns group by group; None if they stand so. Raises InputError if groups are not of one size."""
         import torch
 
         if f"{name}.g_idx" not in self.tensors:

@@ -1,4 +1,4 @@
-"""What the layouts share: checks of a configuration's values and of tensors' shapes, in one line that names the layer."""
+"""Shared by the layouts: checks of a configuration's values and of tensors' shapes, with one-line errors that name the layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def bits_of(tensors: Tensors, value: Any, allowed: Sequence[int]) -> int:
 
 
 def named(tensors: Tensors) -> list[str]:
-    """The layers with packed codes, ``NAME.qweight`` in AWQ and GPTQ checkpoints. Raises InputError where there are none."""
+    """The layers with packed codes, ``NAME.qweight`` in AWQ and GPTQ checkpoints. Raises InputError if there are none."""
     names = [name.removesuffix(".qweight") for name in tensors.headers if name.endswith(".qweight")]
     if not names:
         raise wrong(tensors, "no tensor holds codes (NAME.qweight)")
@@ -31,7 +31,7 @@ def named(tensors: Tensors) -> list[str]:
 
 
 def need(tensors: Tensors, name: str, kinds: Sequence[str], shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The shape of a tensor of two dimensions. Raises InputError where there is none, or one of another dtype or shape."""
+    """The shape of a tensor of two dimensions. Raises InputError if there is none, or one of another dtype or shape."""
     found, kind = tensors.shape(name), tensors.kind(name)
     if not kind:
         raise wrong(tensors, f"there is no tensor {name[:160]}")

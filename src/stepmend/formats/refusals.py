@@ -1,4 +1,4 @@
-"""Formats that are not restored: why, and what to do instead."""
+"""Unsupported formats: why, and what to do instead."""
 
 AGAIN = "take a compressed-tensors, AWQ or GPTQ checkpoint of the model, or a GGUF file, or make one with 'stepmend quantize'"
 

@@ -25,14 +25,14 @@ HEADER = 100_000_000
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
           "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 """Bytes of an element by its dtype's name in a header."""
-TWICE = "consolidated"
-"""The beginning of file names that hold the same weights in their maker's own format."""
+DUPLICATES = "consolidated"
+"""The start of file names that hold the same weights in their maker's own format."""
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's configuration says of its quantization; empty for full precision.
+    """The quantization section of a checkpoint's configuration; empty for full precision.
 
-    Older GPTQ checkpoints have it in ``quantize_config.json``. Raises InputError where either file is no JSON object.
+    Older GPTQ checkpoints have it in ``quantize_config.json``. Raises InputError if either file is no JSON object.
     """
     config = json_object(folder / "config.json")
     found = config.get("quantization_config")
@@ -43,12 +43,12 @@ def quantization_of(folder: Path) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise InputError(f"quantized: {folder / 'config.json'}: quantization_config is no object; the checkpoint is damaged")
+        raise InputError(f"quantized: {folder / 'config.json'}: quantization_config is not a JSON object; the checkpoint is damaged")
     return found
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file of a checkpoint holds. Raises InputError where that is no object, or no regular file."""
+    """What a JSON file of a checkpoint holds. Raises InputError if that is not an object, or no regular file."""
     try:
         found = json.loads(inputs.content(file, HEADER))
     except InputError as error:
@@ -56,13 +56,13 @@ def json_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"model: {file} is not valid JSON, or no object; the checkpoint is damaged")
+        raise InputError(f"model: {file} is not a valid JSON object; the checkpoint is damaged")
     return found
 
 
 @dataclass(frozen=True)
 class Header:
-    """Where a tensor is: its file, dtype by its name there, shape, first byte, and the byte after the last."""
+    """The location of a tensor: its file, dtype by its name there, shape, first byte, and the byte after the last."""
 
     file: Path
     dtype: str
@@ -72,13 +72,13 @@ class Header:
 
 
 class Tensors:
-    """All tensors of a checkpoint's folder, by name. Raises InputError where a header is damaged or a name is there twice."""
+    """All tensors of a checkpoint's folder, by name. Raises InputError if a header is damaged or a name is there twice."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.headers: dict[str, Header] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            if file.name.startswith(TWICE):
+            if file.name.startswith(DUPLICATES):
                 continue
             for name, header in headers_of(file):
                 if name in self.headers:
@@ -89,11 +89,11 @@ class Tensors:
         return name in self.headers
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; empty where there is none of that name."""
+        """A tensor's shape; empty if there is none of that name."""
         return self.headers[name].shape if name in self.headers else ()
 
     def kind(self, name: str) -> str:
-        """A tensor's dtype by its name in the header; empty where there is none."""
+        """A tensor's dtype by its name in the header; empty if there is none."""
         return self.headers[name].dtype if name in self.headers else ""
 
     def dtype(self, name: str) -> "torch.dtype":
@@ -118,7 +118,7 @@ class Tensors:
             return opened.get_slice(name)[:count]
 
     def write(self, out: Path, values: Mapping[str, "torch.Tensor"]) -> None:
-        """Copy the folder to ``out``, whole or not at all, with these tensors replaced; every other byte is the same.
+        """Copy the folder to ``out`` atomically, with these tensors replaced; every other byte is the same.
 
         Values are brought to the dtype of the tensor that they replace. Folders inside are not copied.
         """
@@ -159,7 +159,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def headers_of(file: Path) -> list[tuple[str, Header]]:
-    """Every tensor of a safetensors file. Raises InputError where the file is not as long as its header says, or has none."""
+    """Every tensor of a safetensors file. Raises InputError if the file is not as long as its header says, or has none."""
     from safetensors import SafetensorError, safe_open
 
     size = inputs.regular(file)

@@ -1,4 +1,4 @@
-"""From a trace to a grade: extract the answer, decide equality. Nothing is silently wrong: what cannot be graded says why."""
+"""Grading of traces: extract the answer, decide equality. What cannot be graded is unscored, with a reason, and never silently wrong."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ OUTCOMES: dict[verify.Verdict, tuple[str, str | None]] = {
     "timeout": ("unscored", "timeout"),
     "parser": ("unscored", "parser"),
 }
-"""What a verdict on an answer makes of a trace: outcome, and reason where it is unscored."""
+"""Verdict on an answer -> outcome of the trace, and the reason if it is unscored."""
 
 
 def kind_of(benchmark: str) -> verify.Kind:
@@ -35,14 +35,14 @@ def gold_of(text: str) -> str:
 def judge(
     found: Sequence[Extracted | None], gold: Sequence[str], kind: verify.Kind, verifier: verify.Verifier
 ) -> list[tuple[str, str | None]]:
-    """(outcome, reason) of extracted answers against gold ones, in their order; None is ``unscored (no_answer)``."""
+    """(outcome, reason) of extracted answers against gold ones, in order; None is ``unscored (no_answer)``."""
     asked = [i for i, answer in enumerate(found) if answer is not None]
     verdicts = dict(zip(asked, verifier.decide([(found[i].answer, gold[i]) for i in asked], kind), strict=True))  # pyright: ignore
     return [OUTCOMES[verdicts[i]] if i in verdicts else ("unscored", "no_answer") for i in range(len(found))]
 
 
 def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifier) -> list[bool]:
-    """Which of many (problem, whole solution, whether it is finished) end at the right answer; all of one benchmark."""
+    """For many (problem, whole solution, whether it is finished): whether each ends at the correct answer; all of one benchmark."""
     found = [extract(text, loose=finished) for _, text, finished in asked]
     kind = kind_of(asked[0][0].benchmark) if asked else "math"
     judged = judge(found, [problem.answer for problem, _, _ in asked], kind, verifier)
@@ -50,9 +50,9 @@ def arrived(asked: Sequence[tuple[Problem, str, bool]], verifier: verify.Verifie
 
 
 def grade_all(traces: Sequence[Trace], problems: Sequence[Problem], made_by: str | Sequence[str], verifier: verify.Verifier) -> list[Grade]:
-    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` where it was cut off).
+    """The grades of traces of these problems. A trace without an answer is unscored (``truncated`` if it was cut off).
 
-    ``made_by`` is the digest of all that decided a grade: one for all, or one each.
+    ``made_by`` is the digest of all inputs of a grade: one for all, or one each.
     """
     found = [extract(trace.said, loose=trace.finish == "stop") for trace in traces]
     digests = [made_by] * len(traces) if isinstance(made_by, str) else made_by

@@ -1,4 +1,4 @@
-"""Where the answer stands in a text. Versioned: a change of these rules is a change of every grade's digest. Linear in the text."""
+"""Extraction of the answer from a text. Versioned: changing these rules changes every grade's digest. Linear in the text."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ JOINED = re.compile(
     r"(?:[\s$})\]]|\\[()\],;! ]|\\(?:text|mathrm|textrm)\s?\{|\\q?quad)*[^\n.!?,;]{0,30}?(?:,|;|、|，|\band\b|\bor\b|&|和|或)"
     r"[\s$,]*(?:and\b|or\b)?(?![^\n]*\n\s*\n)[^\n.!?]{0,40}\Z"
 )
-"""What stands between two boxes that are one answer: a comma, "and", "or" …"""
+"""What is between two boxes that are one answer: a comma, "and", "or" …"""
 DERIVED = re.compile(
     r"\b(?:so|thus|therefore|hence|giv\w+|becom\w+|then|not|instead|rather|but|final\w*|total|sum|product|which|check|simplif\w+|equal\w*|means"
     r"|is the)\b|=>|\\implies|\\Rightarrow"
@@ -30,7 +30,7 @@ DERIVED = re.compile(
 """… and no word of a derivation."""
 BULLET = re.compile(r"[\s$\\)}\]]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[^\n]{0,40}\Z")
 LABEL = re.compile(r"[^\W\d_]{2}\W{0,3}[:：]|</?\w")
-"""A label or a tag beside an answer."""
+"""A label or a tag next to an answer."""
 CLEAR = re.compile(r"-?\$?\d[\d,]{0,30}(?:\.\d{1,30})?%?")
 
 
@@ -44,7 +44,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class _Box:
-    """A box: where it begins, where its content does, where that ends (None: the text ends first)."""
+    """A box: where it starts, where its content does, where that ends (None: the text ends first)."""
 
     start: int
     begin: int
@@ -54,10 +54,10 @@ class _Box:
 def extract(text: str, *, loose: bool = True, whole: bool | None = None) -> Extracted | None:
     """The last ``\\boxed{…}``; else the last marked answer; else, if ``loose``, the last formula or number of the text's end.
 
-    What counts is what is said: not thoughts, not what follows the end of the turn, not another question that a model goes on with. A
+    Only the visible answer counts: no thoughts, no text after the end of the turn, no further question that the model continues with. A
     placeholder (``\\boxed{answer}``) is no answer, nor is one that the end of the text cuts off. A text that was cut off
     (``whole=False``; the default where ``loose`` is False) has no marked answer either, unless nothing follows it: it is an early one.
-    None where there is no answer.
+    None if there is no answer.
     """
     said = visible(text)
     whole = (loose if whole is None else whole) and said.whole
@@ -81,7 +81,8 @@ def _extract(text: str, whole: bool, loose: bool) -> Extracted | None:
 
 
 def _one_question(text: str, whole: bool) -> tuple[str, bool]:
-    """The text up to where the model asks itself another question, and whether that part is whole: it is where such a question follows."""
+    """The text before the next question that the model asks itself, and whether that part is complete (it is, if such a question
+    follows)."""
     headings = list(HEADING.finditer(text, len(text) - len(text.lstrip()) + 1))
     if not headings:
         return text, whole
@@ -101,7 +102,7 @@ def answer_of(text: str, *, loose: bool = True, whole: bool = True) -> Extracted
 
 
 def bare(text: str) -> Extracted | None:
-    """The text itself, where it is nothing but an answer: one short line without a box, a mark or three words in a row."""
+    """The text itself, if it is nothing but an answer: one short line without a box, a mark or three words in a row."""
     said = visible(text)
     line = said.text.strip()
     if not line or len(line) > 200 or not said.whole or "\n" in line or "=" in line or "\\boxed" in line or marks.placeholder(line):
@@ -115,7 +116,7 @@ def bare(text: str) -> Extracted | None:
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the last ``\\boxed{…}`` whose braces are closed; an escaped brace (``\\{``) does not count. None without one."""
+    """What is in the last ``\\boxed{…}`` whose braces are closed; an escaped brace (``\\{``) does not count. None without one."""
     closed = _outer(_boxes(text))
     return _content(text, closed[-1]) or None if closed else None
 
@@ -123,7 +124,7 @@ def boxed(text: str) -> str | None:
 def _boxes(text: str) -> list[_Box]:
     """Boxes in the order in which they close, then those that never do. An inner box comes before the one around it."""
     found: list[_Box] = []
-    opened: list[tuple[int, int, int]] = []  # where a box and its content begin, and the depth at which it closes
+    opened: list[tuple[int, int, int]] = []  # where a box and its content start, and the depth at which it closes
     depth = 0
     for match in BOXES.finditer(text):
         piece = match[0]
@@ -146,7 +147,7 @@ def _boxes(text: str) -> list[_Box]:
 
 
 def _outer(boxes: list[_Box]) -> list[_Box]:
-    """The closed boxes that stand in no other one. What closes later and begins earlier is around what came before it."""
+    """The closed boxes that are in no other one. What closes later and starts earlier is around what came before it."""
     kept: list[_Box] = []
     for box in boxes:
         if box.end is None:

@@ -1,4 +1,4 @@
-"""Grade a file of solutions against its gold answers: what ``stepmend grade`` does."""
+"""Grade a file of solutions against its gold answers: ``stepmend grade``."""
 
 import json
 from collections import Counter
@@ -22,11 +22,11 @@ def grade_file(
     loose: bool = True,
     limit: float = verify.LIMIT,
 ) -> list[dict[str, Any]]:
-    """One record a row: outcome, strict grade, extracted answer, its form, the gold answer, and the reason where unscored.
+    """One record per row: outcome, strict grade, extracted answer, its form, the gold answer, and the reason where unscored.
 
     ``loose`` lets an answer stand unmarked at the end of the text. ``finish_field`` says how each text finished: one that was cut off has
-    no loose and no early marked answer; without it, a usual field such as ``finish_reason`` is read where it is there. A record whose
-    answer or gold answer is empty is unscored. Raises InputError where a field is missing or the file unreadable.
+    no loose and no early marked answer; without it, a usual field such as ``finish_reason`` is read if it is there. A record whose
+    answer or gold answer is empty is unscored. Raises InputError if a field is missing or the file unreadable.
     """
     rows = tables.read(file)
     return grade_rows(rows, str(file), answer_field, gold_field, finish_field=finish_field, kind=kind, loose=loose, limit=limit)
@@ -43,7 +43,7 @@ def grade_rows(
     loose: bool = True,
     limit: float = verify.LIMIT,
 ) -> list[dict[str, Any]]:
-    """The same for rows that are read already; ``name`` is the file's, for what is said of them."""
+    """The same for rows that are read already; ``name`` is the file's name, for messages."""
     where = [f"{name}, record {number}" for number in range(1, len(rows) + 1)]
     gold = [grading.gold_of(tables.text_or_none(row, gold_field, place) or "") for row, place in zip(rows, where, strict=True)]
     if not any(gold):
@@ -90,7 +90,7 @@ def counts(graded: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(graded: list[dict[str, Any]], file: Path) -> None:
-    """Keep every record's grade, one JSON object a line; the file is there whole or not at all."""
+    """Write every record's grade, one JSON object per line, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = [{key: value for key, value in record.items() if key != "text"} for record in graded]
     write_text(file, "".join(json.dumps(record) + "\n" for record in kept))

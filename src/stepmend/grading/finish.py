@@ -1,4 +1,4 @@
-"""How a text finished, in the words of the tools that write it down."""
+"""The finish reason of texts, in the words of the tools that record it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from stepmend import tables
 from stepmend.records import InputError
 
 USUAL = ("finish_reason", "stop_reason", "finish", "stop_type", "truncated")
-"""Fields that are read where they are there and no other one is named."""
+"""Fields that are read if they are there and no other one is named."""
 CUT = frozenset(
     (
         *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
@@ -25,14 +25,14 @@ SAY_ENDED = ("finish", "complete", "stop", "end", "done")
 
 
 def whole(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str]) -> list[bool]:
-    """Whether the text of each row ended by itself; True where nothing says so. Arguments and errors as of ``cuts``."""
+    """Whether the text of each row ended by itself; True if nothing says so. Arguments and errors as of ``cuts``."""
     return [cut is not True for cut in cuts(rows, name, where)]
 
 
 def cuts(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str]) -> list[bool | None]:
-    """Whether the limit cut off the text of each row; None where nothing says so. ``name`` is the field; None takes a usual one.
+    """Whether the limit cut off the text of each row; None if nothing says so. ``name`` is the field; None takes a usual one.
 
-    Raises InputError where the named field is missing or says neither.
+    Raises InputError if the named field is missing or says neither.
     """
     found = name or next((usual for usual in USUAL if rows and usual in rows[0]), None)
     if found is None:
@@ -44,7 +44,7 @@ def cuts(rows: Sequence[dict[str, Any]], name: str | None, where: Sequence[str])
 
 
 def is_cut(value: Any) -> bool | None:
-    """Whether a word for how a text finished says that the limit cut it off; None for a word that is not known."""
+    """Whether a finish reason means that the token limit cut the text off; None for an unknown one."""
     said = str(value).strip().lower().rpartition(".")[2].replace("-", "_").replace(" ", "_")
     return True if said in CUT else False if said in ENDED else None
 

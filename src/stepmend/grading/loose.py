@@ -1,4 +1,4 @@
-"""An answer that is not marked: the last formula or number of a text's end."""
+"""Unmarked answers: the last formula or number at the end of a text."""
 
 import re
 
@@ -6,9 +6,9 @@ MATHS = re.compile(
     r"\$\$([^$\n]{1,300})\$\$|(?<![\\$])\$(?=\S)([^$\n]{1,300})(?<=\S)\$(?!\d)|\$ ([^$\n]{1,300}\\[^$\n]{1,300}) \$"
     r"|\\\[([^\n]{1,300}?)\\\]|\\\(([^\n]{1,300}?)\\\)"
 )
-"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one behind none and before no digit."""
+"""Formulas. A single dollar sign is money as often: it opens a formula before no blank, and closes one after none and before no digit."""
 OPENED = re.compile(r"\\\[(?!.*\\\])|\\\((?!.*\\\))|\\[a-z]{0,20}\Z", re.DOTALL)
-"""A formula, or a command, that the end of the text goes through."""
+"""A formula or a command that is cut off at the end of the text."""
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _ROOT = r"(?:[√∛]\(?\d{1,20}\)?|sqrt\(\d{1,20}\)|[πeEi](?!\w)|pi\b)"
 _VALUE = rf"(?:(?:{_PLAIN})(?:[eE][+-]?\d{{1,4}}(?!\w)| ?(?:×|x|\*|·) ?10(?:\^|\*\*)\(?[+-−]?\d{{1,4}}\)?)?|(?=[√∛πs]|pi\b){_ROOT})"
@@ -20,11 +20,11 @@ NUMBER = re.compile(
 PROSE = re.compile(r"(?<![^\W\d_])[^\W\d_]{2,40} [^\W\d_]{1,40} [^\W\d_]{2,40}")
 """Three words in a row."""
 TAIL = 300
-"""Characters at the end of a text in which a loose answer may stand."""
+"""Number of characters at the end of a text that are searched for an unmarked answer."""
 
 
 def last(text: str) -> str | None:
-    """The formula or number that ends last in the end of a text; None where there is none, or a formula is cut off there."""
+    """The formula or number that ends last in the end of a text; None if there is none, or a formula is cut off there."""
     # A number or formula that the cut goes through is none.
     end = text if len(text) <= TAIL else text[-TAIL:].partition(" ")[2]
     if OPENED.search(end.rstrip()):
@@ -37,7 +37,7 @@ def last(text: str) -> str | None:
 
 
 def concluded(text: str) -> bool:
-    """Whether a text reads like a solution that has come to its end: a number, in a last line that asks nothing and announces nothing."""
+    """Whether a text looks like a finished solution: its last line has a number, and neither asks nor announces anything."""
     line = text.rstrip()[-TAIL:].rpartition("\n")[2]
     return bool(re.search(r"\d", line)) and not re.search(
         r"[:?？：]\W{0,5}\Z|\b(?:find|solve|given|problem|question)\b", line, re.IGNORECASE

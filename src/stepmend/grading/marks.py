@@ -1,4 +1,4 @@
-"""Answers behind a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
+"""Answers after a mark: ``#### 18``, "the answer is 18", ``<answer>18</answer>``, "Option C is correct"."""
 
 import math
 import re
@@ -45,7 +45,7 @@ CLOSERS = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
 TAIL = re.compile(r"(?<![\s.,;:!?*\"'`。！？✓✔✅–—-])[\s.,;:!?*\"'`。！？✓✔✅–—-]+\Z")
 """What closes a sentence and is no part of its answer."""
 ASIDE = re.compile(r"(?<=[\w$}%)]) \((?!mod\b|base\b)[^()\d]{0,3}[^\W\d_]{3,40}[^()]{0,200}\)[\s.,;:!?]{0,5}\Z")
-"""Words in brackets behind an answer: ``12 (since 3 * 4 = 12)``."""
+"""Words in brackets after an answer: ``12 (since 3 * 4 = 12)``."""
 STOP = frozenset(
     re.split(
         r"\|",
@@ -53,7 +53,7 @@ STOP = frozenset(
         "|above|here|following|follows|clear|shown|and|or|for|with|we|i|you|is|are|was|be|because|since|by|from|based|unknown|supposed|expected",
     )
 )
-"""A word that begins a sentence and is no answer."""
+"""A word that starts a sentence and is no answer."""
 _BLANK = r"(?:your|the|my|a|an|insert|final|numeric|numerical|correct|single|just|only|exact|put|write|enter|actual)"
 PLACEHOLDER = re.compile(
     rf"(?:{_BLANK} )*(?:answers?|number|result|value|solution|letter|option|choice|expression|integer|answer (?:choice|letter|value)|final"
@@ -73,7 +73,7 @@ class Mark:
 
 
 def placeholder(answer: str) -> bool:
-    """Whether something that stands for an answer is none: ``number``, ``...``, ``?``, ``your answer``, nothing."""
+    """Whether a marked text is a placeholder: ``number``, ``...``, ``?``, ``your answer``, or empty."""
     if len(answer) > 80:
         return False
     said = " ".join(_DRESS.sub(" ", answer).replace("_", " ").split())
@@ -81,7 +81,7 @@ def placeholder(answer: str) -> bool:
 
 
 def last(text: str, start: int, *, whole: bool) -> Mark | None:
-    """The last marked answer from ``start`` on; of a text that is not whole only one that nothing follows, and that no cut goes through."""
+    """The last marked answer from ``start`` on; in an incomplete text, only one that is complete and not followed by anything."""
     for match in sorted(_marked(text, start), key=re.Match.start, reverse=True):
         answer = _answer(match)
         if not answer:
@@ -99,7 +99,7 @@ def last(text: str, start: int, *, whole: bool) -> Mark | None:
 
 
 def first_end(text: str) -> float:
-    """Where the first marked answer ends; infinite where there is none."""
+    """Where the first marked answer ends; infinite if there is none."""
     return next((match.end() for match in sorted(_marked(text, 0), key=re.Match.start) if _answer(match)), math.inf)
 
 
@@ -108,7 +108,7 @@ def _marked(text: str, start: int) -> list[re.Match[str]]:
 
 
 def _answer(mark: re.Match[str]) -> str | None:
-    """What a mark is followed by, up to the end of its sentence or line; of a formula that begins there, the formula."""
+    """What a mark is followed by, up to the end of its sentence or line; of a formula that starts there, the formula."""
     if mark.re is CHOSEN:
         return mark["letter"] or mark["chosen"]
     content = mark["rest"].strip()
@@ -127,7 +127,7 @@ def _answer(mark: re.Match[str]) -> str | None:
 
 
 def _formulas(content: str) -> str | None:
-    """The formula at the start of a text, with those that are listed behind it; None where none is."""
+    """The formula at the start of a text, with those that are listed after it; None if none is."""
     found: list[str] = []
     place = 0
     while match := FORMULA.match(content, place):
@@ -142,7 +142,7 @@ def _formulas(content: str) -> str | None:
 
 
 def _trimmed(answer: str) -> str:
-    """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` behind a mark is 42."""
+    """Without what closes a sentence, emphasis, a JSON value or a bracket around it: ``42!`` after a mark is 42."""
     trimmed = TAIL.sub("", ASIDE.sub("", answer.strip())).lstrip("*\"'`_ ")
     while trimmed and trimmed[-1] in ")]}" and trimmed.count(trimmed[-1]) > trimmed.count({")": "(", "]": "[", "}": "{"}[trimmed[-1]]):
         trimmed = TAIL.sub("", trimmed[:-1])
@@ -150,7 +150,7 @@ def _trimmed(answer: str) -> str:
 
 
 def _is_answer(said: str) -> bool:
-    """Whether something behind a mark can be an answer: mathematics, or a word or two that begin no sentence."""
+    """Whether something after a mark can be an answer: mathematics, or a word or two that start no sentence."""
     if not said or placeholder(said):
         return False
     words = said.split()

@@ -1,4 +1,4 @@
-"""Answers as people type them, written as the LaTeX that Math-Verify reads: signs, roots, powers of ten, spaces in numbers."""
+"""Normalization of typed answers to LaTeX that Math-Verify can parse: signs, roots, powers of ten, spaces in numbers."""
 
 import re
 
@@ -76,7 +76,7 @@ def in_base(text: str) -> tuple[str, int] | None:
 
 
 def terms(text: str) -> tuple[list[str], list[str]] | None:
-    """What is listed before and behind an ellipsis, blanks left out; None where there is not exactly one, in a list."""
+    """What is listed before and after an ellipsis, blanks left out; None if there is not exactly one, in a list."""
     text = re.sub(r"\\(?:l|c)?dots[bcmio]?(?![a-z])|…|\.\.\.", "…", signs(text).replace("\\ldots", "…"))
     text = re.sub(r"\\left|\\right|\\[,;! ]|[\s$]", "", text)
     text = re.sub(r"\\cdot|\*", "", text)
@@ -99,7 +99,7 @@ def latex(text: str) -> str:
     text = re.sub(r"(?<![\\a-zA-Z])exp\s?\(([^()]{1,100})\)", r"e^{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])(ln|log|sin|cos|tan)(?=[ (\d])", r"\\\1", text)
     text = re.sub(r"\^\s?\(([^()]{1,100})\)", r"^{\1}", text)
-    # Math-Verify reads a number and a bracket behind it as a mixed number.
+    # Math-Verify reads a number and a bracket after it as a mixed number.
     text = re.sub(r"(?<![\w^_{}\\])(\d+)\s?(?=\(\s?\d+(?:\.\d+)?\s?\))", r"\1\\cdot ", text)
     text = re.sub(r"(?<=\d\))\s?(?=\(\s?\d)", r"\\cdot ", text)
     text = re.sub(r"(?<=[\d)}a-zA-Z])\s?\*\s?(?=[\\\w({])", r"\\cdot ", text)

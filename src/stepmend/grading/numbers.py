@@ -13,7 +13,7 @@ UNIT = (
     r"(?: ?\^ ?\{?[23]\}?|[²³])?\.?"
 )
 UNITS = re.compile(rf" ?\(?(?: ?/? ?{UNIT}(?:(?: ?/ ?| ){UNIT})*)? ?\)?| ?%| ?° ?[CF]?")
-"""What may stand behind a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
+"""What may stand after a number that is the whole answer: words and units (``km/h``, ``cm^2``), a percent sign, degrees."""
 KNOWN = frozenset(
     re.split(
         r"\|",
@@ -66,7 +66,7 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def measured(text: str) -> tuple[Decimal, str] | None:
-    """(value, what stands behind it) of an answer that begins with a number, in one spelling; None for everything else."""
+    """(value, what is after it) of an answer that starts with a number, in one spelling; None for everything else."""
     said = words.WRAPPED.sub(r" \1 ", notation.signs(text[:LONGEST].replace("{,}", ",")))
     said = notation.joined(DRESS.sub("", said)).rpartition("=")[2].strip().rstrip(".。").rstrip()
     match = _NUMBER.match(said)

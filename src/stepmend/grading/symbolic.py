@@ -1,4 +1,4 @@
-"""Math-Verify's verdict on a pair of answers, checked by number. Runs in worker processes, which may be killed at any time."""
+"""Math-Verify's verdict on a pair of answers, checked numerically. Runs in worker processes, which may be killed at any time."""
 
 import importlib
 import logging
@@ -24,7 +24,8 @@ LEAST = 4
 
 
 def symbolic(answer: str, gold: str) -> Verdict:
-    """Equal where Math-Verify says so and no number contradicts it, or where numbers alone say so; ``parser`` where it cannot read one.
+    """Equal if Math-Verify says so and numerical values do not contradict it, or if the values alone show it; ``parser`` if an answer
+    cannot be parsed.
 
     Math-Verify rounds to six places, so 1/2^60 and 1/2^61 are the same to it; and it knows no sign of a variable, so that
     sqrt(1/n) and 1/sqrt(n) differ. Both are decided by their values.
@@ -42,7 +43,7 @@ def symbolic(answer: str, gold: str) -> Verdict:
         same = by_number(answer, gold)
         if agreed:
             return "different" if same is False else "equal"
-        # An equation is no value: that of its right side only counts where Math-Verify takes it so.
+        # An equation is not a value: that of its right side only counts where Math-Verify takes it so.
         values = all(isinstance(one[0], sympy.Expr) for one in (said, right))
         return "equal" if values and same is True else "different"
     except (Exception, RecursionError, MemoryError):
@@ -57,7 +58,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def by_number(answer: str, gold: str) -> bool | None:
-    """Whether two answers have the same values; None where numbers do not tell. A list must have the order of what is in brackets."""
+    """Whether two answers have the same values; None if numbers do not tell. A list must have the order of what is in brackets."""
     sympy: Any = importlib.import_module("sympy")
     texts = [notation.latex(text) for text in (answer, gold)]
     said, right = (_parsed(text)[0] for text in texts)
@@ -80,7 +81,7 @@ def _is_sum(side: Any) -> bool:
 
 
 def compare(first: Any, second: Any, *, percent: bool = False) -> bool | None:
-    """Whether two expressions have the same values; None where numbers do not tell, as for text, intervals and relations.
+    """Whether two expressions have the same values; None if numbers do not tell, as for text, intervals and relations.
 
     Sets, tuples and matrices are compared member by member; of equations with the same left side, the right ones.
     """
@@ -108,7 +109,7 @@ def _all(first: Sequence[Any], second: Sequence[Any]) -> bool | None:
 
 
 def _matched(first: list[Any], second: list[Any]) -> bool | None:
-    """Whether the members of two sets can be paired; False where one of them has no partner for sure."""
+    """Whether the members of two sets can be paired; False if one of them has no partner for sure."""
     if len(first) != len(second):
         return None
     left, sure = list(second), True
@@ -124,7 +125,7 @@ def _matched(first: list[Any], second: list[Any]) -> bool | None:
 
 
 def _in_order(listed: str, bracketed: Any) -> bool | None:
-    """Whether what a text lists are the members of a point or the ends of an interval, in their order."""
+    """Whether what a text lists are the members of a point or the ends of an interval, in order."""
     parts = [part for part in re.split(r",|\\text\s?\{\s?and\s?\}|\band\b", listed.strip("{}\\ ")) if part.strip("\\ {}")]
     members = [bracketed.start, bracketed.end] if hasattr(bracketed, "start") else list(bracketed.args)
     found = [_parsed(part) for part in parts]
@@ -132,7 +133,7 @@ def _in_order(listed: str, bracketed: Any) -> bool | None:
 
 
 def _value(one: Any, other: Any) -> Any:
-    """Of an equation the right side, where the other is no equation or has the same left side."""
+    """Of an equation the right side, if the other is not an equation or has the same left side."""
     sympy: Any = importlib.import_module("sympy")
     if not isinstance(one, sympy.Eq):
         return one
@@ -142,7 +143,7 @@ def _value(one: Any, other: Any) -> Any:
 
 
 def _same(first: Any, second: Any) -> bool | None:
-    """Whether two expressions have the same value, at every point where they have real ones."""
+    """Whether two expressions have the same value at every point at which both are real."""
     sympy: Any = importlib.import_module("sympy")
     exact = not (first.has(sympy.Float) or second.has(sympy.Float))
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)

@@ -1,7 +1,7 @@
 """Whether two answers are equal: an exact fast path for numbers, options and words, and Math-Verify in worker processes that can be killed.
 
 Math-Verify (https://github.com/huggingface/Math-Verify) simplifies with sympy, which now and then takes minutes or all memory. Its own
-time limit is a signal that C code ignores; here a worker that overstays is killed and replaced, and the run goes on.
+time limit is a signal that C code ignores; here a worker that exceeds the limit is killed and replaced.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ Kind = Literal["math", "number"]
 Verdict = Literal["equal", "different", "timeout", "parser"]
 
 LIMIT = 3.0
-"""Seconds a worker may think about one pair."""
+"""Time limit of a worker per pair, in seconds."""
 MEMORY = 4 * 2**30
 """Bytes of address space of a worker."""
 CLOSE = Decimal("1e-6")
@@ -29,7 +29,7 @@ CLOSE = Decimal("1e-6")
 
 
 def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
-    """The verdict where it is certain without symbolic work; None where it is not."""
+    """The verdict if it is certain without symbolic work; None if it is not."""
     if answer == gold:
         return "equal"
     if not answer.strip() or len(answer) > numbers.LONGEST or len(gold) > numbers.LONGEST:
@@ -49,7 +49,7 @@ def quick(answer: str, gold: str, kind: Kind) -> Verdict | None:
 
 
 def _contents(answer: str, gold: str) -> tuple[str, str]:
-    """What two answers say beside an option's letter that only one of them names."""
+    """The contents of two answers, without an option's letter that only one of them has."""
     said, asked = words.without_option(answer), words.without_option(gold)
     if said and not words.option(gold):
         return said, gold
@@ -85,7 +85,7 @@ def _by_value(answer: str, gold: str) -> Verdict | None:
 
 
 def _no_number(answer: str, gold: Decimal) -> Verdict | None:
-    """The verdict on an answer that is no plain number, against one that is: fractions by value; prose and broken sums differ."""
+    """The verdict on an answer that is not a plain number, against one that is: fractions by value; prose and broken sums differ."""
     if fraction := re.fullmatch(r"\s*(-?\d{1,18})\s*/\s*(\d{1,18})\s*", answer):
         above, below = (Decimal(part) for part in fraction.groups())
         return "equal" if below and above == gold * below else "different"
@@ -131,7 +131,7 @@ class Verifier:
             self._pool.join()
 
     def decide(self, pairs: Sequence[tuple[str, str]], kind: Kind = "math") -> list[Verdict]:
-        """One verdict a pair (answer, gold), in their order. Equal pairs are decided once."""
+        """One verdict per pair (answer, gold), in order. Equal pairs are decided once."""
         known: dict[tuple[str, str], Verdict] = {pair: verdict for pair in set(pairs) if (verdict := quick(*pair, kind))}
         known |= self._symbolic([pair for pair in dict.fromkeys(pairs) if pair not in known])
         return [known[pair] for pair in pairs]
@@ -157,7 +157,7 @@ class Verifier:
 
 
 def _settle() -> None:
-    """What a worker does first: import, and bound its memory."""
+    """Initialize a worker: import, and limit its memory."""
     import math_verify  # noqa: F401
 
     with suppress(ValueError, OSError):

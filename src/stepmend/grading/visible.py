@@ -1,6 +1,6 @@
-"""What a model says to its reader: without thoughts, other channels, special tokens and questions that it then asks itself.
+"""The visible part of a model's output: without thoughts, other channels, special tokens and run-on questions.
 
-Linear in the text: every pattern begins with a literal, and nothing behind it is tried twice (possessive quantifiers, bounded repeats).
+Linear in the text: every pattern starts with a literal, and nothing after it is tried twice (possessive quantifiers, bounded repeats).
 """
 
 import re
@@ -16,22 +16,22 @@ THOUGHTS = re.compile(
     r"|(?P<final><\|channel\|>\s{0,3}final[^<\n]{0,80}(?:<\|constrain\|>\w{1,20})?<\|message\|>)",
     re.IGNORECASE,
 )
-"""Where thoughts begin and end: tags of reasoning models, and the channels of the harmony format (https://github.com/openai/harmony)."""
+"""Where thoughts start and end: tags of reasoning models, and the channels of the harmony format (https://github.com/openai/harmony)."""
 GLUED = re.compile(r"\A\s{0,20}analysis(?=[A-Z0-9\\$])")
 """A harmony text whose special tokens were dropped when it was decoded: ``analysisWe need … assistantfinalThe answer …``."""
 _SPECIAL = r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<bos>|<eos>|<pad>|<end_of_turn>|<start_of_turn>|\[EOS\]|\[/?INST\]|<EOT>"
 SPECIAL = re.compile(_SPECIAL)
 LEADING = re.compile(rf"\A(?:\s{{0,20}}(?:{_SPECIAL})(?:\s{{0,3}}(?:assistant|model)\b)?)+")
 TRANSCRIPT = re.compile(rf"\A(?:\s{{0,20}}(?:{_SPECIAL}))+\s{{0,3}}(?:system|user)\b", re.IGNORECASE)
-"""A text that begins with the prompt's own turns …"""
+"""A text that starts with the prompt's own turns …"""
 ASSISTANT = re.compile(
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<\|start\|>)assistant\b(?:<\|end_header_id\|>)?"
     r"|<[|｜]assistant[|｜]>|<start_of_turn>model\b|\[/INST\]",
     re.IGNORECASE,
 )
-"""… and where the model's own turn begins in it."""
+"""… and where the model's own turn starts in it."""
 CUT_TOKEN = re.compile(r"<[/|｜][\w▁]{0,20}[|｜]?\Z")
-"""A special token or a tag that the end of the text goes through."""
+"""A special token or a tag that is cut off at the end of the text."""
 HEADING = re.compile(
     r"^[ \t]*+[#>*\[<_]*+[ \t]*+(?:(?:new|next|another|follow-?up|similar|second) )?"
     r"(?:(?P<asked>question|problem|q|human|user|instruction|问题|题目)|exercise|example|input|task|query)"
@@ -43,19 +43,19 @@ HEADING = re.compile(
     r"(?:problem|question|example|exercise)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-"""Where another question begins: a base model that has answered goes on with the next one of its few-shot prompt."""
+"""Where another question starts: a base model that has answered continues with the next one of its few-shot prompt."""
 
 
 @dataclass(frozen=True)
 class Visible:
-    """What is said, and whether it is whole: False where a thought was never closed, so that no answer was reached."""
+    """The visible text, and whether it is complete: False if a thought was never closed, so that there is no answer."""
 
     text: str
     whole: bool
 
 
 def visible(text: str) -> Visible:
-    """The answer to the reader: no thoughts, no special tokens, nothing behind the end of the model's turn."""
+    """The answer to the reader: no thoughts, no special tokens, nothing after the end of the model's turn."""
     if TRANSCRIPT.match(text) and (turn := ASSISTANT.search(text)):
         text = text[turn.end() :]
     said = _unthought(text)

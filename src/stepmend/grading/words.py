@@ -1,4 +1,4 @@
-"""Answers in words: an option's letter, however it is written, and prose, which is no product of its letters."""
+"""Answers in words: an option's letter, however it is written, and prose, which is not a product of its letters."""
 
 import re
 from itertools import pairwise
@@ -50,14 +50,14 @@ def option(text: str) -> tuple[str, str] | None:
     ):
         return None
     clear = bracketed or match["delimiter"] or match.start("open") > 0
-    # A single small letter is a variable; behind J there are no options.
+    # A single small letter is a variable; after J there are no options.
     if (letter.islower() and not clear) or (rest and letter.upper() > "J"):
         return None
     return letter.upper(), rest
 
 
 def same_option(answer: str, gold: str) -> bool | None:
-    """Whether two answers name the same option; None where the gold one names none, or the answer none."""
+    """Whether two answers name the same option; None if the gold one names none, or the answer none."""
     if (several := _options(gold)) and (others := _options(answer)):
         return several == others
     right = option(gold)
@@ -66,7 +66,7 @@ def same_option(answer: str, gold: str) -> bool | None:
 
 
 def without_option(answer: str) -> str | None:
-    """What ``(A) 12`` says beside its letter; None for what names no option or says nothing beside."""
+    """The content of ``(A) 12`` without its letter; None if there is no option, or nothing besides the letter."""
     found = option(answer)
     return found[1] if found and found[1] and not found[1].startswith("-") else None
 
@@ -77,7 +77,7 @@ def _options(text: str) -> frozenset[str] | None:
 
 
 def prose(text: str) -> str | None:
-    """The words of an answer that is nothing but words, in one spelling; None where it is mathematics.
+    """The words of an answer that is nothing but words, in one spelling; None if it is mathematics.
 
     ``tea`` is a word, ``xyz`` a product: letters that follow each other in the alphabet are factors, as are two that make no word.
     """
@@ -91,7 +91,7 @@ def prose(text: str) -> str | None:
 
 
 def same_prose(answer: str, gold: str) -> bool | None:
-    """Whether two answers say the same words, lists in any order; None where neither is prose."""
+    """Whether two answers say the same words, lists in any order; None if neither is prose."""
     right, said = prose(gold), prose(undressed(answer).rpartition("=")[2])
     if right is None and said is None:
         return None

@@ -1,4 +1,4 @@
-"""Locators against ProcessBench (2412.06559): human labels of the first wrong step of solutions, right ones among them."""
+"""Locators measured on ProcessBench (2412.06559): human labels of the first wrong step of solutions, including correct ones."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +25,13 @@ class Solution:
     Attributes:
         problem: The question.
         steps: The labelled steps.
-        label: The first wrong one (0-based), or None where every step is right.
-        also: Other labels that can be defended.
-        answer: The right answer; empty where it is not known.
-        worked: The benchmark's worked solution; empty where it is not known.
+        label: The first wrong one (0-based), or None if every step is right.
+        also: Other defensible labels.
+        answer: The right answer; empty if it is not known.
+        worked: The benchmark's worked solution; empty if it is not known.
         error_class: The labelled class of the fault.
-        benchmark: What the problem is of, as far as the record says.
-        group: The problem's own name: solutions of one problem are never split between fitting and measuring.
+        benchmark: The problem's benchmark, if the record has it.
+        group: The problem's id: solutions of one problem are never split between fitting and measuring.
         cut_off: Whether the model did not end the text by itself.
     """
 
@@ -48,7 +48,7 @@ class Solution:
 
     @property
     def glue(self) -> str:
-        """What stands between the steps: nothing where they bring their own white space, else an empty line."""
+        """What is between the steps: nothing where they bring their own white space, else an empty line."""
         return "" if any(step != step.strip() for step in self.steps) else "\n\n"
 
     @property
@@ -66,7 +66,7 @@ def read(path: Path, limit: int | None = None, problems: Path | None = None) -> 
 
     ``problems`` is the benchmark's own file or folder: answers and worked solutions are looked up there by the question's text.
 
-    Raises InputError where there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
+    Raises InputError if there is no such file, or a record has no problem, steps or label, or a label that is none of its steps.
     """
     known = _worked(problems) if problems else {}
     found = [_solution(row, f"{file}, record {number}", known) for file in _files(path) for number, row in enumerate(tables.read(file), 1)]
@@ -119,8 +119,8 @@ def _solution(row: dict[str, Any], where: str, known: Mapping[str, str]) -> Solu
 def unlabelled(source: Path | Sequence[Mapping[str, Any]]) -> list[Solution]:
     """Solutions to be located, which nobody has labelled: of a file, or of records with the fields ``problem`` and ``solution``.
 
-    ``answer`` is the right answer and ``worked`` a worked solution, where they are known; an answer is read from a worked solution where
-    only that is. Raises InputError where there are none, or a record has no problem or solution.
+    ``answer`` is the right answer and ``worked`` a worked solution, if they are known; an answer is read from a worked solution where
+    only that is. Raises InputError if there are none, or a record has no problem or solution.
     """
     rows = tables.read(source) if isinstance(source, Path) else [dict(row) for row in source]
     if not rows:
@@ -145,11 +145,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "reference": (),
     "solution": ("model", "answered"),
 }
-"""What each locator needs: checkpoints, and the right answers."""
+"""The requirements of each locator: checkpoints, and correct answers."""
 
 
 def able(**given: object) -> tuple[str, ...]:
-    """The locators that have what they need, of ``model``, ``quantized`` and ``answered``."""
+    """The locators whose requirements are met by ``model``, ``quantized`` and ``answered``."""
     return tuple(name for name, needs in NEEDS.items() if all(given[need] for need in needs))
 
 
@@ -160,7 +160,7 @@ def first_false(steps: Sequence[str], question: str = "") -> int | None:
 
 
 ABSTAINED = -1
-"""Neither a step nor "every step is right": no right answer to any solution, as the benchmark has it."""
+"""Neither a step nor "every step is right": never a correct answer, by the benchmark's rules."""
 Locate = Callable[[Sequence[Solution]], tuple[list[int | None], list[str]]]
 
 
@@ -169,9 +169,9 @@ def asking(
     specs: Sequence[str], answers: Path, budget: int | None, console: Any, *, shown: bool = True, plain_http: bool = False,
     timeout: float = 60,
 ) -> Iterator[Locate]:  # fmt: skip
-    """What locates: equations, or these judges by their quorum, whose answers are kept in a file.
+    """The locator to measure: equations, or the quorum of these judges, whose answers are kept in a file.
 
-    ``shown`` says whether judges are told the right answer, where it is known, as in a run; an answer has ``timeout`` seconds.
+    ``shown`` says show judges the correct answer, if it is known, as in a run; an answer has ``timeout`` seconds.
     Raises InputError as the judges do.
     """
     if not specs:
@@ -195,7 +195,7 @@ def asking(
 
 
 def kept(file: Path) -> list[Judgement]:
-    """Answers kept before; a line that a crash cut is closed, and what it held is asked again."""
+    """Answers of earlier calls; a truncated last line is terminated, and its question is asked again."""
     found = []
     lines = inputs.content(file).splitlines(keepends=True) if file.exists() else []
     for line in lines:
@@ -223,8 +223,8 @@ def _notes(panel: Panel, verdicts: Sequence[Sequence[judges.Verdict]], solutions
 def figures(solutions: Sequence[Solution], found: Sequence[int | None]) -> dict[str, Any]:
     """The benchmark's figures: accuracy on wrong solutions (the very step), on right ones (none named), and their harmonic mean.
 
-    ``fired`` counts the solutions in which a step is named, ``precision`` is the share of those where it is the labelled one. A share
-    of nothing is None, and so is what depends on it.
+    ``fired`` counts the solutions in which a step is named; ``precision`` is the share of these in which it is the labelled step. A share
+    of zero cases is None, and so is any figure computed from it.
     """
     pairs = list(zip(solutions, found, strict=True))
     wrong = [step == s.label for s, step in pairs if s.label is not None]

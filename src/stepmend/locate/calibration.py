@@ -1,4 +1,4 @@
-"""Reliabilities from labels, and whether the vote's stated probability is what comes out on labels it was not fitted to."""
+"""Reliabilities from labels, and whether the vote's stated probabilities are calibrated on labels that they were not fitted to."""
 
 import random
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from stepmend.records import Vote
 
 FOLDS = 10
 POWERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Exponents of the locators' joint likelihood that are tried."""
+"""Candidate exponents of the locators' joint likelihood."""
 SMOOTHING = 0.5
 """Cases added to every count: nothing is ever certain."""
 BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -23,10 +23,10 @@ BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Observation:
-    """One labelled solution: what the locators said of it, and which step is the first faulty one (None: none is).
+    """One labelled solution: the locators' votes, and the first faulty step (None: no step is faulty).
 
     Attributes:
-        group: What must not be split between fitting and measuring: its problem.
+        group: Its problem, which must not be split between fitting and measuring.
         kinds: The kinds of its steps.
         votes: The locators' votes.
         truth: The labelled step.
@@ -40,7 +40,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Stated:
-    """What the vote said of one labelled solution: the step (None: it abstains), and its probability of the best one."""
+    """The vote on one labelled solution: the step (None: it abstains), and the probability of the best one."""
 
     step: int | None
     confidence: float | None
@@ -101,7 +101,7 @@ def _rates(observations: Iterable[Observation]) -> dict[str, Reliability]:
 
 
 def _side(step: int, truth: int | None) -> str:
-    """A step named where none is faulty is early: nothing has gone wrong yet."""
+    """A step named if none is faulty is early: nothing has gone wrong yet."""
     return "early" if truth is None or step < truth else "late" if step > truth else "exact"
 
 

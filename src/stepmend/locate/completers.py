@@ -1,4 +1,4 @@
-"""What rescue continues traces with, as the recipe names it: a checkpoint, or a model behind an OpenAI-compatible server."""
+"""Completers, which continue traces for rescue: a checkpoint, or a model on an OpenAI-compatible server."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def is_server(spec: str) -> bool:
 
 
 def check(spec: str, *, plain_http: bool = False) -> str | None:
-    """The folder of a completer that is a checkpoint; None for a server. Raises InputError where it is not there, or may not be asked."""
+    """The folder of a completer that is a checkpoint; None for a server. Raises InputError if it does not exist, or is not allowed."""
     if is_server(spec):
         judges.asked([spec], plain_http=plain_http, what="completer")
         return None
@@ -31,17 +31,17 @@ def check(spec: str, *, plain_http: bool = False) -> str | None:
 def make(
     spec: str, max_new_tokens: int, slots: int | None, dtype: str = "auto", *, plain_http: bool = False, wanted: Chat | None = None
 ) -> Completer:
-    """The completer of a recipe, ready to be asked; it gets the prompt that full precision would get, in its own chat template.
+    """The completer of a recipe; it gets full precision's prompt, in its own chat template.
 
     Args:
         spec: A folder, a hub name, ``builtin:NAME``, or ``NAME=MODEL@BASE_URL``, where MODEL also names the tokenizer.
         max_new_tokens: Tokens after which a continuation is cut off.
-        slots: Continuations at once; None: what fits.
+        slots: Continuations generated in parallel; None: as many as fit.
         dtype: What a checkpoint is computed in.
-        plain_http: Whether a server on another machine is asked by plain http, too.
-        wanted: How the recipe wants models to be asked.
+        plain_http: Whether plain http to another machine is allowed.
+        wanted: The recipe's prompt settings.
 
-    Raises InputError for what is none of these, and where the model or its tokenizer is not there.
+    Raises InputError for any other value, and if the model or its tokenizer does not exist.
     """
     if (folder := check(spec, plain_http=plain_http)) is None:
         judge = judges.parse(spec, what="completer")

@@ -1,4 +1,4 @@
-"""From failed traces to faults: run the locators, combine their votes, classify the error."""
+"""From failed traces to faults: run the locators, combine their votes, and classify the error."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from stepmend.models import chat
 from stepmend.records import Fault, InputError, Problem, Vote, digest
 
 VERSION = f"locate-5 {steps.VERSION} {equations.VERSION} {reliability.VERSION} {taxonomy.VERSION}"
-"""Changes whenever the same traces may be located or classified otherwise."""
+"""Changes whenever the same traces may be located or classified differently."""
 ALONE = 8
-"""Samples of a cut, at least, where full precision rescues itself: greedily it would only fail again."""
+"""Minimum number of samples per cut when full precision rescues itself: greedy decoding would only fail again."""
 NOBODY = Rescued(Vote(locator="rescue", step=None, evidence="not asked"), "located", None, 0, 0)
 
 
 @dataclass(frozen=True)
 class Completer:
-    """What rescue continues with: full precision, or a better model; and how it is asked a problem."""
+    """The model that continues traces for rescue: full precision or a better model; and how it is prompted."""
 
     engine: Engine
     prompt_of: Callable[[Problem], str]
@@ -33,17 +33,17 @@ class Completer:
 
 @dataclass(frozen=True)
 class Locator:
-    """All that locating needs.
+    """Everything that locating needs.
 
     Attributes:
-        full: Full precision; None where locators that need no model are asked alone.
-        arrive: Which of many (problem, whole solution, whether it is finished) end at the right answer.
-        completer: What rescue continues with; full precision where it is None.
-        rates: How far each locator is to be believed.
-        known: Completions of an earlier call that was stopped, by key.
+        full: Full precision; None if only locators that need no model are used.
+        arrive: For many (problem, whole solution, whether it is finished): whether each ends at the correct answer.
+        completer: The model that continues traces for rescue; full precision if it is None.
+        rates: How reliable each locator is.
+        known: Completions of an earlier, interrupted call, by key.
         keep: Called with (key, completion) as completions come.
-        opening: The beginning of a thought that questions are rendered with, and that solutions go on with.
-        drawn: Whether the solutions were drawn: then a token that full precision would not have chosen proves nothing.
+        opening: The start of a thought that questions are rendered with, and that solutions continue with.
+        drawn: Whether the solutions were sampled: then a token that full precision would not have chosen is not an evidence.
     """
 
     settings: Locate
@@ -74,9 +74,9 @@ class Locator:
         Args:
             problems: The problems.
             cases: The failed traces.
-            quantized: The model that wrote them; without it margins have nothing to say.
-            made_by: The digest of all that decides the faults.
-            worked: Whether the benchmark's worked solutions may be looked at: not on problems that are reported.
+            quantized: The model that wrote them; without it, margins abstain.
+            made_by: The digest of all inputs of the faults.
+            worked: Whether the benchmark's worked solutions may be examined: not on problems that are reported.
             alone: Whether the traces are full precision's own failures: then it rescues itself by samples.
         """
         known = [_Known.of(problem, case, self.rates) for problem, case in zip(problems, cases, strict=True)]
@@ -99,7 +99,7 @@ class Locator:
         ]
 
     def again(self, problem: Problem, case: Case, fault: Fault, verdicts: Sequence[Vote]) -> Fault | None:
-        """A fault with the judges' new votes; None where that moves its step, so that it must be located again."""
+        """A fault with the judges' new votes; None if that moves its step, so that it must be located again."""
         votes = [v for v in fault.votes if v.locator in judges.TAKEN - {judges.LOCATOR}] + [*verdicts]
         own = _Known.of(problem, case, self.rates)
         step, confidence = vote(votes, own.kinds, own.table, self.settings.threshold)
@@ -108,7 +108,7 @@ class Locator:
         return fault.model_copy(update={"votes": tuple(votes), "confidence": confidence if step is not None else fault.confidence})
 
     def judged_again(self, problems: Sequence[Problem], cases: Sequence[Case], faults: Sequence[Fault]) -> list[Fault | None]:
-        """``again`` for many faults; the judges are asked together, and what they have answered before is not asked."""
+        """``again`` for many faults; judges are asked concurrently, and only questions without an answer."""
         return [self.again(*of) for of in zip(problems, cases, faults, self._judged(problems, cases), strict=True)]
 
     def _written(self, problems: Sequence[Problem], cases: Sequence[Case], *, worked: bool) -> list[list[Vote]]:
@@ -165,9 +165,9 @@ class Locator:
         return lambda asked: self.arrive([(problems[i], self.opening + text, finished) for i, text, finished in asked])
 
     def _complete(self, engine: Engine, asked: Sequence[Asked], temperature: float) -> list[list[Completion]]:
-        """New completions of each text asked about; those of an earlier call are not made again.
+        """New completions of each text; those of an earlier call are reused.
 
-        The engine is shown every text as often as it is sampled in all, so that a text's n-th sample is the same whenever it is drawn.
+        The engine is given every text as often as it is sampled in total, so that a text's n-th sample does not depend on when it is drawn.
         """
         wanted = [(place, number) for place, one in enumerate(asked) for number in range(one.end)]
         texts = [asked[place].text for place, _ in wanted]
@@ -200,7 +200,7 @@ class Locator:
         return [[*(verdict.as_vote() for verdict in of), judges.quorum(of).vote] for of in self.panel.ask(questions)]
 
     def _decide(self, votes: Sequence[Vote], rescued: Rescued | None, own: "_Known") -> tuple[int | None, float | None]:
-        """The voted step. Greedily solved from the very end: then rescue has said that there is none to name."""
+        """The voted step; None if greedy rescue succeeds from the end of the trace, so that no step is faulty."""
         if rescued and rescued.outcome == "misread" and not rescued.vote.likelihood:
             return None, None
         return vote(votes, own.kinds, own.table, self.settings.threshold)
@@ -268,7 +268,7 @@ class Locator:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a case before any locator speaks: its steps' kinds, and the rates that hold for such texts."""
+    """A case before any locator runs: the kinds of its steps, and the rates for such texts."""
 
     kinds: list[kinds.Kind]
     table: Table

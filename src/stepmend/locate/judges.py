@@ -1,7 +1,7 @@
-"""LLM judges that name the first faulty step, behind any OpenAI-compatible address; their quorum, and how far they agree.
+"""LLM judges on OpenAI-compatible servers, which name the first faulty step; their quorum and their agreement.
 
-An answer is a vote only where it is exactly what was asked for; everything else is counted as what it is and decides nothing. Every
-answer is kept as it came, so that nothing is asked (and paid) twice. Keys come from the environment and go nowhere but to the judge.
+An answer is a vote only if it has exactly the requested form; all others are counted and ignored. Every answer is stored unchanged, so that
+no question is asked (and paid for) twice. Keys are read from the environment and sent only to the judge.
 """
 
 import re
@@ -18,7 +18,7 @@ LOCATOR = "judges"
 VALID = ("fault", "none")
 """The outcomes that are votes."""
 OPEN = ("failed: ", "not asked: ")
-"""How the evidence of votes begins that stand for no answer."""
+"""How the evidence of votes starts that stand for no answer."""
 TAKEN = frozenset({"equations", "rescue", "margins", "reference", "solution", LOCATOR})
 """The other locators' names, which no judge can have."""
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<model>\S+)@(?P<url>https?://\S*)", re.IGNORECASE)
@@ -26,7 +26,7 @@ LABEL = r"[A-Za-z0-9_-]{1,63}"
 URL = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(/[^?#]*)?", re.IGNORECASE)
 
 PROMPT = "judge-1"
-"""Version of the prompt; change it with the prompt, and nothing asked with another one counts as asked."""
+"""Version of the prompt; change it with the prompt, so that answers to other prompts are not reused."""
 CLASSES: dict[ErrorClass, str] = {
     "conceptual_misunderstanding": "Conceptual: the step misunderstands what the problem asks or what one of its notions means.",
     "contextual_oversight": "Conceptual: the step overlooks, forgets or misquotes a condition or a quantity that is given.",
@@ -73,7 +73,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Question:
-    """One solution to judge: its problem, the known right answer where there is one, and its steps."""
+    """One solution to judge: its problem, the known right answer if there is one, and its steps."""
 
     problem: str
     answer: str | None
@@ -84,7 +84,7 @@ class Question:
 class Verdict:
     """What became of one question to one judge; only ``fault`` (with its step, 0-based) and ``none`` (it finds no fault) are votes.
 
-    ``off_menu`` is an answer other than what was asked for, ``failed`` none at all, ``not_asked`` a question the budget left over.
+    ``off_menu`` is an answer of another form, ``failed`` no answer, ``not_asked`` a question not sent because of the budget.
     """
 
     judge: str
@@ -116,10 +116,10 @@ def parse(spec: str, what: str = "judge") -> Judge:
     """A judge, or ``what`` else, from ``NAME=MODEL@BASE_URL``. Raises InputError, which never repeats the address: a key may be in it."""
     match = SPEC.fullmatch(spec)
     if not match:
-        begin = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
+        start = re.split(r"[^A-Za-z0-9_-]", spec)[0][:40]
         raise InputError(
-            f"{what}: {begin}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
-            "(NAME: letters, digits, '.', '-' and '_'; no blanks anywhere)"
+            f"{what}: {start}… is not NAME=MODEL@BASE_URL, as in 'qwen=Qwen/Qwen3-32B@http://localhost:8000/v1' "
+            "(NAME: letters, digits, '.', '-' and '_'; no spaces)"
         )
     name, model, url = match["name"], match["model"], match["url"]
     if name.lower() in TAKEN:
@@ -149,7 +149,7 @@ def asked(specs: Iterable[str], *, plain_http: bool, what: str = "judge") -> lis
         protocol, host = _host(judge)
         if protocol != "https" and host not in LOCAL and not plain_http:
             raise InputError(
-                f"{what} {judge.name}: plain http to another machine shows key and questions to everybody on the way; use https, or allow "
+                f"{what} {judge.name}: plain http to another machine exposes the API key and the questions; use https, or allow "
                 "it with --set locate.plain_http=true (bench: --plain-http)"
             )
     return found
@@ -183,7 +183,7 @@ class _Answer(BaseModel):
 
 
 def read(content: str, judge: str, steps: int) -> Verdict:
-    """An answer as a verdict on a solution of so many steps; strict: what is not exactly the object asked for is off the menu.
+    """An answer parsed as a verdict on a solution with this many steps; anything but exactly the requested object is ``off_menu``.
 
     Taken off before: what a reasoning model thinks aloud, up to ``</think>`` (its template may have swallowed the opening tag), and one
     code fence around the whole.
@@ -238,7 +238,7 @@ def quorum(verdicts: Sequence[Verdict], share: float = 0.5) -> Decision:
 def agreement(verdicts: Sequence[Sequence[Verdict]]) -> float | None:
     """Krippendorff's alpha (nominal; Krippendorff 2011) of the judges' valid votes, a step or none, one row of verdicts a question.
 
-    1 is perfect agreement, 0 is chance's. None where it is not defined: no question with two votes, or all votes alike.
+    1 is perfect agreement, 0 is chance level. None if undefined: no question with two votes, or all votes equal.
     """
     import krippendorff
     import numpy as np

@@ -1,7 +1,7 @@
-"""What a step is: an introduction, an item of a plan, a statement, a calculation, or the answer; and how a whole text is written.
+"""Kinds of steps: introduction, item of a plan, statement, calculation, answer; and the kind of a whole text.
 
-A fault is rarely in a step that says nothing, so the vote's prior goes by these kinds; the plan's items are where a wrong operation is
-first named.
+The vote's prior depends on these kinds: a fault is rarely in a step without content, and a plan's item is where a wrong operation is first
+named.
 """
 
 import re
@@ -24,7 +24,7 @@ VERBS = {
     "/": r"divide",
 }
 COMMANDS = {sign: re.compile(rf"(?:{verbs})\b", re.IGNORECASE) for sign, verbs in VERBS.items()}
-"""How an item of a plan begins that orders one operation."""
+"""How an item of a plan starts that orders one operation."""
 
 
 def kinds(steps: Sequence[str]) -> list[Kind]:
@@ -53,16 +53,16 @@ def body(step: str) -> str:
 
 
 def written(text: str) -> Written:
-    """``steps`` where every line but the last is ``Step k: …`` as asked; ``free`` otherwise."""
+    """``steps`` if every line but the last is ``Step k: …`` as requested; ``free`` otherwise."""
     lines = [line for line in text.splitlines() if line.strip()]
     return "steps" if lines and all(ASKED.match(line) for line in lines[:-1] or lines) else "free"
 
 
 def ordered_by(steps: Sequence[str], index: int) -> int | None:
-    """The item of an earlier plan that orders the very operation that step ``index`` carries out; None where there is none.
+    """The item of an earlier plan that orders the very operation that step ``index`` carries out; None if there is none.
 
-    An item orders a step where it begins with the operation's verb, the step's only operation is that one, and both have the same number
-    or, where the step has none, the step repeats the verb and most of the item's words.
+    An item orders a step where it starts with the operation's verb, the step's only operation is that one, and both have the same number
+    or, if the step has none, the step repeats the verb and most of the item's words.
     """
     made = quantities.calculations(steps[index])
     command = COMMANDS.get("".join(made[0].operators)) if len(made) == 1 else None

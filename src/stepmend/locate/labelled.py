@@ -1,6 +1,6 @@
-"""The whole vote, or one locator, on labelled solutions: what ``stepmend bench locate`` runs, without a run's folder, and resumes.
+"""The whole vote, or one locator, on labelled solutions: ``stepmend bench locate``, without a run's folder, and resumable.
 
-Solutions are split by our own steps. A named step is exact where it holds the middle of the labelled one, and no second calculation.
+Solutions are split by our own steps. A named step is exact if it holds the middle of the labelled one, and no second calculation.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Labelled:
         solution: The record.
         problem: Its problem.
         case: Its text as a failed trace, split by our rules.
-        truth: Our step that holds the middle of the labelled one; None where none is faulty.
+        truth: Our step that holds the middle of the labelled one; None if none is faulty.
         also: Our steps that hold the middle of another defensible label.
     """
 
@@ -88,10 +88,10 @@ def _problem(solution: Solution) -> Problem:
 
 
 class Log:
-    """A folder with one append-only file a kind of record; a line that a crash cut is left out, and what it held is made again."""
+    """A folder with one append-only file per kind of record; a line that a crash cut is left out, and its content is generated again."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError where there is something else of that name."""
+        """Raises InputError if there is something else of that name."""
         if folder.exists() and not folder.is_dir():
             raise InputError(f"out: {folder} is a file; a folder is needed")
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class Log:
         return found
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records of one kind behind the others, and flush them to disk."""
+        """Write records of one kind after the others, and flush them to disk."""
         if not records:
             return
         file = self._file(type(records[0]))
@@ -125,7 +125,7 @@ def figures(labelled: Sequence[Labelled], found: Sequence[Fault]) -> dict[str, A
 
     ``exact`` counts named steps that are the labelled one, and ``also`` those and the other defensible ones; ``early`` and ``late`` lie
     before and after the labelled one, and ``alarms`` are solutions without a fault in which a step is named. ``classes`` are right ones
-    over those that the labels give, at the named step where it is exact, and at the labelled step whatever was named. ``completions`` and
+    over those that the labels give, at the named step if it is exact, and at the labelled step whatever was named. ``completions`` and
     ``tokens`` are rescue's cost.
     """
     pairs = list(zip(labelled, found, strict=True))
@@ -157,7 +157,7 @@ def _before(one: int | None, other: int | None) -> bool:
 
 
 def at_label(one: Labelled) -> str | None:
-    """The class that the rules give the labelled step, beside the worked solution and full precision's own."""
+    """The class that the rules give the labelled step, with the worked solution and full precision's own."""
     if one.truth is None:
         return None
     right = one.case.full.text if one.case.full else None
@@ -217,10 +217,10 @@ def share(count: int, total: int) -> str:
 
 
 def save(labelled: Sequence[Labelled], found: Sequence[Fault], file: Path, *, shown: bool, completer: str | None) -> dict[str, int]:
-    """Measure the reliabilities on these labels and write them to a file, beside tables of other benchmarks that it holds.
+    """Measure the reliabilities on these labels and write them to a file; its tables of other benchmarks are kept.
 
     Returns:
-        The number of solutions behind each table that was written.
+        The number of solutions that each written table is based on.
     """
     groups: dict[str, list[Observation]] = {}
     for one, fault in zip(labelled, found, strict=True):

@@ -1,4 +1,4 @@
-"""Running locators on labelled solutions: models are loaded, work is kept as it comes, and a killed call continues."""
+"""Running locators on labelled solutions: models are loaded, results are saved as they arrive, and a killed call resumes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,22 +23,22 @@ from stepmend.progress import Stages, Tick, silent
 from stepmend.records import Continuation, Fault, InputError, Judgement, Trace, digest
 
 CHUNK = 64
-"""Solutions that are located at once; a kill loses no finished chunk, and no completion."""
+"""Solutions per chunk; a kill loses no finished chunk, and no completion."""
 MODEL = frozenset({"rescue", "margins", "solution"})
 """Locators that need the full-precision model."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is asked, and of which models.
+    """The locators to run, and their models.
 
     Attributes:
         settings: The locators and their settings, as in a recipe.
-        model: The full-precision checkpoint; None where no locator needs one.
-        quantized: The checkpoint that wrote the solutions; None where margins are not asked.
-        rates: How far each locator is to be believed.
-        max_new_tokens: Tokens after which a continuation is cut off; None: as a run does it.
-        slots: Continuations at once; None: as a run does it.
+        model: The full-precision checkpoint; None if no locator needs one.
+        quantized: The checkpoint that wrote the solutions; None without the locator margins.
+        rates: How reliable each locator is.
+        max_new_tokens: Maximum tokens of a continuation; None: as in a run.
+        slots: Continuations generated in parallel; None: as in a run.
         seed: Of sampled continuations.
     """
 
@@ -54,7 +54,7 @@ class Setup:
 def run(solutions: Sequence[Solution], setup: Setup, out: Path, stages: Stages) -> tuple[list[Labelled], list[Fault]]:
     """The solutions as located, and their faults; everything is kept in the folder ``out``, and not made again.
 
-    Raises InputError where a model is missing or damaged, or rescue is asked of solutions without a right answer.
+    Raises InputError if a model is missing or damaged, or if rescue is used on solutions without a correct answer.
     """
     needed = MODEL & {*setup.settings.locators}
     if needed and setup.model is None:
@@ -88,7 +88,7 @@ class _Runner:
         self.engines: dict[str, LocalEngine] = {}
 
     def engine(self, model: str, tick: Tick = silent) -> LocalEngine:
-        """A loaded checkpoint, loaded when first asked for; ``tick`` counts the tokens as they are written."""
+        """A checkpoint, loaded on first use; ``tick`` counts the tokens as they are generated."""
         if model not in self.engines:
             loaded = load.load_model(load.locate(model))
             slots = self.setup.slots or budget.slots_for(loaded.config, self.tokens, loaded.device.type)
@@ -140,7 +140,7 @@ class _Runner:
         return [kept[one.problem.id] for one in ready]
 
     def _made_by(self) -> str:
-        """The digest of all that decides a fault, besides its solution."""
+        """The digest of all inputs of a fault, besides its solution."""
         of = [load.checkpoint_digest(load.locate(model)) if model else "" for model in (self.setup.model, self.setup.quantized)]
         settings = self.settings.model_dump(exclude=HOW)
         rates = self.setup.rates.model_dump_json()
@@ -168,7 +168,7 @@ class _Runner:
             )
 
     def _panel(self) -> Panel | None:
-        """The judges; what they answer is kept, and not asked again."""
+        """The judges; their answers are saved, and no question is asked twice."""
         asked = judges.asked(self.settings.judges, plain_http=self.settings.plain_http)
         if not asked:
             return None

@@ -1,4 +1,4 @@
-"""The locators, each on its own: equations that can be checked, rescue by full precision, and margins of both models."""
+"""Single locators: equations, rescue by full precision, and margins of both models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Case:
         prompt: The question as rendered for the model that continues the trace.
         trace: The trace.
         spans: Its steps.
-        full: Full precision's own solution of the problem, where there is one.
+        full: Full precision's own solution of the problem, if there is one.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ def make_case(prompt: str, trace: Trace, full: Trace | None = None) -> Case:
 
 
 def by_equations(case: Case) -> Vote:
-    """The first step with an equation that does not hold; abstains where all hold. Blind to right arithmetic on wrong quantities.
+    """The first step with an equation that does not hold; abstains if all hold. Blind to right arithmetic on wrong quantities.
 
     What it names proves a fault at this step or before it, not that it is the first.
     """
@@ -49,7 +49,7 @@ def by_equations(case: Case) -> Vote:
 
 @dataclass(frozen=True)
 class Rescued:
-    """Rescue's vote and outcome; a completion from just before the fault, which arrives; what finding it cost."""
+    """Rescue's vote and outcome; a correct completion from just before the fault; and the cost."""
 
     vote: Vote
     outcome: Literal["located", "misread", "unrescuable", "abstained"]
@@ -60,9 +60,9 @@ class Rescued:
 
 @dataclass
 class _Search:
-    """One case under bisection: full precision arrives from step ``low`` on, and no longer from ``high`` on.
+    """One case under bisection: full precision reaches the correct answer from step ``low``, and not from ``high``.
 
-    ``sections`` are the steps with which sections begin: a section is found first, then the step in it.
+    ``sections`` are the steps with which sections start: a section is found first, then the step in it.
     """
 
     low: int
@@ -74,7 +74,7 @@ class _Search:
 
     @property
     def middle(self) -> int:
-        """The step to try next: the section's beginning that is nearest to the middle, while there is one between."""
+        """The step to try next: the section's start that is nearest to the middle, while there is one between."""
         middle = (self.low + self.high) // 2
         between = [step for step in self.sections if self.low < step < self.high]
         return min(between or [middle], key=lambda step: abs(step - middle))
@@ -82,10 +82,11 @@ class _Search:
 
 @dataclass(frozen=True)
 class Rescue:
-    """Full precision continues each trace greedily, cut after step k: the first k from which it no longer arrives marks the fault.
+    """Full precision continues each trace greedily, cut after step k: the fault is the first k from which it no longer reaches the correct
+    answer.
 
     Found by bisection over the steps, as in OmegaPRM (2406.06592), which is sound where the model solves nearly all problems; else
-    ``rescue.SampledRescue`` values cuts by samples. Every round probes all cases in one go. A trace of n steps takes one probe behind
+    ``rescue.SampledRescue`` values cuts by samples. Every round probes all cases in one go. A trace of n steps takes one probe after
     its end (where full precision arrives from there, only the answer was misread or missing) and log2(n) more.
     ``arrive([(case, text, finished), ...])`` says which whole texts end at the right answer.
     """
@@ -94,7 +95,7 @@ class Rescue:
     arrive: Callable[[Sequence[tuple[int, str, bool]]], Sequence[bool]]
 
     def __call__(self, cases: Sequence[Case]) -> list[Rescued]:
-        """What rescue says of each case, whose ``full`` solution is the probe from the very start."""
+        """What rescue says of each case, whose ``full`` solution is the probe from the start."""
         searches = [_Search(0, len(case.spans), steps.section_starts(case.trace.text, case.spans)) for case in cases]
         whole = {i: case.full for i, case in enumerate(cases) if case.spans and case.full}
         solved = self.arrive([(i, full.text, full.finish == "stop") for i, full in whole.items()])
@@ -152,14 +153,14 @@ def margins_of(prompts: Sequence[str], traces: Sequence[Trace], full: Scorer, qu
     """Margins of every trace after its prompt, in full precision and in the quantized model."""
     heads = [chat.encode(full.tokenizer, prompt) for prompt in prompts]
     rows = [[*head, *trace.tokens] for head, trace in zip(heads, traces, strict=True)]
-    begins = [len(head) for head in heads]
-    mine = full.score(rows, begins)
-    theirs = quantized.score(rows, begins, [one.tokens for one in mine])
+    starts = [len(head) for head in heads]
+    mine = full.score(rows, starts)
+    theirs = quantized.score(rows, starts, [one.tokens for one in mine])
     return [Margins(a.tokens, a.margins, b.margins) for a, b in zip(mine, theirs, strict=True)]
 
 
 def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, int]]) -> Vote:
-    """The step of the first token that full precision would not have written at that prefix; abstains where there is none."""
+    """The step of the first token that full precision would not have written at that prefix; abstains if there is none."""
     for index, (written, wanted) in enumerate(zip(case.trace.tokens, margins.reference, strict=True)):
         if written != wanted:
             step = step_of(case.spans, token_spans[index][0])
@@ -172,5 +173,5 @@ def by_margins(case: Case, margins: Margins, token_spans: Sequence[tuple[int, in
 
 
 def step_of(spans: Sequence[tuple[int, int]], place: int) -> int | None:
-    """The step that holds a character's place; the last one for places at the very end; None where there are no steps."""
+    """The step that contains a character position; the last step for positions at the end; None if there are no steps."""
     return next((i for i, (begin, end) in enumerate(spans) if begin <= place < end), len(spans) - 1 if spans else None)

@@ -1,4 +1,4 @@
-"""The panel: judges are asked together, again where that may help, never twice, and not beyond a budget. Keys go nowhere else."""
+"""Concurrent client for judges, with retries, stored answers and a token budget. Keys are sent only to their judges."""
 
 import itertools
 import os
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 TALLIED = ("asked", "from_kept", "faults", "none", "off_menu", "failed", "not_asked", "tokens")
 UNREACHED = 5
-"""So many questions in a row for which a judge cannot be reached, and it is given up for the rest of the run."""
+"""A judge is no longer asked after this many consecutive questions for which it could not be reached."""
 NO_KEY = "the key is refused (it is read from {variable}, else from OPENAI_API_KEY)"
 REFUSALS = {401: NO_KEY, 402: "nothing is left to pay with", 403: NO_KEY, 404: "no such model or address (most end in /v1)"}
 REDIRECT = "it redirects to another address, which is not asked; name that address if you trust it"
 """Answers after which there is no use in asking a judge anything more."""
 GATEWAY = (502, 503, 504)
-"""A gateway's words for a server that cannot be reached."""
+"""Gateways' messages for a server that cannot be reached."""
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 0.5, 8.0, 120.0
 """Seconds before asking again: the first, doubling to the longest; and the longest that a server may make us wait."""
 
 
 class _Reply(BaseModel):
-    """What we read of a chat completion."""
+    """The fields of a chat completion that are read."""
 
     class Choice(BaseModel):
         class Message(BaseModel):
@@ -46,15 +46,15 @@ class _Reply(BaseModel):
     usage: dict[str, Any] | None = None
 
 
-class _Seat:
-    """One judge at the panel: its key, whether it is still asked and how, and what it has answered."""
+class _JudgeState:
+    """The state of one judge: its key, whether and how it is still asked, and its answers."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.variable = key_variable(judge.name)
         self.key = os.environ.get(self.variable, "").strip() or os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         if not (self.key.isascii() and self.key.isprintable()):
-            raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY has characters that no key has")
+            raise InputError(f"judge {judge.name}: the key in {self.variable} or OPENAI_API_KEY contains invalid characters")
         self.client: AsyncOpenAI | None = None
         self.plain = False
         self.unreached = 0
@@ -62,15 +62,15 @@ class _Seat:
         self.counts: Counter[str] = Counter()
 
     def name_of(self, question: Question) -> str:
-        """The digest of all that decides an answer."""
+        """The digest of all inputs of an answer."""
         return digest(self.judge.model, self.judge.url, PROMPT, messages(question))
 
     def hide(self, text: str) -> str:
-        """A server's words without our key, should it repeat it (a short key is a dummy, and any text may hold it)."""
+        """A server's message with our key removed, in case it is repeated (short keys are dummies, and may occur in any text)."""
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
 
     def failed(self, error: "OpenAIError | ValueError", timeout: float) -> str:
-        """Why a question has no answer; gives the judge up where there is no use in asking more."""
+        """Why a question has no answer; stops asking the judge if further requests are useless."""
         import openai
 
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
@@ -91,7 +91,7 @@ class _Seat:
 
 
 def _final(error: Exception) -> str | None:
-    """Why a judge cannot be asked anything more; None where it can."""
+    """Why a judge can no longer be asked; None if it can."""
     if getattr(error, "code", None) == "insufficient_quota":
         return REFUSALS[402]
     status = getattr(error, "status_code", 0)
@@ -99,7 +99,7 @@ def _final(error: Exception) -> str | None:
 
 
 def _pause(error: "OpenAIError", attempt: int) -> float | None:
-    """Seconds to wait before asking again, as the server says or twice as long each time; None where there is no use in it."""
+    """Seconds to wait before the next attempt: as the server says, or doubling; None if another attempt is useless."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -114,11 +114,11 @@ def _pause(error: "OpenAIError", attempt: int) -> float | None:
 
 
 class Panel:
-    """Judges that are asked together.
+    """Judges that are asked concurrently.
 
-    ``keep`` gets each answer as it comes (from any thread, one at a time); ``known`` are those kept before, which are not asked again.
-    ``budget`` is in tokens, of all judges together: once it is spent, no new question is put. An attempt has ``timeout`` seconds
-    from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times where that may help.
+    ``keep`` is called with each new answer (from any thread, one at a time); ``known`` are stored answers, whose questions are not asked
+    again. ``budget`` is in tokens of all judges together: once it is spent, no new question is sent. An attempt has ``timeout`` seconds
+    from the request to the answer's last byte; one that brought no answer is repeated ``retries`` times if that may help.
     """
 
     def __init__(
@@ -132,34 +132,34 @@ class Panel:
         concurrency: int = 8,
         retries: int = 4,
     ) -> None:
-        """Raises InputError where two judges have one name, or are the same model at the same address: one voice has one vote."""
+        """Raises InputError if two judges have the same name, or are the same model at the same address."""
         for one, other in itertools.combinations(judges, 2):
             if one.name == other.name:
-                raise InputError(f"judge: {one.name} is there twice; each name once")
+                raise InputError(f"judge: {one.name} is given twice")
             if (one.model, one.url) == (other.model, other.url):
-                raise InputError(f"judge: {one.name} and {other.name} are the same model at the same address, which has one vote")
+                raise InputError(f"judge: {one.name} and {other.name} are the same model at the same address; a model has one vote")
         self.budget, self.timeout, self.concurrency, self.retries = budget, timeout, concurrency, retries
         self._keep = keep
         self._kept = {judgement.asked: judgement.content for judgement in known}
-        self._seats = [_Seat(judge) for judge in judges]
+        self._seats = [_JudgeState(judge) for judge in judges]
         self._spent = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
     def ask(self, questions: Sequence[Question], tick: Tick = silent) -> list[list[Verdict]]:
-        """Per question one verdict of each judge, in their order; ``tick`` counts verdicts.
+        """Per question one verdict of each judge, in order; ``tick`` counts verdicts.
 
-        When interrupted it puts no more questions, waits a second for those already put (their answers are kept, too), and raises.
+        When interrupted, it sends no more questions, waits a second for pending answers (which are stored too), and raises.
         """
         rows = [[seat.name_of(question) for seat in self._seats] for question in questions]
         places = Counter(itertools.chain(*rows))
-        put: dict[str, tuple[_Seat, Question]] = {}
+        put: dict[str, tuple[_JudgeState, Question]] = {}
         for question, row in zip(questions, rows, strict=True):
             put |= {name: (seat, question) for seat, name in zip(self._seats, row, strict=True) if name not in self._kept}
         tick(sum(count for name, count in places.items() if name not in put))
         lost = self._put_all(put, lambda name: tick(places[name])) if put else {}
 
-        def verdict(seat: _Seat, name: str, steps: int) -> Verdict:
+        def verdict(seat: _JudgeState, name: str, steps: int) -> Verdict:
             found = lost.get(name) or read(self._kept[name], seat.judge.name, steps)
             seat.counts.update(["faults" if found.outcome == "fault" else found.outcome], from_kept=name not in lost)
             return found
@@ -178,8 +178,8 @@ class Panel:
         """By judge: questions put, verdicts from kept answers, verdicts by outcome, tokens spent, and why it was given up."""
         return {seat.judge.name: {name: seat.counts[name] for name in TALLIED} | {"given_up": seat.given_up} for seat in self._seats}
 
-    def _put_all(self, put: dict[str, tuple[_Seat, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
-        """Puts the questions and keeps the answers; gives the verdicts of those that have none."""
+    def _put_all(self, put: dict[str, tuple[_JudgeState, Question]], done: Callable[[str], None]) -> dict[str, Verdict]:
+        """Sends the questions and stores the answers; returns the verdicts of those without an answer."""
         self._stop.clear()
         lost = {}
         with Servers(self.timeout) as self._servers:
@@ -200,8 +200,8 @@ class Panel:
                 pool.shutdown(cancel_futures=True)
         return lost
 
-    def _put(self, name: str, seat: _Seat, question: Question) -> Verdict | None:
-        """Puts one question and keeps its answer; a verdict where there is none."""
+    def _put(self, name: str, seat: _JudgeState, question: Question) -> Verdict | None:
+        """Sends one question and stores its answer; returns a verdict if there is none."""
         import openai
 
         with self._lock:
@@ -224,8 +224,8 @@ class Panel:
             self._kept[name] = content
         return None
 
-    def _answer(self, seat: _Seat, asked: list[dict[str, str]]) -> tuple[str, int]:
-        """An answer's text and what it cost. A server that refuses our format, but not the question, is asked without it from then on."""
+    def _answer(self, seat: _JudgeState, asked: list[dict[str, str]]) -> tuple[str, int]:
+        """An answer's text and its cost. If a server rejects the response format but not the question, later requests omit the format."""
         import openai
 
         form = {} if seat.plain else {"response_format": FORMAT}
@@ -243,8 +243,8 @@ class Panel:
             counted = (sum(len(message["content"]) for message in asked) + len(content)) // 4
         return content, counted
 
-    def _post(self, seat: _Seat, asked: list[dict[str, str]], form: dict[str, Any]) -> str:
-        """The body of the server's answer; asks again, with growing pauses, where that may help."""
+    def _post(self, seat: _JudgeState, asked: list[dict[str, str]], form: dict[str, Any]) -> str:
+        """The body of the server's answer; asks again, with growing pauses, if that may help."""
         import openai
 
         assert seat.client

@@ -1,4 +1,4 @@
-"""Numbers and calculations as a text writes them: what the locator by reference and the rules of error classes compare.
+"""Numbers and calculations in a text, which the locator ``reference`` and the rules of error classes compare.
 
 Unlike ``equations``, which judges whether an equation holds and is silent when unsure, this reads as much as it can and judges nothing.
 """
@@ -40,8 +40,8 @@ class Calculation:
 
     Attributes:
         operands: The expression's numbers, from left to right.
-        value: What the expression comes to.
-        result: What is written as that.
+        value: The expression's value.
+        result: The value as written.
         parts: Values of the expression's own parts, and of itself.
     """
 
@@ -78,7 +78,7 @@ def worded(text: str) -> list[float]:
 
 
 def calculations(text: str) -> list[Calculation]:
-    """Everything written as ``expression = number``, in order; units and words beside the numbers count for nothing."""
+    """Everything written as ``expression = number``, in order; units and words next to the numbers are ignored."""
     found = []
     for line in re.split(r"\n\s*\n|[;¦]|(?<=[a-z])\.\s", _readable(text)):
         sides = EQUALS.split(line.replace("\n", " "))
@@ -109,7 +109,7 @@ _SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "
 
 
 def _evaluate(node: ast.expr) -> float | None:
-    """The value of a parsed expression; None where it has none that is finite."""
+    """The value of a parsed expression; None if it has none that is finite."""
     if isinstance(node, ast.Constant):
         return float(node.value)  # pyright: ignore[reportArgumentType]
     if isinstance(node, ast.UnaryOp):
@@ -170,7 +170,7 @@ def _trailing(text: str) -> ast.expr | None:
 
 
 def _leading(text: str) -> float | None:
-    """The number that a text begins with, where no operator follows it."""
+    """The number that a text starts with, where no operator follows it."""
     tokens = list(itertools.islice(_tokens(text), 4))
     sign = -1.0 if tokens[:1] == ["-"] else 1.0
     tokens = tokens[1:] if sign < 0 else tokens

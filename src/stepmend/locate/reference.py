@@ -1,7 +1,7 @@
-"""The locator by reference: a worked solution, or full precision's own right one, says which values a right solution computes.
+"""The locator ``reference``: it compares a solution's values with those of a worked solution, or of full precision's own correct one.
 
 The first step whose computed value is not among the reference's, while those before it are, is suspicious. Another route to the answer
-computes other values and is no fault, so a value that a later calculation turns into one of the reference's is taken as right, and a
+computes other values and is not a fault, so a value that a later calculation turns into one of the reference's is taken as right, and a
 solution that shares no value with the reference before its end is not judged.
 """
 
@@ -17,13 +17,13 @@ LOCATOR, OWN = "reference", "solution"
 """By the benchmark's worked solution; and by full precision's own right one, which there is for every regression."""
 SUMS, PRODUCTS = frozenset("+-"), frozenset("*/")
 MANY = 8
-"""Operands of a sum, all of whose partial sums are taken for values."""
+"""Maximum number of operands of a sum for which all partial sums are used as values."""
 SHARE = 1.5
 """Up to here a number may be a share, or dollars, of which another text writes the percentage, or the cents."""
 
 
 def values(found: Sequence[Calculation]) -> frozenset[float]:
-    """The values that a right solution's calculations come to: results, the parts of their expressions, and those of other orders."""
+    """The values in a correct solution's calculations: results, parts of expressions, and the values of other orders of calculation."""
     return frozenset([*(value for c in found for value in (c.result, *c.parts)), *_distributed(found), *_partial_sums(found)])
 
 
@@ -61,12 +61,12 @@ def among(value: float, known: Sequence[float] | frozenset[float]) -> bool:
 
 
 def locate(solution: str, answer: str, steps: Sequence[str], locator: str = LOCATOR) -> Vote:
-    """The first step of a wrong solution that leaves the reference's values; abstains where none does.
+    """The first step of a wrong solution that leaves the reference's values; abstains if none does.
 
     Where that step only carries out what an earlier item of the solution's plan orders, the fault is the item.
 
     Args:
-        solution: A right solution; empty where there is none.
+        solution: A right solution; empty if there is none.
         answer: The right answer, one of the values.
         steps: The steps of the solution to be judged.
         locator: The name to vote under.

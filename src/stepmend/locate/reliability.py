@@ -1,4 +1,4 @@
-"""How far each locator is to be believed: rates by benchmark and kind of text, with defaults, and read from and written to a file.
+"""Reliabilities of locators: rates by benchmark and kind of text, with defaults, read from and written to a file.
 
 ``stepmend bench locate --save FILE`` measures them on labelled solutions; the recipe's ``locate.reliabilities`` names the file.
 """
@@ -24,7 +24,7 @@ class Part(BaseModel):
 
 
 class Reliability(Part):
-    """Of the solutions in which a locator names a step: how often it is the first faulty one, an earlier one, or a later one."""
+    """If a locator names a step: how often it is the first faulty one, an earlier one, or a later one."""
 
     exact: float = Field(ge=0, le=1)
     early: float = Field(ge=0, le=1)
@@ -67,7 +67,7 @@ class Reliabilities(Part):
 
 
 def read(file: Path) -> Reliabilities:
-    """The rates of a file. Raises InputError where it cannot be read, or holds something else."""
+    """The rates of a file. Raises InputError if it cannot be read, or holds something else."""
     try:
         return Reliabilities.model_validate_json(inputs.content(file))
     except InputError as error:
@@ -79,10 +79,10 @@ def read(file: Path) -> Reliabilities:
 
 
 UNMEASURED = Reliability(exact=0.6, early=0.2, late=0.2)
-"""A locator or judge that nobody has measured."""
+"""The reliability of a locator or judge that has not been measured."""
 # The generated problems (docs/results/locate.md): 338 regressions, half a case added to each count, so none is ever certain. There is one
-# way to write a solution there, so margins are nearly always right; in free text the first other word is no fault yet.
-# gsm8k/free: 60 labelled failures of a quantized 0.5 B model (`bench locate --save`; rescue by full precision, 8 samples a cut).
+# way to write a solution there, so margins are nearly always right; in free text the first other word is not a fault yet.
+# gsm8k/free: 60 labelled failures of a quantized 0.5 B model (`bench locate --save`; rescue by full precision, 8 samples per cut).
 # */free: these and 207 faulty solutions of ProcessBench gsm8k for reference and solution, all of ProcessBench for equations.
 FREE: dict[Kind, float] = {"introduction": 0.045, "plan": 0.49, "statement": 0.71, "answer": 0.27}
 DEFAULT = Reliabilities(

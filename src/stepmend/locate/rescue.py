@@ -1,8 +1,9 @@
-"""Rescue by samples: a better model continues a trace from before each step; the fault is where its chance to arrive drops.
+"""Sampled rescue: a better model continues a trace from before each step; the fault is where its probability of reaching the correct answer
+drops.
 
-The value of a cut is the chance that a continuation from there ends at the right answer. Before the first fault cuts are worth about
-the same, after it next to nothing. So the counts of arrivals have a change point, and its posterior says where the fault is and how
-surely. Samples go where they say most about it, and end when it is decided: a sequential test.
+The value of a cut is the probability that a continuation from there ends at the correct answer. Cuts before the first fault have about the
+same value, cuts after it almost none. So the counts of correct continuations have a change point, and its posterior gives the location of
+the fault. Samples are drawn if they are most informative, until the posterior is decided: a sequential test.
 
 Arrays carry their shape: F hypotheses (the first faulty step, in the last place none), C cuts (before each step, and the end),
 P levels of the value before the fault.
@@ -23,17 +24,17 @@ from stepmend.locate.locators import Case, Rescued
 from stepmend.records import Vote
 
 LEVELS_P = (np.arange(12) + 0.5) / 12
-"""Values before the fault that are reckoned with, equally likely."""
+"""Assumed values before the fault, equally likely."""
 CONCENTRATION = 8.0
-"""How alike the values of cuts before the fault are: each is drawn from a beta distribution with so many pseudo-counts."""
+"""Similarity of the values of cuts before the fault: each is drawn from a beta distribution with this many pseudo-counts."""
 RESIDUE = 0.12
-"""Value of cuts after the fault, over that of those before it: now and then a continuation mends the fault."""
+"""Value of cuts after the fault, relative to those before it: sometimes a continuation corrects the fault."""
 SURE = 0.95
 """Posterior probability at which a case is decided."""
 CANDIDATES = 40
 """Cuts, at most, whose information is computed before each batch."""
 LEAST = 0.02
-"""Information about the fault, in nats, below which a further batch is not worth its tokens."""
+"""Minimum expected information about the fault, in nats, for which another batch is drawn."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Asked:
 class _Search:
     """One case: arrivals and samples of each cut, one arriving completion of each, and what it cost.
 
-    ``sections`` are the steps with which sections begin; while it is ``coarse``, only cuts there are looked at, until the section is found.
+    ``sections`` are the steps with which sections start; while it is ``coarse``, only cuts there are examined, until the section is found.
     """
 
     case: Case
@@ -71,7 +72,7 @@ class _Search:
         trace = self.case.trace
         self.sections = steps.section_starts(trace.text, self.case.spans)
         self.coarse = len(self.sections) < len(self.case.spans)
-        self.closed_C = np.zeros(cuts, dtype=bool)  # nothing is to be learnt from behind an answer
+        self.closed_C = np.zeros(cuts, dtype=bool)  # nothing is to be learnt from after an answer
         self.closed_C[-1] = trace.finish == "stop" and grading.extract(trace.said, loose=True) is not None
 
     def prefix(self, cut: int) -> str:
@@ -84,8 +85,8 @@ class SampledRescue:
     """Values cuts by sampled continuations.
 
     Attributes:
-        complete: New continuations of each text asked about.
-        arrive: Which of many (case, whole text, whether it is finished) end at the right answer.
+        complete: Generates new continuations of texts.
+        arrive: For many (case, whole text, whether it is finished): whether each ends at the correct answer.
         samples: Continuations of a cut; twice as many where the decision stays open.
     """
 
@@ -99,7 +100,7 @@ class SampledRescue:
         Args:
             cases: The failed traces.
             priors: Of each case, the probability [F] of every hypothesis that its own vote starts from.
-            guides: The same after what other locators have said: it only decides where samples are spent.
+            guides: The same given the other locators' votes: it only decides where samples are spent.
         """
         searches = [_Search(case, *of, open=bool(case.spans)) for case, *of in zip(cases, priors, guides, strict=True)]
         while places := {i: cut for i, search in enumerate(searches) if search.open and (cut := self._next(search)) is not None}:
@@ -112,7 +113,7 @@ class SampledRescue:
         return max(1, self.samples // 2)
 
     def _next(self, search: _Search) -> int | None:
-        """The cut to sample next; None, and the case is closed, where it is decided or nothing is worth its cost."""
+        """The cut to sample next; None, and the case is closed, if it is decided or nothing is worth its cost."""
         likelihood_FP = log_likelihood(search.arrived_C, search.sampled_C)
         weight_FP = np.exp(likelihood_FP - logsumexp(likelihood_FP)) * search.guide_F[:, None]
         weight_FP /= weight_FP.sum()
@@ -134,7 +135,7 @@ class SampledRescue:
         return None
 
     def _next_section(self, search: _Search, weight_FP: np.ndarray) -> int | None:
-        """The section's beginning to sample next; None where the section is found, or nothing more is to be learnt from them."""
+        """The section's start to sample next; None if the section is found, or nothing more is to be learnt from them."""
         cuts = [*search.sections, len(search.case.spans)]
         information_C = information(weight_FP, search.arrived_C, search.sampled_C, self.batch, cuts)
         information_C[search.closed_C | (search.sampled_C >= 2 * self.samples)] = 0
@@ -189,7 +190,7 @@ class SampledRescue:
 def log_likelihood(arrived_C: np.ndarray, sampled_C: np.ndarray) -> np.ndarray:
     """Log-probability [F, P] of the counts, for each first faulty step (in the last place none) and value before it.
 
-    Cut k lies before step k, so the cuts up to that of the faulty step are worth something, and those after it are not. A cut's value
+    Cut k is before step k, so the cuts up to that of the faulty step are worth something, and those after it are not. A cut's value
     is drawn about its regime's mean, so its count is beta-binomial.
     """
     before_CP = _beta_binomial(arrived_C[:, None], sampled_C[:, None], LEVELS_P)
@@ -205,7 +206,7 @@ def information(
 ) -> np.ndarray:
     """Mutual information [C], in nats, between the first faulty step and the arrivals among ``count`` more samples of each cut.
 
-    It is computed for ``cuts``, else for those that are worth looking at; 0 elsewhere.
+    It is computed for ``cuts``, else for those that are worth examining; 0 elsewhere.
     """
     outcomes_S = np.arange(count + 1)
     level_1P = LEVELS_P[None]
@@ -226,7 +227,7 @@ def information(
 
 
 def _candidates(chance_F: np.ndarray) -> list[int]:
-    """The cuts worth looking at: all of them, or in a long thought those that part the probability of the fault evenly."""
+    """The cuts worth examining: all of them, or in a long thought those that part the probability of the fault evenly."""
     if len(chance_F) <= CANDIDATES:
         return list(range(len(chance_F)))
     parts = (np.arange(CANDIDATES) + 0.5) / CANDIDATES
@@ -236,7 +237,8 @@ def _candidates(chance_F: np.ndarray) -> list[int]:
 
 
 def _beta_binomial(arrived: Any, sampled: Any, mean: Any, had: tuple[int, int] = (0, 0)) -> Any:
-    """Log-probability of so many arrivals among so many samples of a cut of this mean value, ``had`` (arrived, sampled) before."""
+    """Log-probability of these numbers of correct continuations and samples at a cut with this mean value, given the earlier ``had``
+    (correct, sampled)."""
     a = CONCENTRATION * mean + had[0]
     b = CONCENTRATION * (1 - mean) + had[1] - had[0]
     choose = gammaln(sampled + 1) - gammaln(arrived + 1) - gammaln(sampled - arrived + 1)

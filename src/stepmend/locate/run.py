@@ -1,4 +1,4 @@
-"""Faults of an arm's failures: read from the run, located where it does not hold them, and kept."""
+"""Faults of an arm's failures: read from the run, or located and saved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from stepmend.progress import Tick, silent
 from stepmend.records import Continuation, Fault, Problem, Trace, digest
 
 CHUNK = 256
-"""Failures that are located at once."""
+"""Failures per chunk."""
 
 
 def locate(
     context: Context, arm: str, lost: Sequence[Problem], full: Mapping[str, Trace], traces: Mapping[str, Trace], split: str
 ) -> list[Fault]:
-    """The faults of an arm's failures, in their order. Those that the run holds already are not located again."""
+    """The faults of an arm's failures, in order. Those that the run holds already are not located again."""
     made_by = _made_by(context, arm, lost, full, traces, worked=(worked := split.startswith("curate")))
     context.dir.announce(f"{arm}: faults, {split}", made_by)
     done = dict(context.dir.of(Fault, made_by))
@@ -48,7 +48,7 @@ def locate(
 def _judged_again(
     context: Context, problems: Sequence[Problem], cases: Mapping[str, locators.Case], done: Mapping[str, Fault]
 ) -> dict[str, Fault | None]:
-    """Of faults that a judge gave no answer on: those whose votes have changed now; None where the step moves with them."""
+    """Of faults that a judge gave no answer on: those whose votes have changed now; None if the step moves with them."""
     asked = [p for p in problems if context.panel and any(map(judges.Verdict.is_open, done[p.id].votes))]
     if not asked:
         return {}
@@ -80,7 +80,7 @@ def locator(context: Context, keep: Callable[[Continuation], None] = lambda cont
 def _made_by(
     context: Context, arm: str, lost: Sequence[Problem], full: Mapping[str, Trace], traces: Mapping[str, Trace], *, worked: bool
 ) -> str:
-    """The digest of all that decides these faults."""
+    """The digest of all inputs of these faults."""
     texts = [(traces[p.id].text, full[p.id].text, p.solution if worked else "") for p in lost]
     sizes = context.max_new_tokens, context.batch_size
     *others, settings = how(context)
@@ -90,13 +90,13 @@ def _made_by(
 
 
 def how(context: Context) -> tuple[Any, ...]:
-    """What decides faults beside models and texts: versions, seed, completer, rates, judges, and the recipe's settings, which are last."""
+    """The inputs of faults besides models and texts: versions, seed, completer, rates, judges, and last the recipe's settings."""
     rates, settings = context.rates.model_dump_json(), context.settings.model_dump(exclude=HOW)
     thoughts = [steps.OF_THOUGHTS] if context.form.thinks else []
     return faults.VERSION, grading.VERSION, context.recipe.seed, _completer_digest(context), rates, judges.PROMPT, *thoughts, settings
 
 
 def _completer_digest(context: Context) -> str:
-    """What names the completer's content; empty where full precision completes."""
+    """What names the completer's content; empty if full precision completes."""
     spec = context.settings.completer
     return "" if not spec else spec if completers.is_server(spec) else load.checkpoint_digest(load.locate(spec))

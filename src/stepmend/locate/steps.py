@@ -1,4 +1,4 @@
-"""Steps of a trace: spans that join back to the text, character for character; and what an equation step says."""
+"""Steps of a trace: spans that join to the text, character for character; and the equations of steps."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -11,7 +11,7 @@ from stepmend.grading.extract import boxed
 from stepmend.grading.visible import THOUGHTS
 
 VERSION = "steps-4"
-"""Changes whenever the same text may be split otherwise; that of texts with thoughts, ``OF_THOUGHTS``."""
+"""Changes whenever a text may be split differently; ``OF_THOUGHTS`` is the version for texts with thoughts."""
 OF_THOUGHTS = "thoughts-1"
 Span = tuple[int, int]
 MARK = re.compile(r"^[ \t#*>]*step\s+\d+\b\s*[:.)*]", re.IGNORECASE | re.MULTILINE)
@@ -28,7 +28,7 @@ CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$"}
 LONGEST_FORMULA = 4000
 LONGEST_WORD = 40
 INTRODUCTION = 3
-"""Words before the first mark that are no step of their own unless they are a sentence."""
+"""Words before the first mark that are not a step of their own unless they are a sentence."""
 SIGN = re.compile(r"(?P<relation>[=≈]+|\\approx\b)|[\d)}%](?:\s*(?:[+*×÷·]|\\(?:times|cdot|div)\b)|\s+[-−–/])\s*\\?[$(]?[\d(\\.]")
 """An equality sign, or an operator between two operands."""
 BREAK = re.compile(r"[,;:.!?]\s|\n|\b(?:and|so|then|thus|which|because|while|therefore|hence|giving|gives|leaving|but)\b", re.IGNORECASE)
@@ -44,12 +44,12 @@ TURN = re.compile(
     r"step|maybe|actually|hold on|</think>)\b|\s*(?:#|\*\*|</think>)",
     re.IGNORECASE,
 )
-"""How a section of a long thought begins."""
+"""How a section of a long thought starts."""
 SECTIONS = 24
-"""Sections that a text is cut into, about: it has at most twice as many, and a text of fewer steps has one section a step."""
+"""Approximate number of sections of a text: it has at most twice as many, and a text with fewer steps has one section per step."""
 EQUATION = re.compile(r"(?<![\d.*/+\-])(?<![*/+\-] )(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
 ASKED = re.compile(r"Step (\d+): \S")
-"""How each line but the answer's begins in the step format."""
+"""How each line but the answer's starts in the step format."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,31 @@ class Equation:
 def split(text: str) -> list[Span]:
     """Half-open spans of the steps; they cover the text without gaps. Linear in the text's length.
 
-    Where a text is written in ``Step k:`` marks, a step reaches from one mark to the next, what stands before the first mark is split as
+    If a text is written in ``Step k:`` marks, a step reaches from one mark to the next, what is before the first mark is split as
     a text of its own, and the conclusion is a step. Else steps are paragraphs and the items of numbered lists, else lines, else sentences,
     whichever there is more than one of. A step that holds several calculations or displayed formulas is cut further, into the next
     finer of these, and what leads to a calculation goes with it. Blanks before a step's first word are the step's own: they belong to that
-    word's token. No step begins inside a formula, and a displayed formula belongs to the words before it.
+    word's token. No step starts inside a formula, and a displayed formula belongs to the words before it.
 
-    Thought and answer are split each as a text of its own: the mark that begins or ends the thought belongs to the step behind it.
+    Thought and answer are split each as a text of its own: the mark that starts or ends the thought belongs to the step after it.
     """
     marks = list(THOUGHTS.finditer(text))
     end = answer_start(text)
     if end is None:
-        return _behind(text, marks[0].end() if marks and not text[: marks[0].start()].strip() else 0)
+        return _after_mark(text, marks[0].end() if marks and not text[: marks[0].start()].strip() else 0)
     mark = next(mark for mark in marks if mark.start() == end)
-    answer = _behind(text[end:], mark.end() - end)
+    answer = _after_mark(text[end:], mark.end() - end)
     return [*split(text[:end]), *((start + end, stop + end) for start, stop in answer)]
 
 
-def _behind(text: str, mark: int) -> list[Span]:
+def _after_mark(text: str, mark: int) -> list[Span]:
     """The steps of a text, of which a mark that ends there is no part, but belongs to the first of them."""
     found = [(start + mark, end + mark) for start, end in _Splitter(text[mark:]).spans()] if text[mark:] else []
     return [(0, found[0][1]), *found[1:]] if found else [(0, len(text))] if text else []
 
 
 def answer_start(text: str) -> int | None:
-    """Where a thought is closed and the answer begins, with the mark that says so; None where no thought is closed and answered."""
+    """Where a thought is closed and the answer starts, with the closing mark; None if no thought is closed and answered."""
     ends = [mark for mark in THOUGHTS.finditer(text) if not mark["open"]]
     return ends[-1].start() if ends and text[: ends[-1].start()].strip() and text[ends[-1].end() :].strip() else None
 
@@ -97,7 +97,7 @@ def answer_start(text: str) -> int | None:
 def sections(text: str) -> list[Span]:
     """Half-open spans of a few dozen sections, each of whole steps of ``split``: what a locator searches first in a long thought.
 
-    They are about equally many steps long, and begin where the thought turns (``Wait``, ``Alternatively``, a heading) where they can.
+    They have about equal numbers of steps, and start where possible at a turn of the thought (``Wait``, ``Alternatively``, a heading).
     A text of up to SECTIONS steps has one step a section.
     """
     steps = split(text)
@@ -105,7 +105,7 @@ def sections(text: str) -> list[Span]:
 
 
 def section_starts(text: str, steps: Sequence[Span]) -> list[int]:
-    """The numbers of the steps with which the sections of a text begin (``sections``)."""
+    """The numbers of the steps with which the sections of a text start (``sections``)."""
     size = -(-len(steps) // SECTIONS)
     starts, index = [], 0
     while index < len(steps):
@@ -115,7 +115,7 @@ def section_starts(text: str, steps: Sequence[Span]) -> list[int]:
 
 
 def _unfit(text: str, steps: Sequence[Span], index: int, wanted: int) -> tuple[bool, int]:
-    """How badly a section would begin at a step: not at a turn of the thought, or far from where it is due."""
+    """The cost of starting a section at a step: high if the thought does not turn there, or if the step is far from an even spacing."""
     turns = index >= len(steps) or TURN.match(text, *steps[index]) is not None
     return not turns, abs(index - wanted)
 
@@ -126,7 +126,7 @@ def first(prefix: str, rest: str) -> int:
 
 
 def formulas(text: str) -> list[Span]:
-    """Spans of displayed and inline formulas, outermost ones only. A single dollar sign marks none: it is money more often."""
+    """Spans of displayed and inline formulas, outermost ones only. A single dollar sign does not count, because it usually means money."""
     found: list[Span] = []
     opened: dict[str, list[int]] = {}
     for match in DELIMITER.finditer(text):
@@ -144,7 +144,7 @@ def formulas(text: str) -> list[Span]:
 
 
 class _Splitter:
-    """One text: its formulas, its calculations, and where each level of boundaries allows a step to begin; all sorted."""
+    """One text: its formulas, its calculations, and where each level of boundaries allows a step to start; all sorted."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -160,7 +160,7 @@ class _Splitter:
 
     @cached_property
     def newlines(self) -> list[tuple[int, int]]:
-        """Where lines begin after empty ones are left out, each with how many line ends stand before it."""
+        """Where lines start after empty ones are left out, each with how many line ends are before it."""
         return [(m.start() + m[0].rfind("\n") + 1, m[0].count("\n")) for m in NEWLINES.finditer(self.stripped)]
 
     @cached_property
@@ -190,7 +190,7 @@ class _Splitter:
         return list(pairwise([*fine, len(self.text)]))
 
     def _allowed(self, places: Iterable[int]) -> list[int]:
-        """The places at which a step may begin: not in a formula, nor before what belongs to the words before it."""
+        """The places at which a step may start: not in a formula, nor before what belongs to the words before it."""
         return sorted({place for place in places if self.begin < place and self._may_begin(place)})
 
     def _may_begin(self, place: int) -> bool:
@@ -199,10 +199,10 @@ class _Splitter:
         index = bisect_left(self.displayed, (place, 0))
         if index == len(self.displayed) or SOLID.search(self.text, place, self.displayed[index][0]):
             return True
-        return index > 0 and not SOLID.search(self.text, self.displayed[index - 1][1], place)  # a display right behind another one
+        return index > 0 and not SOLID.search(self.text, self.displayed[index - 1][1], place)  # a display right after another one
 
     def _base(self) -> list[int]:
-        """Where the steps after the first begin, before those of several calculations are cut."""
+        """Where the steps after the first start, before those of several calculations are cut."""
         marks = _marks(self.text)
         if marks is None:
             places = self.parts or self.lines
@@ -226,7 +226,7 @@ class _Splitter:
         return "=" in line and not re.search(r"[A-Za-z]", line)
 
     def _conclusion(self, last: int) -> int:
-        """Where the conclusion after the last mark begins: the lines with the boxed answer, else a paragraph that draws one; 0 for none."""
+        """Where the conclusion after the last mark starts: the lines with the boxed answer, else a paragraph that draws one; 0 for none."""
         answer = self.text.rfind("\\boxed")
         if answer > last:
             start = _around(self.formulas, answer)
@@ -237,7 +237,7 @@ class _Splitter:
         return next((p for p in reversed(self.paragraphs) if p > last and CONCLUSION.match(self.text, p)), 0)
 
     def _refined(self, span: Span, levels: Sequence[str]) -> Iterator[int]:
-        """Where the steps of a span begin: itself, where it holds one calculation or none, else cut before what leads to the next."""
+        """Where the steps of a span start: itself, if it holds one calculation or none, else cut before what leads to the next."""
         start, end = span
         if not levels or self._count(start, end) < 2:
             yield start
@@ -258,7 +258,7 @@ class _Splitter:
 
 
 def _around(spans: Sequence[Span], place: int) -> Span | None:
-    """The span that a place lies inside of."""
+    """The span that a place is inside of."""
     index = bisect_left(spans, (place, 0)) - 1
     return spans[index] if index >= 0 and spans[index][0] < place < spans[index][1] else None
 
@@ -279,20 +279,20 @@ def _calculations(text: str, of: Sequence[Span]) -> list[Span]:
 
 
 def _marks(text: str) -> list[int] | None:
-    """Where marked steps begin; None where a text is not written in them: it neither begins with one nor has two."""
+    """Where marked steps start; None if a text is not written in them: it neither starts with one nor has two."""
     starts = [match.start() for match in MARK.finditer(text)]
     return None if not starts or (len(starts) == 1 and text[: starts[0]].strip()) else starts
 
 
 def _items(text: str) -> list[int]:
-    """Where the items of numbered lists begin: lines whose numbers follow one another."""
+    """Where the items of numbered lists start: lines whose numbers follow one another."""
     found = [(match.start(), int(re.sub(r"\D", "", match[0]))) for match in ITEM.finditer(text)]
     follows = [(a, b) for (a, m), (b, n) in pairwise(found) if n == m + 1]
     return [place for pair in follows for place in pair]
 
 
 def _sentences(text: str) -> list[int]:
-    """Where sentences begin: not behind an abbreviation, an initial, or the number of a list's item."""
+    """Where sentences start: not after an abbreviation, an initial, or the number of a list's item."""
     starts = [0]
     for match in SENTENCE.finditer(text):
         place = match.start()
@@ -304,7 +304,7 @@ def _sentences(text: str) -> list[int]:
 
 
 def in_format(text: str) -> bool:
-    """Whether a solution is in the step format that a model is asked for (``models/chat.py``).
+    """Whether a solution is in the requested step format (``models/chat.py``).
 
     That is: nothing but ``Step k: …`` lines, k from 1 on, and a last line that alone has a ``\\boxed{}`` answer. The last line may be a
     step itself, but not the only one. Empty lines count for nothing.

@@ -1,6 +1,6 @@
 """The error class of a faulty step, by rules over its calculations and those of a right solution: the reference's, or full precision's.
 
-The rules speak only where they are sure; what they cannot tell is None (LLM judges are for that). Classes: see records.ErrorClass.
+The rules give a class only if they are certain, otherwise None (LLM judges may then decide). Classes: see records.ErrorClass.
 """
 
 import re
@@ -16,25 +16,25 @@ from stepmend.records import ErrorClass, Problem, Trace
 VERSION = "taxonomy-2"
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 LOOP = 0.25
-"""A text that is packed to less than this share of its length repeats itself."""
+"""A text that compresses to less than this share of its length repeats itself."""
 ENOUGH, NEAR = 200, 500
-"""Characters that a text needs for that to mean something, and in which the loop must have begun."""
+"""Characters that a text needs for that to mean something, and in which the loop must have started."""
 
 
 def classify(
     problem: Problem, trace: Trace, span: tuple[int, int] | None, chosen: str | None, continuation: str | None, *, worked: bool = False
 ) -> ErrorClass | None:
-    """The class of the faulty step, or None where no rule is sure.
+    """The class of the faulty step, or None if no rule is sure.
 
     Args:
         problem: The question.
         trace: The failed trace.
-        span: The faulty step's place in it; None where there is no step to name.
+        span: The faulty step's place in it; None if there is no step to name.
         chosen: Full precision's right step from there on.
         continuation: What follows that.
-        worked: Whether the problem's worked solution may be looked at; else the right calculations are full precision's.
+        worked: Whether the problem's worked solution may be examined; else the right calculations are full precision's.
 
-    No answer is ``degenerate`` where no step is named, or where the text from the step on goes round in a loop.
+    No answer is ``degenerate`` if no step is named, or if the text from the step on loops.
     """
     answered = grading.extract(trace.text, loose=trace.finish == "stop") is not None
     if not answered and (span is None or _loops(trace.text[span[0] :])):
@@ -54,7 +54,7 @@ def _loops(text: str) -> bool:
 
 
 def _of_free(question: str, text: str, span: tuple[int, int], solutions: Sequence[Sequence[Calculation]]) -> ErrorClass | None:
-    """The class of a step of free text, beside the calculations of one or more right solutions.
+    """The class of a step of free text, given the calculations of one or more correct solutions.
 
     A calculation that does not hold is ``computational``. An operation that the right solutions use on none of these operands, or another
     one on operands that belong together, is ``procedural``, and so is the item of a plan that orders what one of them does not need. What
@@ -83,7 +83,7 @@ def _of_free(question: str, text: str, span: tuple[int, int], solutions: Sequenc
 
 
 SMALL = (1, 2, 100)
-"""Numbers that a calculation may take without being given them."""
+"""Numbers that a calculation may use although they are not given."""
 
 
 def _results(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""How locators vote: Bayes' rule over "the first faulty step is k", each locator as far as it was measured to be right."""
+"""The reliability-weighted vote of the locators: Bayes' rule over "the first faulty step is k"."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ from stepmend.locate.reliability import UNMEASURED, Reliability, Table
 from stepmend.records import Vote
 
 ENOUGH = 0.5
-"""Below this probability the vote abstains, where the recipe says nothing else."""
+"""Below this probability the vote abstains, if the recipe says nothing else."""
 JUDGES = "judges"
 LOCATORS = frozenset({"equations", "rescue", "margins", "reference", "solution", JUDGES})
-"""Those that are no single judge."""
+"""The locators that are not judges."""
 RIGHT = frozenset({"reference", "solution"})
-"""One method beside two right solutions: together they have one voice."""
+"""The same method with two correct solutions: together they have one vote."""
 FLOOR = 1e-9
 
 
 def posterior(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table) -> np.ndarray:
     """Probability of each step to be the first faulty one, and in the last place that none is; it sums to one.
 
-    The prior goes by the steps' kinds, and the locators are taken as independent given the first faulty step (as in Dawid and Skene,
-    1979), up to the table's power. A locator that names step v speaks for v as often as it is exact, and for each later (earlier) step
-    as often as it is early (late), spread evenly over the steps there are. A false equation proves a fault at or before its step: such
-    a locator's ``early`` is next to nothing. A vote that carries a likelihood for every step (rescue's) speaks by that. A locator that
-    abstains says nothing, and so does the quorum of judges where single ones have been measured. The locators beside right solutions are
-    one method: where both speak, each has half a voice.
+    The prior goes by the steps' kinds, and the locators are taken as independent given the first faulty step (as in Dawid and Skene, 1979),
+    up to the table's power. If a locator names step v, the likelihood of v is its rate of being exact, and that of the later (earlier)
+    steps is its rate of being early (late), divided evenly among them. A false equation proves a fault at or before its step, so that
+    locator's ``early`` rate is almost zero. If a vote has a likelihood for every step (rescue's), that is used. A locator that abstains has
+    no influence, nor has the quorum of judges if single judges have been measured. ``reference`` and ``solution`` are one method: if both
+    vote, each counts half.
     """
     steps = len(kinds)
     weights = np.array([table.prior.get(kind, 1.0) for kind in kinds] or [1.0], dtype=float)
@@ -45,7 +45,7 @@ def posterior(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table) -> np.
 def vote(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table, threshold: float = ENOUGH) -> tuple[int | None, float | None]:
     """The first faulty step and its probability; (None, probability of the best) where that is below ``threshold``, or no step is.
 
-    (None, None) where no locator speaks.
+    (None, None) if no locator votes.
     """
     if not kinds or not _counted(votes, table):
         return None, None
@@ -56,10 +56,10 @@ def vote(votes: Sequence[Vote], kinds: Sequence[Kind], table: Table, threshold: 
 
 
 def _counted(votes: Sequence[Vote], table: Table) -> list[Vote]:
-    """The votes that say something, each voice once.
+    """The votes that count, each source once.
 
-    A judge that has been measured speaks for itself, and the others by their quorum. Greedy rescue and margins ask one model once and
-    err together: where both speak, rescue does.
+    A measured judge votes by itself, the others through their quorum. Greedy rescue and margins depend on the same model and err together:
+    if both vote, only rescue counts.
     """
     said = [v for v in votes if v.step is not None or v.likelihood]
     single = [v for v in said if v.locator in table.locators and v.locator != JUDGES]
@@ -74,7 +74,7 @@ def _is_judge(locator: str) -> bool:
 
 
 def _likelihood(vote: Vote, steps: int, reliability: Reliability) -> np.ndarray:
-    """Probability that a locator names the vote's step where each step is the first faulty one, and where none is."""
+    """Probability that a locator names the vote's step where each step is the first faulty one, and if none is."""
     named = vote.step
     assert named is not None
     after, before = steps - 1 - np.arange(steps), np.arange(steps)

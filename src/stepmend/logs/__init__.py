@@ -1,4 +1,4 @@
-"""Other tools' logs of right and wrong, read into one form. One file a tool; ``read`` tells them apart."""
+"""Readers of other tools' evaluation logs. One file per tool; ``read`` detects the tool."""
 
 from stepmend.logs.base import Fields, Log, Sample
 from stepmend.logs.read import read, read_all

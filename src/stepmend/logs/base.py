@@ -1,4 +1,4 @@
-"""What a log is, whichever tool wrote it, and what its tools' words for right and wrong mean."""
+"""The common form of logs, and the meaning of the tools' words for correct and wrong."""
 
 import hashlib
 from collections import Counter
@@ -14,9 +14,9 @@ METRICS = (
     *("math_verify", "extractive_match", "exact_match", "acc", "accuracy", "pass@1", "math_pass@1", "pass@k:k=1", "avg@"),
     *("is_correct", "correct", "resolved", "passed", "score"),
 )
-"""What is taken as right or wrong where a log holds several metrics and the benchmark has no headline metric of its own: the first one."""
+"""Metrics in order of preference, for logs with several metrics and benchmarks without a headline metric."""
 HEADLINE = {"arc_": "acc_norm", "hellaswag": "acc_norm", "openbookqa": "acc_norm", "piqa": "acc_norm", "truthfulqa_mc2": "acc"}
-"""The metric that a benchmark reports, by the beginning of its name."""
+"""The metric that a benchmark reports, by the start of its name."""
 YES = frozenset(("true", "1", "1.0", "c", "yes", "correct", "right", "passed", "pass", "success", "solved", "resolved", "accepted"))
 NO = frozenset(
     (
@@ -43,10 +43,10 @@ GROUPS = ("level", "subject", "type")
 
 @dataclass(frozen=True)
 class Sample:
-    """One solution: right, wrong, or None where nothing scored it; its text where the log has it; level and subject where known.
+    """One solution: right, wrong, or None if nothing scored it; its text where the log has it; level and subject where known.
 
-    ``share`` is set where the log holds a share of several solutions (avg@n) or a partial score instead. ``gold``, ``question`` and
-    ``prompt`` (a digest) say what was asked; ``cut`` whether the limit cut the text off. None is not known.
+    ``share`` is set instead if the log holds a share of several solutions (avg@n) or a partial score. ``gold``, ``question`` and ``prompt``
+    (a digest) identify the question; ``cut`` says whether the token limit cut the text off. None means unknown.
     """
 
     correct: bool | None
@@ -60,7 +60,7 @@ class Sample:
 
     @property
     def value(self) -> float | None:
-        """1 for right, 0 for wrong, or the share; None where nothing scored it."""
+        """1 for right, 0 for wrong, or the share; None if nothing scored it."""
         if self.share is not None:
             return self.share
         return None if self.correct is None else float(self.correct)
@@ -68,10 +68,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Log:
-    """One arm's outcomes by problem; several samples a problem where there were several epochs.
+    """One arm's outcomes by problem; several samples per problem if there were several epochs.
 
-    ``others`` are the metrics and filters that could be read as well; ``notes`` is what a reader must know of the log itself, such as
-    that its run was cancelled; ``about`` says how it was made (few-shot examples, engine, dtype …).
+    ``others`` are the other available metrics and filters; ``notes`` are warnings about the log, such as a cancelled run; ``about`` says
+    how it was made (few-shot examples, engine, dtype …).
     """
 
     name: str
@@ -86,7 +86,7 @@ class Log:
 
     @property
     def unscored(self) -> int:
-        """Samples that nothing scored."""
+        """Unscored samples."""
         return sum(sample.value is None for samples in self.samples.values() for sample in samples)
 
 
@@ -108,7 +108,7 @@ class Fields:
 
 
 def scored(value: Any, where: str, fields: Fields, *, shares: bool = False) -> tuple[bool | None, float | None]:
-    """(right, share) of what tools write for them. A number between 0 and 1 needs ``fields.threshold``, unless ``shares`` are meant.
+    """(correct, share) from the values that tools write. A number between 0 and 1 needs ``fields.threshold``, unless ``shares`` are meant.
 
     Raises InputError for everything that says neither.
     """
@@ -148,13 +148,13 @@ def _number(said: str) -> float | None:
 
 
 def pick(found: Iterable[str], asked: str | None, where: str, task: str | None = None) -> str:
-    """The metric to read: the one asked for; the benchmark's headline metric; the first of METRICS; or the only one."""
+    """The metric to read: the requested one; else the benchmark's headline metric; else the first of METRICS; else the only one."""
     names = list(dict.fromkeys(found))
     if asked:
         if asked not in names:
-            raise InputError(f"{where}: no metric {asked!r}; there are: {', '.join(names)}")
+            raise InputError(f"{where}: no metric {asked!r}; available: {', '.join(names)}")
         return asked
-    headline = next((metric for begin, metric in HEADLINE.items() if task and task.startswith(begin) and metric in names), None)
+    headline = next((metric for start, metric in HEADLINE.items() if task and task.startswith(start) and metric in names), None)
     exact = [m for name in METRICS for m in names if m.split(",")[0] == name]
     known = exact or [m for name in METRICS for m in names if m.split("/")[-1].startswith(name)]
     if headline or known or len(names) == 1:
@@ -187,7 +187,7 @@ def collect(file: Path, found: Iterable[tuple[str, str, Sample]]) -> tuple[dict[
 
 
 def groups_of(row: Any) -> dict[str, str]:
-    """Level, subject and type of a record, where it has them."""
+    """Level, subject and type of a record, if it has them."""
     return {name: str(row[name]) for name in GROUPS if isinstance(row, dict) and isinstance(row.get(name), str | int)}
 
 
@@ -197,7 +197,7 @@ def digest(content: Any) -> str:
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    """Names of which none is there twice: the second of a kind is ``name #2``."""
+    """Unique names: the second of two equal names becomes ``name #2``."""
     seen: Counter[str] = Counter()
     told = []
     for name in names:
@@ -220,7 +220,7 @@ def spoken(text: Any, thought: Any) -> str | None:
 
 
 def short(value: Any) -> str | None:
-    """A gold answer as text, where it is one or a list of such."""
+    """A gold answer as text, if it is one or a list of such."""
     if isinstance(value, list):
         return ", ".join(str(one) for one in value) or None
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "" else None

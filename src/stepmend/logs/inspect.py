@@ -21,19 +21,19 @@ def is_log(file: Path) -> bool:
     if file.suffix != ".json":
         return False
     with inputs.opened(file) as stream:
-        begin = stream.read(4096).decode("utf-8", "replace")
-    return begin.lstrip().startswith("{") and re.search(r'"eval"\s*:\s*\{', begin) is not None and '"task"' in begin
+        start = stream.read(4096).decode("utf-8", "replace")
+    return start.lstrip().startswith("{") and re.search(r'"eval"\s*:\s*\{', start) is not None and '"task"' in start
 
 
 def read(file: Path, fields: Fields) -> Log:
-    """The outcomes of the chosen scorer; None where nothing scored a sample."""
+    """The outcomes of the chosen scorer; None if nothing scored a sample."""
     head, samples = _zip(file) if file.suffix == ".eval" else _json(file)
     about = head.get("eval") or {}
     task = about.get("task")
     scorers = list(dict.fromkeys(name for sample in samples for name in sample.get("scores") or {}))
     headline = [score.get("name") for score in (head.get("results") or {}).get("scores") or [] if isinstance(score, dict)]
     if fields.metric and fields.metric not in scorers:
-        raise InputError(f"{file}: no metric {fields.metric!r}; there are: {', '.join(scorers) or 'none: nobody scored it'}")
+        raise InputError(f"{file}: no metric {fields.metric!r}; available: {', '.join(scorers) or 'none: it is not scored'}")
     metric = fields.metric or next((name for name in headline if name in scorers), next(iter(scorers), None))
 
     def found() -> Iterable[tuple[str, str, Sample]]:
@@ -69,7 +69,7 @@ def read(file: Path, fields: Fields) -> Log:
 
 
 def _text(output: dict[str, Any], choice: dict[str, Any]) -> str | None:
-    """What was said. Content may be a list of parts, of which thoughts are kept apart."""
+    """The text of a message. Content may be a list of parts, with thoughts as separate parts."""
     content = (choice.get("message") or {}).get("content")
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     said, thought = ("".join(str(part.get(kind) or "") for part in parts if part.get("type") == kind) for kind in ("text", "reasoning"))
@@ -92,7 +92,7 @@ def _value(value: Any) -> Any:
 
 
 def _notes(head: dict[str, Any], done: int) -> tuple[str, ...]:
-    """That a run was cancelled or failed, or that a part of the benchmark was asked."""
+    """Warnings: a cancelled or failed run, or one on a part of the benchmark."""
     about = head.get("eval") or {}
     whole = (about.get("dataset") or {}).get("samples")
     epochs = (about.get("config") or {}).get("epochs") or 1
@@ -118,7 +118,7 @@ def _about(about: dict[str, Any]) -> dict[str, str]:
 
 
 def _spoken(value: Any) -> Any:
-    """A chat as who said what: its messages carry random names."""
+    """A chat as (role, text) pairs, because its messages have random ids."""
     return [(m.get("role"), m.get("content")) for m in value] if isinstance(value, list) else value
 
 
@@ -133,10 +133,10 @@ def _zip(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         with inputs.opened(file) as stream, zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
-            begin = "header.json" if "header.json" in names else "_journal/start.json"
-            wanted = [begin, *(name for name in names if re.fullmatch(r"samples/.+\.json", name))]
+            start = "header.json" if "header.json" in names else "_journal/start.json"
+            wanted = [start, *(name for name in names if re.fullmatch(r"samples/.+\.json", name))]
             head, *samples = map(json.loads, inputs.members(file, archive, wanted))
-            if begin != "header.json":
+            if start != "header.json":
                 head = {**head, "status": head.get("status", "started")}
             return head, samples
     except (InputError, MemoryError):

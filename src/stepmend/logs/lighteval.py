@@ -43,7 +43,7 @@ def _metrics(row: dict[str, Any]) -> dict[str, Any]:
     found = row.get("metric") or row.get("metrics")
     found = ast.literal_eval(found) if isinstance(found, str) else found
     if not isinstance(found, dict):
-        raise ValueError("the metrics are no mapping")
+        raise ValueError("the metrics are not a mapping")
     # A table has a column for every metric of any task in it: those without a value are not this row's.
     return {name: value for name, value in found.items() if value is not None} or found
 

@@ -1,6 +1,6 @@
 """llama.cpp's ``llama-eval``: the state file of one run, a JSON object with ``task_states``.
 
-A case whose request failed, or that was never asked, is stored as not correct there; it is unscored.
+A case whose request failed, or was never sent, is stored there as not correct; here it is unscored.
 """
 
 from collections.abc import Iterable

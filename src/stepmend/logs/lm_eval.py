@@ -12,7 +12,7 @@ from stepmend.logs.base import Fields, Log, Sample
 from stepmend.records import InputError
 
 FILTERS = ("none", "strict-match", "score-first", "get-answer", "flexible-extract")
-"""Which filter is read where there are several: the benchmark's own first one before what votes over samples (``maj@64``)."""
+"""Which filter is read if there are several: the benchmark's own first one before what votes over samples (``maj@64``)."""
 
 
 def is_log(rows: list[dict[str, Any]]) -> bool:
@@ -20,14 +20,14 @@ def is_log(rows: list[dict[str, Any]]) -> bool:
 
 
 def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> Log:
-    """The outcomes of the chosen filter and metric. Raises InputError where these are not there."""
+    """The outcomes of the chosen filter and metric. Raises InputError if these are not there."""
     match = re.fullmatch(r"samples_(.+)_(\d{4}-\d\d-\d\dT.+)", file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json"))
     task = match[1] if match else None
     metrics = [name for name in rows[0].get("metrics") or base.METRICS if name in rows[0]]
     metric = base.pick(metrics, fields.metric, str(file), task)
     filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in rows))
     if fields.filter and fields.filter not in filters:
-        raise InputError(f"{file}: no filter {fields.filter!r}; there are: {', '.join(filters)}")
+        raise InputError(f"{file}: no filter {fields.filter!r}; available: {', '.join(filters)}")
     chosen = fields.filter or next((name for name in FILTERS if name in filters), None)
     chosen = chosen or next((name for name in filters if not name.startswith("maj")), filters[0])
     kept = [row for row in rows if str(row.get("filter", "none")) == chosen]

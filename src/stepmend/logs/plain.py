@@ -15,7 +15,7 @@ CORRECT = ("is_correct", "correct", "passed", "resolved")
 GOLDS = ("gold", "gold_answer", "target", "expected", "ground_truth", "reference_answer", "correct_answer")
 QUESTIONS = ("question", "problem", "query")
 TEXTS = ("text", "full_text", "response", "completion", "generation", "generated_text", "model_output", "output")
-"""Fields that are read where they are there and no other one is named."""
+"""Fields that are read if they are there and no other one is named."""
 
 
 def read(file: Path, rows: list[dict[str, Any]], fields: Fields) -> list[Log]:

@@ -1,4 +1,4 @@
-"""Which tool wrote a log, and a folder of subtasks' logs as one."""
+"""Detects the tool of a log, and reads a folder of subtasks' logs as one log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ IN_FOLDERS = ("samples_*.jsonl", "samples_*.jsonl.gz", "details_*.parquet", "*.e
 def read(file: Path, fields: Fields | None = None) -> Log:
     """The one arm of a log of any known format, or of a folder of subtasks' logs.
 
-    Raises InputError where it is none, is damaged or empty, holds several arms, or holds a problem twice with different outcomes.
+    Raises InputError if it is not a log, is damaged or empty, holds several arms, or holds a problem twice with different outcomes.
     """
     found = read_all(file, fields)
     if len(found) > 1:
@@ -45,7 +45,7 @@ def read_all(file: Path, fields: Fields | None = None) -> list[Log]:
     except InputError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RuntimeError) as error:
-        raise InputError(f"{file}: not a log as its tool writes it ({type(error).__name__}: {str(error)[:200]})") from None
+        raise InputError(f"{file}: not a valid log of its tool ({type(error).__name__}: {str(error)[:200]})") from None
     applies = APPLIES[logs[0].format]
     if useless := [name for name in sorted(set().union(*APPLIES.values()) - applies) if getattr(fields, name)]:
         raise InputError(f"{file}: is of format {logs[0].format}, which has no {' or '.join(useless)} to choose")

@@ -1,1 +1,1 @@
-"""What quantization cost: paired outcomes, their statistics, and margins."""
+"""The loss by quantization: paired outcomes, their statistics, and margins."""

@@ -1,4 +1,4 @@
-"""What else a quantized model does differently: length, loops. Works on texts alone."""
+"""Other differences of a quantized model's texts: length, loops."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 NGRAM = 4
 WINDOW = 256
-"""Words at the end of a text that are looked at."""
+"""Number of words at the end of a text that are examined."""
 LEAST = 40
 """Words below which a text cannot be told to loop."""
 REPEATED = 0.5
@@ -41,7 +41,7 @@ def _periodic(tail: str, longest: int = 64) -> bool:
 
 
 def length_ratio(texts: Mapping[str, str | None], reference: Mapping[str, str | None]) -> float | None:
-    """Characters of an arm's texts over the reference arm's, on the problems that both have; None where there is no such text."""
+    """Characters of an arm's texts over the reference arm's, on the problems that both have; None if there is no such text."""
     shared = [p for p in texts if texts[p] and reference.get(p)]
     whole = sum(len(reference[p] or "") for p in shared)
     return sum(len(texts[p] or "") for p in shared) / whole if whole else None

@@ -1,4 +1,4 @@
-"""Runs that are broken: texts that loop, are all the same, or are empty. Said before any accuracy."""
+"""Detection of broken runs: texts that loop, are all the same, or are empty. Reported before any accuracy."""
 
 import re
 from collections import Counter
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 from stepmend.measure import behaviour
 
 FEWEST = 5
-"""Texts below which nothing is said."""
+"""Minimum number of texts for a verdict."""
 BLOCK = re.compile(r"(.{1,8}?)\1{9,}", re.DOTALL)
 """One short block at least ten times over, such as ``0000000000``."""
 
 
 def is_degenerate(text: str) -> bool:
     """Whether a text loops, or is nothing but one short block over and over."""
-    begin = text.strip()[:200]
-    block = BLOCK.match(begin)
-    return behaviour.loops(text) or bool(block and len(begin) - block.end() < len(block[1]))
+    start = text.strip()[:200]
+    block = BLOCK.match(start)
+    return behaviour.loops(text) or bool(block and len(start) - block.end() < len(block[1]))
 
 
 def broken(texts: Iterable[str | None]) -> str | None:
-    """What is wrong with a run, as the end of a sentence; None where nothing is, or where there are no texts.
+    """What is wrong with a run, as the end of a sentence; None if nothing is, or if there are no texts.
 
     A run is broken where at least half of its texts loop or are empty, or four in five are the same and longer than an answer is.
     """

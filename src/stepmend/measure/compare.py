@@ -1,4 +1,4 @@
-"""Arms that other tools measured, paired by problem: what ``stepmend compare`` prints."""
+"""Arms measured by other tools, paired by problem: the results of ``stepmend compare``."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from stepmend.measure.broken import broken
 from stepmend.records import InputError
 
 Reading = Literal["wrong", "left_out"]
-"""What a sample that nothing scored counts as: wrong, or nothing at all."""
+"""How an unscored sample is counted: as wrong, or not at all."""
 
 
 @dataclass(frozen=True)
 class Compared:
     """Two arms on the problems that both have. ``shares`` are in the order of ``problems``.
 
-    ``unscored_as`` says how what nothing scored is read: as wrong, or left out, with the problems that one arm then has no sample of.
-    ``margin`` is by how many points the second may be worse and still be called not worse.
+    ``unscored_as`` says how unscored samples are counted: as wrong, or left out, together with problems that then lack a sample in one arm.
+    ``margin`` is the non-inferiority margin, in points.
     """
 
     first: Log
@@ -40,13 +40,13 @@ class Compared:
 
     @cached_property
     def paired(self) -> statistics.Paired:
-        """Discordant counts and test; with several samples a problem, a problem is right where more than half of them are."""
+        """Discordant counts and test; with several samples per problem, a problem is right where more than half of them are."""
         first, second = self.shares
         return statistics.paired(first > 0.5, second > 0.5)
 
     @cached_property
     def of_shares(self) -> bool:
-        """Whether the arms are paired as shares: several samples a problem, or shares in the log itself."""
+        """Whether the arms are paired as shares: several samples per problem, or shares in the log itself."""
         return any(
             len(arm.samples[p]) > 1 or any(s.share is not None for s in arm.samples[p])
             for arm in (self.first, self.second)
@@ -61,18 +61,18 @@ class Compared:
 
     @cached_property
     def difference(self) -> statistics.Interval:
-        """Second minus first, with its interval; with one sample a problem it excludes 0 exactly where ``p`` is below 0.05."""
+        """Second minus first, with its interval; with one sample per problem it excludes 0 exactly where ``p`` is below 0.05."""
         first, second = self.shares
         return statistics.difference(second, first)
 
     @cached_property
     def unscored(self) -> int:
-        """Problems on which one of the two arms has a sample that nothing scored."""
+        """Problems on which one of the two arms has an unscored sample."""
         return sum(any(s.value is None for arm in (self.first, self.second) for s in arm.samples[problem]) for problem in self.problems)
 
     @cached_property
     def left_out(self) -> "Compared | None":
-        """The other reading, where unscored samples are left out; None where it is the same, or leaves nothing."""
+        """The other reading, where unscored samples are left out; None if it is the same, or leaves nothing."""
         if not self.unscored or self.unscored_as == "left_out":
             return None
         kept = [p for p in self.problems if all(any(s.value is not None for s in arm.samples[p]) for arm in (self.first, self.second))]
@@ -139,7 +139,7 @@ class Compared:
         }
 
     def sentence(self, p: float | None = None) -> str:
-        """One sentence on what may be concluded; ``p`` is the adjusted one where several tests were made."""
+        """The conclusion in one sentence; ``p`` is the adjusted one if several tests were made."""
         other = self.left_out if self.differs_in_unscored else None
         if other is None:
             return self._sentence(p)
@@ -171,18 +171,18 @@ class Compared:
 def compare(logs: Sequence[Log], margin: float = statistics.MARGIN) -> list[Compared]:
     """Every two of the arms, those with the first one first; ``margin`` as in ``Compared``.
 
-    Raises InputError where nobody scored an arm, where two have no problem in common or differ in format, task or its version, or where
+    Raises InputError if nobody scored an arm, where two have no problem in common or differ in format, task or its version, or where
     the question or the gold answer differs within a pair.
     """
     for log in logs:
         if all(sample.value is None for samples in log.samples.values() for sample in samples):
-            raise InputError(f"compare: nobody scored {log.name}: none of its {len(log.samples)} problems is right or wrong")
+            raise InputError(f"compare: {log.name} is not scored: none of its {len(log.samples)} problems is right or wrong")
     pairs = sorted(itertools.combinations(range(len(logs)), 2))
     return [replace(_pair(logs[a], logs[b]), margin=margin) for a, b in pairs]
 
 
 def is_broken(log: Log) -> str | None:
-    """What is wrong with an arm's texts, where it is a broken run."""
+    """What is wrong with an arm's texts, if it is a broken run."""
     return broken(samples[0].text for samples in log.samples.values())
 
 
@@ -210,7 +210,7 @@ def _pair(first: Log, second: Log) -> Compared:
 
 
 def _check_same(problem: str, first: Log, second: Log) -> None:
-    """Raises InputError where a pair is none: its two problems have different questions or different gold answers."""
+    """Raises InputError if the two problems of a pair have different questions or different gold answers."""
     one, two = first.samples[problem][0], second.samples[problem][0]
     same = "the same id must be the same problem"
     if one.question and two.question and one.question != two.question:

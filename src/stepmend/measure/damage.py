@@ -1,4 +1,4 @@
-"""What quantization does to margins: by how much it multiplies them, which tokens flip, and whether margins foretell it."""
+"""The effect of quantization on margins: their scaling factor, which tokens flip, and whether small margins predict flips."""
 
 import re
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ def kind(token: str) -> str:
 
 
 def damage(full: Sequence[Sequence[float]], quantized: Sequence[Sequence[float]], kinds: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Figures over full precision's own traces; each argument holds one sequence a trace, one value a token.
+    """Figures over full precision's own traces; each argument holds one sequence per trace, one value per token.
 
-    ``full`` and ``quantized`` are both models' margins (natural-log units) of full precision's token. ``ratio`` is the least-squares
-    slope of the one over the other through the origin, with a bootstrap interval over traces; ``median`` that of the tokens' own
-    ratios. A token flips where the quantized margin is not positive. ``auc`` is how well a small full-precision margin alone foretells
-    a flip (area under the ROC curve; None without flips, or with nothing else). Raises ValueError where there is no token.
+    ``full`` and ``quantized`` are both models' margins (natural-log units) of full precision's token. ``ratio`` is the least-squares slope
+    of the one over the other through the origin, with a bootstrap interval over traces; ``median`` that of the tokens' own ratios. A token
+    flips where the quantized margin is not positive. ``auc`` measures how well a small full-precision margin alone predicts a flip (area
+    under the ROC curve; None without flips, or with nothing else). Raises ValueError if there is no token.
     """
     products = np.array([np.dot(a, b) for a, b in zip(full, quantized, strict=True)])
     squares = np.array([np.dot(a, a) for a in full])

@@ -1,4 +1,4 @@
-"""What restoring did elsewhere: to the questions' text, and to problems that were solved before."""
+"""Side effects of restoring: on the questions' text, and on problems that were solved before."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from stepmend.records import Problem, Trace, digest
 def effects(
     context: Context, scheme: str, arm: str, right: statistics.Outcomes, test: Sequence[Problem], full: Mapping[str, Trace]
 ) -> None:
-    """What restoring did elsewhere: the loss on the questions' text, and KL from full precision where both models were right.
+    """Side effects of restoring: the loss on the questions' text, and KL from full precision where both models were right.
 
     ``right`` says of each test problem whether full precision and the quantized model both solve it.
     """
@@ -33,7 +33,7 @@ def effects(
     with context.stages.stage(f"{arm}: what else changed", 4, "passes") as tick:
         values: dict[str, Any] = {}
         for name in (arm, scheme):  # the one that is loaded first, and one at a time
-            context.keep(FULL, name)
+            context.unload_except(FULL, name)
             model = context.engine(name).model
             values[f"question {name}"] = np.array(forward.losses(model, questions, [1] * len(questions), pad))
             tick(1)

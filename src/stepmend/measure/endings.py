@@ -1,6 +1,6 @@
-"""Odd endings of solutions, paired like right and wrong: loops, cuts by the limit, thoughts that were never closed.
+"""Abnormal endings of solutions, paired like correct and wrong: loops, cut-offs by the token limit, unclosed thoughts.
 
-What a log does not tell is not known, and never counted as no.
+An ending that a log does not record is unknown, and never counted as absent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +31,12 @@ ENDINGS: dict[str, tuple[str, str, Callable[[Sample], bool | None]]] = {
     "cut_off": ("cut off", "no field that says how a text finished", lambda sample: sample.cut),
     "unclosed": ("in an unclosed thought", "no texts", lambda sample: None if sample.text is None else _unclosed(sample.text)),
 }
-"""By name: in words, what a log lacks that does not tell, and whether a sample ends so (None: not known)."""
+"""By name: the ending in words, what a log needs to record it, and whether a sample ends so (None: unknown)."""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """Two arms' shares of one odd ending on the same problems: discordant counts, the change (second minus first), p, and Holm's p."""
+    """Two arms' shares of one abnormal ending on the same problems: discordant counts, the change (second minus first), p, and Holm's p."""
 
     pair: statistics.Paired
     change: statistics.Interval
@@ -46,7 +46,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Ending:
-    """One odd ending of two arms, on the problems of which it is known in both.
+    """One abnormal ending of two arms, on the problems for which it is known in both.
 
     Attributes:
         name: A key of ``ENDINGS``.
@@ -84,7 +84,7 @@ class Ending:
 def tested(arms: Sequence[tuple[statistics.Shares, statistics.Shares]]) -> list[Tested]:
     """Each pair of shares with its own test, exact McNemar and its score interval, and Holm's p over all of them.
 
-    Several samples a problem are paired as shares: sign flips and a bootstrap, as for right and wrong.
+    Several samples per problem are paired as shares: sign flips and a bootstrap, as for right and wrong.
     """
     p_values = [statistics.permutation(first, second) for first, second in arms]
     return [
@@ -94,7 +94,7 @@ def tested(arms: Sequence[tuple[statistics.Shares, statistics.Shares]]) -> list[
 
 
 def compare(first: Log, second: Log, problems: Sequence[str]) -> list[Ending]:
-    """Every odd ending of two arms on these problems, with Holm's p over those of which something is known."""
+    """Every abnormal ending of two arms on these problems, with Holm's p over the known ones."""
     found: dict[str, tuple[int, float | None, float | None]] = {}
     arms: dict[str, tuple[statistics.Shares, statistics.Shares]] = {}
     for name in ENDINGS:
@@ -121,7 +121,7 @@ def known(log: Log, name: str, problems: Sequence[str]) -> dict[str, float]:
 
 
 def share(log: Log, name: str) -> float | None:
-    """The share of a log's solutions that end so, of the problems of which it is known; None where it is of none."""
+    """The share of a log's solutions that end so, of the problems of which it is known; None if it is of none."""
     return _mean(known(log, name, list(log.samples)))
 
 

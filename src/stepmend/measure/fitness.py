@@ -11,20 +11,20 @@ from stepmend.recipe import Recipe
 from stepmend.records import Trace
 
 LOW_ACCURACY = 0.05
-"""Accuracy of full precision below which nothing is restored: there is next to nothing to lose."""
+"""Minimum accuracy of full precision for restoring: below it there is almost nothing to lose."""
 CUT_OFF = 0.5
 """Share of solutions cut off by the token limit above which a run says that the limit is too low."""
 LOW_FORMAT = 0.5
 """Share of solutions in the step format below which a run names ``stepmend align``."""
 FEW, SAMPLES = ("aime", "aime25"), 16
-"""Benchmarks of so few problems that one solution of each says little, and how many of each a run asks for at least."""
+"""Benchmarks with so few problems that one solution per problem is not informative, and the number of samples that a run recommends."""
 
 
 @dataclass(frozen=True)
 class Fitness:
     """Full precision on the test problems: accuracy, the share of solutions in the step format, and of those cut off; all in [0, 1].
 
-    ``thinks`` says whether most solutions hold a thought; then no step format is asked for. ``problems`` is their number.
+    ``thinks`` says whether most solutions contain a thought; then no step format is required. ``problems`` is their number.
     """
 
     accuracy: float
@@ -35,11 +35,12 @@ class Fitness:
 
     @property
     def weak(self) -> bool:
-        """Whether the model solves too few problems for a restoration to mean anything."""
+        """Whether the model solves too few problems for a restoration to be meaningful."""
         return self.accuracy < LOW_ACCURACY
 
     def warnings(self, recipe: Recipe) -> list[str]:
-        """A line each for low accuracy and a low share in the step format; for solutions cut off, which explain both, one line alone."""
+        """Warnings for low accuracy and for a low share in the step format; only one warning if solutions are cut off, which explains
+        both."""
         if self.cut_off > CUT_OFF:
             share = f"{100 * self.cut_off:.1f} % of full precision's solutions are cut off by the token limit"
             return [f"{share}; raise measure.max_new_tokens", *self._drawn(recipe)]
@@ -58,7 +59,7 @@ class Fitness:
         return lines
 
     def _drawn(self, recipe: Recipe) -> list[str]:
-        """What is to be said of how solutions are drawn: thoughts greedily, or few of few problems."""
+        """Warnings about sampling: greedy decoding of thoughts, or few samples of few problems."""
         how, lines = "measure.temperature=0.6 and measure.top_p=0.95 are what most of their model cards ask for", []
         if self.thinks and not recipe.measure.temperature:
             lines.append(f"the model thinks, and was measured greedily, by which thoughts fall into loops: {how}")
@@ -81,7 +82,7 @@ def fitness(traces: Iterable[Trace], right: Samples) -> Fitness:
 
 
 def is_thought(trace: Trace) -> bool:
-    """Whether a solution holds a thought, or begins in one."""
+    """Whether a solution holds a thought, or starts in one."""
     return bool(trace.opening) or THOUGHTS.search(trace.text) is not None
 
 
@@ -104,9 +105,9 @@ def align_command(recipe: Recipe) -> str:
 
 
 def obstacle(fit: Fitness, pair: Callable[[], Paired]) -> str | None:
-    """Why a scheme is not restored; None where it is.
+    """Why a scheme is not restored; None if it is.
 
-    ``pair`` gives full precision's outcomes paired with the scheme's on curate problems, and is called only where they are needed. Test
+    ``pair`` gives full precision's outcomes paired with the scheme's on curate problems, and is called only if they are needed. Test
     problems decide nothing: a loss that is reported because it looked large on the very problems it is reported on is too large on
     average, and a useless restoration would seem to recover part of it.
     """

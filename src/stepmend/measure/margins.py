@@ -1,4 +1,4 @@
-"""Both models' margins of full precision's own tokens, and what quantization did to them."""
+"""Both models' margins of full precision's own tokens, and the effect of quantization on them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,13 @@ from stepmend.measure import damage as damages
 from stepmend.records import Problem, Trace, digest
 
 READ = 256
-"""Solutions whose margins are read at once."""
+"""Solutions per pass when margins are computed."""
 
 
 def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mapping[str, Trace]) -> None:
-    """What quantization did to the margins of full precision's own tokens, over all its traces of these problems."""
+    """The effect of quantization on the margins of full precision's own tokens, over all its traces of these problems."""
     if not context.scores(FULL, arm):
-        context.stages.say(f"  {arm}: margins are not read; what writes the solutions of full precision or of this arm does not score")
+        context.stages.say(f"  {arm}: margins are skipped: the engine of full precision or of this arm cannot score")
         return
     made_by = digest(
         "damage",
@@ -32,8 +32,8 @@ def damage(context: Context, arm: str, problems: Sequence[Problem], full: Mappin
         return
     found, kinds = [], []
     with context.stages.stage(f"{arm}: margins", len(problems), "solutions") as tick:
-        for begin in range(0, len(problems), READ):
-            part = problems[begin : begin + READ]
+        for start in range(0, len(problems), READ):
+            part = problems[start : start + READ]
             prompts, traces = [context.prompt_of(p) for p in part], [full[p.id] for p in part]
             found += locators.margins_of(prompts, traces, context.scorer(FULL), context.scorer(arm))
             kinds += [[damages.kind(context.tokenizer.decode([token])) for token in trace.tokens] for trace in traces]

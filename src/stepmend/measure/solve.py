@@ -1,8 +1,8 @@
-"""Every arm solves the same problems; its solutions are graded while others are generated, and kept as they end.
+"""Every arm solves the same problems; solutions are saved as they end, and graded while others are generated.
 
 
-Where solutions are drawn (``measure.temperature``), every problem has ``measure.samples`` of them. The n-th solution of a problem is the
-same however many there are in all: more of them may be asked for later, and those that are there are kept.
+With sampling (``measure.temperature``), every problem has ``measure.samples`` solutions. The n-th solution of a problem does not depend on
+their number: more can be generated later, and existing ones are kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from stepmend.measure import statistics
 from stepmend.records import Problem, Trace, digest
 
 APART = 1 << 20
-"""How far the noise floor's seed is from the recipe's."""
+"""Offset of the noise floor's seed from the recipe's."""
 
 
 class Solutions(Mapping[str, Trace]):
@@ -41,7 +41,7 @@ class Solutions(Mapping[str, Trace]):
 
 
 class _Chosen(Mapping[str, Trace]):
-    """One solution of every problem, by its number, read when it is asked for."""
+    """One solution of every problem, by its number, read on access."""
 
     def __init__(self, of: Solutions, numbers: Mapping[str, int]) -> None:
         self.of, self.numbers = of, numbers
@@ -57,9 +57,9 @@ class _Chosen(Mapping[str, Trace]):
 
 
 def solve(context: Context, arm: str, problems: Sequence[Problem], split: str, *, samples: int | None = None) -> Solutions:
-    """The solutions of one arm, read when they are asked for; graded while others are generated, and kept.
+    """The solutions of one arm, read on access; missing ones are generated, graded and saved.
 
-    ``samples`` is their number a problem; None is the recipe's.
+    ``samples`` is their number per problem; None is the recipe's.
     """
     texts, ids = [context.prompt_of(problem) for problem in problems], [problem.id for problem in problems]
     size, digests = _inputs(context, arm, texts, ids, samples)
@@ -96,7 +96,7 @@ class Shard(BaseModel):
     """Problems that one engine solves: texts and ids of all of a stage, and the indices of solutions that are ``done``, or others' to do.
 
     ``made_by`` holds the digest of every sample; the solutions are those of all problems, sample by sample. Every shard of a stage knows
-    all its texts, so that an engine cuts them into the same batches, and draws the same samples. Traces keep ``opening``, the beginning of
+    all its texts, so that an engine cuts them into the same batches, and draws the same samples. Traces keep ``opening``, the start of
     a thought that the texts end in.
     """
 
@@ -133,7 +133,7 @@ def is_solved(context: Context, arm: str, problems: Sequence[Problem]) -> bool:
 def _inputs(
     context: Context, arm: str, texts: Sequence[str], ids: Sequence[str], samples: int | None = None
 ) -> tuple[int, list[str]]:  # fmt: skip
-    """The number of slots that an arm solves in, and of every sample the digest of all that decides it."""
+    """The number of slots that an arm solves in, and of every sample the digest of all its inputs."""
     measure = context.recipe.measure
     size = max(1, min(context.batch_size, len(texts)) * 2 // 3) if arm == AGAIN else context.batch_size
     opening = [context.form.opening] if context.form.opening else []
@@ -164,7 +164,7 @@ def _is_right(context: Context, arm: str, problem: str, number: int) -> bool:
 
 
 def solved(context: Context, problems: Sequence[Problem], arm: str) -> statistics.Outcomes:
-    """Whether an arm solves each problem: most of its solutions are right."""
+    """Whether an arm solves each problem, that is, most of its solutions are correct."""
     return statistics.majority(outcomes(context, problems, arm))
 
 

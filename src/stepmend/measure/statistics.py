@@ -1,4 +1,4 @@
-"""Paired statistics of right and wrong. Every function takes outcomes of the same problems in the same order; True is right.
+"""Paired statistics of correct and wrong outcomes. Every function takes outcomes of the same problems in the same order; True is right.
 
 One sample per problem: the exact McNemar test, and a score interval that excludes 0 exactly where the test rejects. Several samples or
 training seeds per problem: sign flips, and a bootstrap over problems, which are the clusters (Miller, 2411.00640). Seeds are replicates
@@ -19,20 +19,20 @@ from scipy.stats import binom, binomtest, norm
 
 Outcomes = NDArray[np.bool_]
 Shares = NDArray[np.bool_] | NDArray[np.float64]
-"""Right or not, [problems]; or with several samples a problem, [problems, samples]."""
+"""Right or not, [problems]; or with several samples per problem, [problems, samples]."""
 Samples = NDArray[np.bool_]
 """Right or not, [problems] or [problems, samples]."""
 RESAMPLES = 10_000
 LEVEL = 0.95
 Z = float(norm.ppf((1 + LEVEL) / 2))
 MARGIN = 1.0
-"""Points of accuracy that an arm may lose and still be called not worse, where no other margin is given."""
+"""Default non-inferiority margin, in points of accuracy."""
 Verdict = Literal["not worse", "worse", "not shown"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with a confidence interval; ``value`` is None, and ``reason`` says why, where it is undefined."""
+    """A value with a confidence interval; ``value`` is None, and ``reason`` says why, if it is undefined."""
 
     value: float | None
     low: float | None
@@ -64,7 +64,7 @@ class Paired:
 def paired(first: Samples, second: Samples) -> Paired:
     """Discordant counts and the exact McNemar test (a two-sided binomial test of the discordant pairs; McNemar, 1947).
 
-    With several samples a problem, the counts are of problems of which most samples are right, and p is that of sign flips of the
+    With several samples per problem, the counts are of problems of which most samples are right, and p is that of sign flips of the
     problems' shares (``permutation``).
     """
     _same_length(first, second)
@@ -87,7 +87,7 @@ def majority(outcomes: Shares) -> Outcomes:
 
 
 def accuracy(outcomes: Samples) -> Interval:
-    """Share of right outcomes, with Wilson's score interval; of several samples a problem, avg@k with problems resampled as clusters."""
+    """Share of right outcomes, with Wilson's score interval; of several samples per problem, avg@k with problems resampled as clusters."""
     if not len(outcomes):
         return Interval(None, None, None, "no problems")
     if outcomes.ndim > 1:
@@ -152,7 +152,7 @@ def _correction(discordant: int) -> float:
 def permutation(first: Shares, second: Shares, *, seed: int = 0) -> float:
     """Two-sided paired test of a difference: the signs of the problems' differences are redrawn (Fisher's sign flips, 10,000 draws).
 
-    Where all differences that are not 0 are of one size, as with one sample a problem, this is the exact McNemar test, without any draw.
+    Where all differences that are not 0 are of one size, as with one sample per problem, this is the exact McNemar test, without any draw.
     """
     delta = per_problem(first) - per_problem(second)
     delta = delta[delta != 0]
@@ -166,7 +166,7 @@ def permutation(first: Shares, second: Shares, *, seed: int = 0) -> float:
 def verdict(change: Interval, margin: float = MARGIN, *, p: float | None = None) -> Verdict:
     """What a change of accuracy, new minus old, shows at 95 % of whether the new arm is worse.
 
-    ``not worse``: the interval's low end is above minus ``margin`` points (non-inferiority). Else ``worse``: the interval lies below 0,
+    ``not worse``: the interval's low end is above minus ``margin`` points (non-inferiority). Else ``worse``: the interval is below 0,
     or, where ``p`` is given, which is adjusted for several tests, the change is negative and p below 5 %. Else ``not shown``.
     """
     if change.value is None or change.low is None or change.high is None:
@@ -198,9 +198,9 @@ def average_at(outcomes: Shares) -> float:
 
 
 def pass_at(outcomes: Outcomes, k: int) -> float:
-    """pass@k: the probability that one of k samples is right, estimated without bias from n >= k samples a problem.
+    """pass@k: the probability that one of k samples is right, estimated without bias from n >= k samples per problem.
 
-    1 - C(n - c, k) / C(n, k) for c right ones (Chen et al., 2107.03374, equation 1). Raises ValueError where k is not in 1..n.
+    1 - C(n - c, k) / C(n, k) for c right ones (Chen et al., 2107.03374, equation 1). Raises ValueError if k is not in 1..n.
     """
     n = outcomes.shape[1]
     if not 1 <= k <= n:
@@ -221,8 +221,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_detectable(pair: Paired, *, power: float = 0.8, level: float = 1 - LEVEL) -> float | None:
     """The smallest true difference that McNemar's test would find with this power, for this n and this share of discordant problems.
 
-    Solves n = (z_(1-level/2) sqrt(d) + z_power sqrt(d - x^2))^2 / x^2 for x, where d is the discordant share, or x where that is larger
-    (Connor, 1987). None where even a difference of 1 would be missed.
+    Solves n = (z_(1-level/2) sqrt(d) + z_power sqrt(d - x^2))^2 / x^2 for x, where d is the discordant share, or x if that is larger
+    (Connor, 1987). None if even a difference of 1 would be missed.
     """
     if not pair.n:
         return None
@@ -242,7 +242,7 @@ def loses(full: Shares, other: Shares) -> bool:
 
 
 def recovery(full: Samples, quantized: Samples, restored: Shares, *, seed: int = 0) -> Interval:
-    """(restored - quantized) / (full - quantized) accuracy, problems resampled; undefined where the loss is within noise.
+    """(restored - quantized) / (full - quantized) accuracy, problems resampled; undefined if the loss is within noise.
 
     Each is [problems], or [problems, samples or seeds], which stay together.
 
@@ -282,7 +282,7 @@ def _within_noise(full: Samples, quantized: Samples) -> str:
 
 
 def mean(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """The mean of one value a problem, problems resampled; undefined without any."""
+    """The mean of one value per problem, problems resampled; undefined without any."""
     if not len(values):
         return Interval(None, None, None, "no problems")
     return Interval(float(values.mean()), *_percentiles(_resampled(values[:, None].astype(float), seed)[:, 0]))

@@ -1,1 +1,1 @@
-"""Checkpoints: loading them, what they are asked, and the built-in ones."""
+"""Models: loading checkpoints, prompts, and the built-in reasoners."""

@@ -1,4 +1,4 @@
-"""What a model is asked, and in which form: a prompt (``prompts.py``), a system message, and the model's own chat template."""
+"""Prompting: a prompt (``prompts.py``), a system message, and the model's own chat template."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,22 +18,22 @@ __all__ = [
 ]  # fmt: skip
 
 TODAY = date(2025, 1, 1)
-"""What chat templates that write the date are told it is: the same question must not be another one tomorrow."""
+"""The date given to chat templates that print it, fixed so that prompts do not change from day to day."""
 TEMPLATE = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-"""What chat templates are told, where they ask."""
+"""Variables passed to chat templates."""
 SWITCHES = ("enable_thinking", "thinking")
-"""What chat templates call the switch that makes a model think: Qwen3's, and that of Granite and DeepSeek-V3.1."""
+"""Names of the chat-template variable that turns thinking on: Qwen3's, and that of Granite and DeepSeek-V3.1."""
 SOLUTION, THOUGHT, BUILTIN = 1024, 32_768, 180
-"""Tokens after which a solution is cut off, where the recipe does not say: of most models; of those that think, as the model cards of
+"""Tokens after which a solution is cut off, if the recipe does not say: of most models; of those that think, as the model cards of
 DeepSeek-R1 and Qwen3 recommend; of the built-in reasoners."""
 NEAR = 16
-"""Tokens before one that may change how it is written: bytes of one character, blanks at a text's begin."""
+"""Tokens before one that may change how it is written: bytes of one character, blanks at a text's start."""
 ALIGNED = "align.json"
-"""The file in which an aligned checkpoint says how it was made, and what it was asked then."""
+"""The file of an aligned checkpoint that records its settings and its prompt."""
 
 
 def aligned(folder: str | Path) -> dict[str, Any]:
-    """What an aligned checkpoint says of its making; empty where ``folder`` is none."""
+    """The settings of an aligned checkpoint; empty if ``folder`` holds no aligned one."""
     try:
         found = json.loads(inputs.content(Path(folder) / ALIGNED))
     except (ValueError, RecursionError):  # InputError is a ValueError
@@ -49,13 +49,13 @@ def prompt_for(folder: str, builtin: bool, thinks: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is asked.
+    """How a model is prompted.
 
     Attributes:
         prompt: The prompt's name in ``PROMPTS``, or its text.
         system: The system message; None for the template's own.
-        thinking: Whether the model is asked to think, where its chat template has a switch for it.
-        opening: The beginning of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
+        thinking: Whether thinking is turned on, if its chat template has a switch for it.
+        opening: The start of a thought that the rendered question ends in, such as ``<think>``; empty for most models.
     """
 
     prompt: str
@@ -65,26 +65,26 @@ class Form:
 
     @property
     def thinks(self) -> bool:
-        """Whether solutions are expected to begin with a thought."""
+        """Whether solutions are expected to start with a thought."""
         return self.thinking or bool(self.opening)
 
     @property
     def name(self) -> str:
-        """What names this form in digests and on cards: the prompt's name where there is nothing else to say."""
+        """What names this form in digests and on cards: the prompt's name if there is nothing else to say."""
         more = {"system": self.system, "thinking": self.thinking or None}
         more = {key: value for key, value in more.items() if value is not None}
         return json.dumps({"prompt": self.prompt, **more}, ensure_ascii=False) if more else self.prompt
 
     def render(self, tokenizer: Any, question: str) -> str:
-        """The text up to where the model's answer begins."""
+        """The text up to where the model's answer starts."""
         return render(tokenizer, self.prompt, question, system=self.system, thinking=self.thinking)
 
 
 def form_of(tokenizer: Any, folder: str, wanted: Chat | None = None, *, builtin: bool = False) -> Form:
-    """How the checkpoint in ``folder`` is asked: as the recipe wants it, and what that leaves open, by the model.
+    """How the checkpoint in ``folder`` is prompted: by the recipe, and by the model's defaults for keys that are not set.
 
-    A model that can be asked to think is, unless it was aligned, for it was aligned without. Raises InputError for a system message that
-    the chat template does not take, and for a wish about thinking that it cannot fulfil.
+    A model that can think does so, unless it was aligned, because alignment is done without thinking. Raises InputError for a system
+    message or a thinking setting that the chat template does not support.
     """
     wanted = wanted or Chat()
     asks = switches(tokenizer)
@@ -92,7 +92,7 @@ def form_of(tokenizer: Any, folder: str, wanted: Chat | None = None, *, builtin:
     opens = opening(render(tokenizer, "plain-1", "?", thinking=thinking))
     if wanted.thinking is not None and not asks and wanted.thinking != bool(opens):
         has = "always opens a thought" if opens else "has no switch for thinking"
-        raise InputError(f"recipe: chat.thinking = {str(wanted.thinking).lower()}: the model's chat template {has}; leave the key out")
+        raise InputError(f"recipe: chat.thinking = {str(wanted.thinking).lower()}: the model's chat template {has}; remove the key")
     thinking = thinking and asks
     form = Form(wanted.prompt or prompt_for(folder, builtin, thinking or bool(opens)), wanted.system, thinking, opens)
     if form.system is not None and form.system.strip() not in _rendered_system(tokenizer, form):
@@ -116,13 +116,13 @@ def switches(tokenizer: Any) -> bool:
 
 
 def opening(text: str) -> str:
-    """The beginning of a thought that a rendered question ends in, with the blanks behind it; empty where it ends in none."""
+    """The start of a thought that a rendered question ends in, with the blanks after it; empty if it ends in none."""
     *_, last = [None, *THOUGHTS.finditer(text)]
     return text[last.start() :] if last and last["open"] and not text[last.end() :].strip() else ""
 
 
 def tokens_for(form: Form, config: Any, *, builtin: bool = False) -> int:
-    """Tokens after which a solution is cut off, where the recipe does not say; a thought takes at most three quarters of the positions
+    """Tokens after which a solution is cut off, if the recipe does not say; a thought takes at most three quarters of the positions
     that a model's configuration knows."""
     if not form.thinks:
         return BUILTIN if builtin else SOLUTION
@@ -133,15 +133,15 @@ def tokens_for(form: Form, config: Any, *, builtin: bool = False) -> int:
 def render(
     tokenizer: Any, prompt: str, question: str, shown: Sequence[tuple[str, str]] = (), *, system: str | None = None, thinking: bool = False
 ) -> str:
-    """The text up to where the model's answer begins, by the tokenizer's own chat template.
+    """The text up to where the model's answer starts, by the tokenizer's own chat template.
 
     Args:
         tokenizer: The model's own.
         prompt: A name in ``PROMPTS``, or a text with ``{question}`` in it.
         question: The question.
-        shown: Earlier turns, asked and said.
+        shown: Earlier turns of user and assistant.
         system: The system message; None leaves it to the template.
-        thinking: What templates with a switch for thinking are told.
+        thinking: The value passed to templates with a thinking switch.
     """
     turns = [part for asked, said in shown for part in (filled(prompt, asked), said)]
     turns.append(filled(prompt, question))
@@ -157,7 +157,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of tokens, without special ones; but those that begin or end a thought (Magistral's ``[THINK]``) are part of it."""
+    """The text of tokens, without special ones; but those that start or end a thought (Magistral's ``[THINK]``) are part of it."""
     return _decoder(tokenizer)(tokens)
 
 
@@ -173,7 +173,7 @@ def token_spans(tokenizer: Any, tokens: tuple[int, ...] | list[int]) -> list[tup
     """The half-open span that each token takes in the text of all of them; special tokens take none (``decode``)."""
     text_of, spans, end = _decoder(tokenizer), [], 0
     for i in range(len(tokens)):
-        # A token's text is what it adds to those before it; how a text begins changes nothing far behind.
+        # A token's text is what it adds to those before it; how a text starts changes nothing far after.
         near = tokens[max(0, i - NEAR) : i + 1]
         before, after = (len(text_of(part)) for part in (near[:-1], near))
         spans.append((end, end + max(0, after - before)))

@@ -1,6 +1,6 @@
-"""Before any work: what of a model would be quantized, what tuned, what is left alone and why, and what is refused.
+"""Checks before any work: which modules of a model would be quantized and tuned, which are left alone and why, and what is refused.
 
-All of it is read from a model without numbers (the meta device), so it takes seconds and reads no weights.
+All of it is read from a model without weights (the meta device), so it takes seconds and reads no weights.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from stepmend.quantize.schemes import Scheme, check_widths
 from stepmend.records import InputError
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""What the small linear layers that choose experts are called; rounding them sends tokens elsewhere (llm-compressor's examples leave
-them)."""
+"""Names of routers, the small linear layers that choose experts; rounding them changes the routing (llm-compressor's examples exclude them
+too)."""
 NARROW = 16
-"""Rows or columns below which a linear layer is left alone: it holds next to nothing, and gates as narrow as this decide much."""
+"""Linear layers with fewer rows or columns are left alone: they hold almost no parameters, and such narrow gates have a large effect."""
 APART = ("nvfp4a16", "mxfp8a16")
 """Weight-only presets in which transformers does not load experts: it leaves out the scale of all scales, and reads exponents as scales."""
 EXPERTS = "experts in one tensor"
@@ -27,7 +27,7 @@ EXPERTS = "experts in one tensor"
 
 @dataclass(frozen=True)
 class Layer:
-    """One module that holds matrices: its name and class, rows and columns (of one expert, where it holds many), numbers in it, and
+    """One module that holds matrices: its name and class, rows and columns (of one expert, if it holds many), numbers in it, and
     whether it is quantized and its codes and scales tuned; ``why`` says why not."""
 
     name: str
@@ -75,7 +75,7 @@ def _is_seeing(name: str) -> bool:
 
 
 def _why_not(name: str, module: Any, is_head: bool, body: str, stack: str) -> str:
-    """Why a module's codes and scales are not tuned; empty where they are."""
+    """Why a module's codes and scales are not tuned; empty if they are."""
     if is_head:
         return "the head"
     if isinstance(module, nn.Embedding):
@@ -101,7 +101,7 @@ def ignored(layers: Sequence[Layer]) -> list[str]:
 
 
 def refuse(model: Any, scheme: Scheme, layers: Sequence[Layer]) -> None:
-    """Raises InputError, with what to do, where a scheme does not suit a model."""
+    """Raises InputError, with what to do, if a scheme does not suit a model."""
     causal.refuse(model)
     quantized = [layer for layer in layers if layer.quantized]
     if not quantized:
@@ -116,7 +116,7 @@ def refuse(model: Any, scheme: Scheme, layers: Sequence[Layer]) -> None:
     if any(layer.why == EXPERTS for layer in layers):
         _refuse_experts(model, scheme)
     if scheme.kv_bits and _states(model):
-        raise InputError(f"scheme: {scheme.name}: layers of {model.config.model_type} keep a state and no keys; leave out -kv8")
+        raise InputError(f"scheme: {scheme.name}: layers of {model.config.model_type} have a recurrent state and no KV cache; remove -kv8")
 
 
 def _states(model: Any) -> bool:
@@ -136,7 +136,7 @@ def _refuse_experts(model: Any, scheme: Scheme) -> None:
         raise InputError(f"model: experts of {family} are stored in one tensor, which transformers cannot load again when it is quantized")
     if scheme.activation_bits != 16 or not scheme.symmetric or scheme.preset in APART:
         allowed = "symmetric, weight-only schemes of integers or MXFP4"
-        raise InputError(f"scheme: {scheme.name}: experts of {family} load again with {allowed}; take w3a16, w4a16 or mxfp4a16")
+        raise InputError(f"scheme: {scheme.name}: experts of {family} can be loaded only with {allowed}; use w3a16, w4a16 or mxfp4a16")
 
 
 def summary(layers: Sequence[Layer]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Float codes of compressed-tensors checkpoints, made dense in the dtype that is computed in.
+"""Float codes of compressed-tensors checkpoints, dequantized to the compute dtype.
 
 The library makes FP4 and MX weights bfloat16 whatever the model's dtype is, and such a model fails in its first layer. Here they are made
 in the dtype asked for, by the library's own dequantization.
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def made_in(dtype: Any) -> Iterator[None]:
-    """Inside, FP4 codes and MX scales are unpacked to ``dtype``; where that is none (``auto``), to bfloat16."""
+    """Inside, FP4 codes and MX scales are unpacked to ``dtype``; if that is none (``auto``), to bfloat16."""
     import torch
     from compressed_tensors.compressors.mxfp8 import base as mxfp8
     from compressed_tensors.compressors.nvfp4 import base as nvfp4

@@ -1,4 +1,5 @@
-"""One teacher-forced pass, in pieces that fit memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H width."""
+"""Teacher-forced passes, in chunks that fit into memory. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H
+width."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from stepmend.models.head import Head, body_of
 
 WIDTH = 16
 """Batches are padded to a multiple of this: few shapes keep the allocator small and a CPU's kernels warm (docs/log.md)."""
-ALIKE = {"cpu": 0.8, "cuda": 0.4}
+SIMILAR = {"cpu": 0.8, "cuda": 0.4}
 """Rows at least this share of the longest's length go through together; shorter ones by themselves, for padding costs as much as text. On
 a GPU a further pass costs its thousands of launches, which with few tokens is more than padding costs."""
 LOGITS = 1 << 26
@@ -19,22 +20,22 @@ LOGITS = 1 << 26
 
 
 def collate(rows: Sequence[Sequence[int]], pad: int, device: Any) -> torch.Tensor:
-    """Ids [B, T], padded on the right: padding is behind everything that a causal model looks at."""
+    """Ids [B, T], padded on the right, where a causal model's attention does not reach."""
     width = -(-max(map(len, rows)) // WIDTH) * WIDTH
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
 
 
 def hidden_of(model: Any, ids_BT: torch.Tensor, where: Sequence[tuple[int, int]], **options: Any) -> torch.Tensor:
-    """The last hidden states, behind the final norm, at (row, place) pairs: [N, H]. No logits are made."""
+    """The last hidden states, after the final norm, at (row, position) pairs: [N, H]. No logits are computed."""
     hidden_BTH = body_of(model)(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
     row_N, place_N = torch.tensor(where, device=ids_BT.device).T
     return hidden_BTH[row_N, place_N]
 
 
 def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], pad: int) -> torch.Tensor:
-    """``hidden_of`` of rows of ids, [N, H], in one pass for every group of like length."""
+    """``hidden_of`` of rows of ids, [N, H], in one pass for every group of similar length."""
     parts, order = [], []
-    for group in alike([len(row) for row in rows], model.device):
+    for group in length_groups([len(row) for row in rows], model.device):
         inside = {row: place for place, row in enumerate(group)}
         mine = [n for n, (row, _) in enumerate(where) if row in inside]
         ids_BT = collate([rows[row] for row in group], pad, model.device)
@@ -43,9 +44,9 @@ def states_of(model: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[i
     return torch.cat(parts)[torch.tensor(order, device=model.device).argsort()]
 
 
-def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Indices in groups of like length, longest first."""
-    groups, least = list[list[int]](), ALIKE.get(device.type, ALIKE["cuda"])
+def length_groups(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Indices in groups of similar length, longest first."""
+    groups, least = list[list[int]](), SIMILAR.get(device.type, SIMILAR["cuda"])
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not groups or lengths[i] < least * lengths[groups[-1][0]]:
             groups.append([])
@@ -58,10 +59,10 @@ def head_of(model: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
     return Head(model)(hidden_NH)
 
 
-def in_pieces(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:
-    """``of`` tensors with one row a place, [N, ...], which makes logits of them: so many places at once that ``LOGITS`` hold.
+def in_chunks(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """Apply ``of``, which computes logits, to tensors with one row per position, [N, ...], in chunks of at most ``LOGITS`` logits.
 
-    Going backward the logits of each piece are made again, so that no more than one piece's are ever held.
+    Going backward the logits of each piece are computed again, so that no more than one piece's are ever held.
     """
     size = max(1, LOGITS // vocabulary)
     if len(tensors[0]) <= size:
@@ -70,25 +71,25 @@ def in_pieces(of: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.
     return torch.cat([checkpoint(of, *piece, use_reentrant=False) for piece in pieces])
 
 
-def losses(model: Any, rows: Sequence[Sequence[int]], begins: Sequence[int], pad: int) -> list[float]:
-    """Each row's mean negative log-likelihood (natural log) of its tokens from ``begins[i]`` (at least 1) on."""
-    return _means(rows, begins, lambda ids_BT, where: _likelihoods(model, ids_BT, where), pad, model.device)
+def losses(model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int) -> list[float]:
+    """Each row's mean negative log-likelihood (natural log) of its tokens from ``starts[i]`` (at least 1) on."""
+    return _means(rows, starts, lambda ids_BT, where: _likelihoods(model, ids_BT, where), pad, model.device)
 
 
-def divergences(first: Any, second: Any, rows: Sequence[Sequence[int]], begins: Sequence[int], pad: int) -> list[float]:
-    """Each row's mean KL divergence, first model from second, over its tokens from ``begins[i]`` (at least 1) on."""
-    return _means(rows, begins, lambda ids_BT, where: _divergences(first, second, ids_BT, where), pad, first.device)
+def divergences(first: Any, second: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int) -> list[float]:
+    """Each row's mean KL divergence, first model from second, over its tokens from ``starts[i]`` (at least 1) on."""
+    return _means(rows, starts, lambda ids_BT, where: _divergences(first, second, ids_BT, where), pad, first.device)
 
 
-def _means(rows: Sequence[Sequence[int]], begins: Sequence[int], of: Any, pad: int, device: Any, size: int = 32) -> list[float]:
+def _means(rows: Sequence[Sequence[int]], starts: Sequence[int], of: Any, pad: int, device: Any, size: int = 32) -> list[float]:
     found: dict[int, float] = {}
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with torch.inference_mode():
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            where = [(r, t - 1) for r, i in enumerate(batch) for t in range(begins[i], len(rows[i]))]
+            where = [(r, t - 1) for r, i in enumerate(batch) for t in range(starts[i], len(rows[i]))]
             values = of(collate([rows[i] for i in batch], pad, device), where)
-            counts = [len(rows[i]) - begins[i] for i in batch]
+            counts = [len(rows[i]) - starts[i] for i in batch]
             found |= {i: float(part.mean()) for i, part in zip(batch, values.split(counts), strict=True)}
     return [found[i] for i in range(len(rows))]
 
@@ -104,7 +105,7 @@ def likelihoods(model: Any, hidden_NH: torch.Tensor, token_N: torch.Tensor) -> t
     def of(hidden_NH: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(head_of(model, hidden_NH), token_N, reduction="none")
 
-    return in_pieces(of, model.config.get_text_config().vocab_size, hidden_NH, token_N)
+    return in_chunks(of, model.config.get_text_config().vocab_size, hidden_NH, token_N)
 
 
 def _divergences(first: Any, second: Any, ids_BT: torch.Tensor, where: list[tuple[int, int]]) -> torch.Tensor:
@@ -113,4 +114,4 @@ def _divergences(first: Any, second: Any, ids_BT: torch.Tensor, where: list[tupl
         return F.kl_div(theirs, mine, log_target=True, reduction="none").sum(-1)
 
     one_NH, other_NH = hidden_of(first, ids_BT, where), hidden_of(second, ids_BT, where)
-    return in_pieces(of, first.config.get_text_config().vocab_size, one_NH, other_NH)
+    return in_chunks(of, first.config.get_text_config().vocab_size, one_NH, other_NH)

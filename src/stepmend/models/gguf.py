@@ -1,4 +1,4 @@
-"""GGUF files as checkpoints: a low-bit one beside the configuration and tokenizer of its full-precision model, and a full-precision one as
+"""GGUF files as checkpoints: a low-bit file with the configuration and tokenizer of its full-precision model, and a full-precision file as
 an ordinary folder.
 """
 
@@ -34,9 +34,9 @@ def is_file(path: str) -> bool:
 
 
 def named(path: str) -> Path | None:
-    """The GGUF file that a path names: itself, or the one in a folder without safetensors; None where it names none.
+    """The GGUF file that a path names: itself, or the one in a folder without safetensors; None if it names none.
 
-    Raises InputError where the folder holds several.
+    Raises InputError if the folder holds several.
     """
     place = Path(path).expanduser()
     if is_file(path):
@@ -55,7 +55,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 def beside(file: Path, parent: str) -> str:
     """A folder, for as long as the process lives, that holds a link to a GGUF file, and its model's configuration and tokenizer.
 
-    Raises InputError where the file cannot be read, or holds no low-bit layer.
+    Raises InputError if the file cannot be read, or holds no low-bit layer.
     """
     header = gguf_header.read(file)
     if all(tensor.kind in FULL for tensor in header.tensors if tensor.name.startswith("blk.")):
@@ -70,7 +70,7 @@ def beside(file: Path, parent: str) -> str:
         config = json.loads((part / "config.json").read_text(encoding="utf-8"))
         tied = all(tensor.name != gguf_names.HEAD for tensor in header.tensors)
         for of in (config, config["text_config"]) if isinstance(config.get("text_config"), dict) else (config,):
-            of["tie_word_embeddings"] = tied  # a file may hold the head apart from the embeddings, rounded otherwise
+            of["tie_word_embeddings"] = tied  # a file may hold the head apart from the embeddings, rounded differently
         config["quantization_config"] = {"quant_method": "gguf"}
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (part / file.name).symlink_to(file.resolve())
@@ -83,7 +83,7 @@ def full(file: Path) -> str:
     """The folder of an ordinary checkpoint with what a GGUF file holds, dequantized; made once for each content, in the user's cache.
 
     Tensors are in the file's 16 bits where all of its layers are, else in float32, which holds every product of a code and its scale.
-    Raises InputError where the file cannot be read, or transformers knows no such architecture.
+    Raises InputError if the file cannot be read, or transformers knows no such architecture.
     """
     header = gguf_header.read(file)
     with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Functions of many small kernels, recorded once as a CUDA graph and replayed: a launch costs more than the work of such a kernel."""
+"""Functions of many small kernels, recorded once as a CUDA graph and replayed: launching such a kernel takes longer than running it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ Graph = tuple[torch.cuda.CUDAGraph, Tensors, Tensors]
 
 
 class Recorded:
-    """A function of tensors and integers that gives tensors. On a CPU it is called as it is.
+    """A function from tensors and integers to tensors. On a CPU it is called directly.
 
     On a GPU its kernels are recorded once for each device, shapes and integers. The function must not read values back to the CPU. The
     tensors that a replay gives are overwritten by the next one of the same shapes.

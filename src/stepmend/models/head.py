@@ -1,6 +1,6 @@
-"""The two halves of any causal model: the body, which makes hidden states, and the head, which makes logits of them.
+"""The two parts of any causal model: the body, which computes hidden states, and the head, which computes logits from them.
 
-The head is the model's own forward pass with the body taken out, so that scales, caps, biases and further layers behind the body are in
+The head is the model's own forward pass with the body taken out, so that scales, caps, biases and further layers after the body are in
 it, whatever a family calls them. Tensor names carry their shape: B rows, T tokens, N places, V vocabulary, H hidden width.
 """
 
@@ -27,7 +27,7 @@ class _Hidden(BaseModelOutputWithPast):
 
 
 class _Given(nn.Module):
-    """Stands in for the body: returns the hidden states that it was given, and has the body's plain settings."""
+    """Replaces the body: returns the given hidden states, and has the body's simple attributes."""
 
     hidden_1NH: torch.Tensor | None = None
 
@@ -42,14 +42,14 @@ class _Given(nn.Module):
 
 
 class _Found(Exception):  # noqa: N818
-    """Ends the pass that looks for the body."""
+    """Raised to end the pass that finds the body."""
 
 
 class Head:
-    """Logits of last hidden states; holds the head's tensors, and nothing of the body."""
+    """Logits of last hidden states; holds only the head's tensors."""
 
     def __init__(self, model: Any) -> None:
-        """Raises InputError where the model's body is not to be found."""
+        """Raises InputError if the model's body is not to be found."""
         base = unwrapped(model)
         self.shell, self.given = _without(base, path_of(base)), _Given(base.get_submodule(path_of(base)))
         *parents, name = path_of(base).split(".")
@@ -75,7 +75,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def body_of(model: Any) -> Any:
-    """The module that makes the last hidden states, behind the final norm. Raises InputError where it is not to be found."""
+    """The module that makes the last hidden states, after the final norm. Raises InputError if it is not to be found."""
     base = unwrapped(model)
     return base.get_submodule(path_of(base))
 
@@ -116,7 +116,7 @@ def _first_called(base: Any) -> str | None:
 
 
 def _without(base: Any, path: str) -> Any:
-    """A copy of the model whose modules are the same, but for those that lead to ``path``, which are copies too."""
+    """A copy of the model whose modules are the same, except those that lead to ``path``, which are copies too."""
     shell = copy.copy(base)
     shell._modules = dict(base._modules)
     first, _, rest = path.partition(".")

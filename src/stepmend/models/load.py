@@ -1,4 +1,4 @@
-"""Load a full-precision or a quantized checkpoint, and say plainly what is wrong with one that does not load."""
+"""Load a full-precision or a quantized checkpoint, with a clear error for one that does not load."""
 
 import hashlib
 import re
@@ -16,15 +16,15 @@ from stepmend.records import InputError, digest
 
 BUILTIN = "builtin:"
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-"""What is fetched of a model from the hub."""
-TWICE = ["consolidated*", "original/*"]
-"""The same weights in their makers' own format, which some models have beside."""
+"""Files of a model that are downloaded from the hub."""
+DUPLICATES = ["consolidated*", "original/*"]
+"""Duplicate weights in a vendor's own format, which some models include."""
 
 
 def locate(model: str, whole: bool = True) -> str:
-    """The folder of a checkpoint, a hub name's too. Raises InputError where there is none, or it is damaged.
+    """The folder of a checkpoint, or the hub name that it is. Raises InputError if it is neither, or is damaged.
 
-    Where not ``whole``, a GGUF file's has its configuration and tokenizer alone, and nothing is converted.
+    If not ``whole``, only the configuration and tokenizer of a GGUF file are written, and nothing is converted.
     """
     from stepmend.models.reasoner import CHECKPOINTS, FAMILIES
 
@@ -55,14 +55,14 @@ def _download(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE)
+        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=DUPLICATES)
     except Exception as error:  # the hub client raises many kinds: no network, no such name, no permission
         reason = f"{type(error).__name__}: {_first(error)}"
-        raise InputError(f"model: {name} is no folder here and could not be had from the hub ({reason})") from None
+        raise InputError(f"model: {name} is not a local folder and could not be downloaded from the hub ({reason})") from None
 
 
 def check(folder: Path) -> None:
-    """Whether a folder holds a whole checkpoint with tokenizer. Raises InputError that names the file and what is the matter."""
+    """Check that a folder holds a complete checkpoint with tokenizer. Raises InputError, which names the file and the problem."""
     if not (folder / "config.json").exists():
         raise InputError(f"model: {folder} holds no model (there is no config.json)")
     list(_read_files(folder))
@@ -85,13 +85,13 @@ def check(folder: Path) -> None:
 
 
 def config_of(folder: str) -> Any:
-    """The checkpoint's configuration. Raises InputError where transformers knows no such architecture."""
+    """The checkpoint's configuration. Raises InputError if transformers knows no such architecture."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
-        raise InputError(f"model: {folder}/config.json is none that transformers can read ({_first(error)})") from None
+        raise InputError(f"model: {folder}/config.json cannot be read by transformers ({_first(error)})") from None
 
 
 def _first(error: Exception) -> str:
@@ -103,7 +103,7 @@ READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """Every file of a checkpoint that loading reads, in order. Raises InputError where one is a FIFO, a device, or a link to nothing."""
+    """Every file of a checkpoint that loading reads, in order. Raises InputError if one is a FIFO, a device, or a link to nothing."""
     kinds = READ if any(folder.glob("*.safetensors")) else READ | {".gguf"}
     for file in sorted(folder.rglob("*")):
         if file.suffix in kinds and not file.is_dir():
@@ -126,7 +126,7 @@ def tensor_names(folder: str | Path) -> set[str]:
 
 
 def checkpoint_digest(folder: str | Path) -> str:
-    """What names a checkpoint's content: every file that loading reads, whole."""
+    """The digest of a checkpoint's content: every file that loading reads, completely."""
     parts = []
     for file in _read_files(Path(folder)):
         with file.open("rb") as stream:
@@ -135,7 +135,7 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The checkpoint's tokenizer, padding on the left. Raises InputError where it cannot be read, or has no chat template."""
+    """The checkpoint's tokenizer, padding on the left. Raises InputError if it cannot be read, or has no chat template."""
     tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"model: the tokenizer of {folder} has no chat template; a chat or instruct checkpoint is needed")
@@ -145,7 +145,7 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def read_tokenizer(folder: str) -> Any:
-    """The checkpoint's tokenizer as it is. Raises InputError where it cannot be read."""
+    """The checkpoint's tokenizer as it is. Raises InputError if it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -155,7 +155,7 @@ def read_tokenizer(folder: str) -> Any:
 
 
 def ends_of(folder: str) -> frozenset[int]:
-    """The ids of the tokens that end an answer: of ``generation_config.json``, or where there is none of ``config.json``."""
+    """The ids of the tokens that end an answer: of ``generation_config.json``, or if there is none of ``config.json``."""
     beside = Path(folder) / "generation_config.json"
     found = tensors.json_object(beside).get("eos_token_id") if beside.exists() else None
     found = config_of(folder).eos_token_id if found is None else found
@@ -163,7 +163,7 @@ def ends_of(folder: str) -> frozenset[int]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory: Python's, torch's own, a GPU library's, and the CPU allocator's."""
+    """Whether an error is an out-of-memory error: of Python, torch, a GPU library or the CPU allocator."""
     named = type(error).__name__ == "OutOfMemoryError"
     said = isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", str(error)) is not None
     return isinstance(error, MemoryError) or named or said
@@ -174,7 +174,7 @@ LOADING = {
     "unexpected_keys": "holds an unexpected tensor,",
     "mismatched_keys": "holds the wrong shape of",
 }
-"""Loading problems that transformers reports, and how they are said."""
+"""Loading problems that transformers reports, and how they are reported."""
 LARGE = 64_000_000
 """Parameters above which a 16-bit checkpoint may be computed in 16 bits on a CPU."""
 
@@ -250,7 +250,7 @@ def pretrained(folder: str, **options: Any) -> Any:
     for kind, what in LOADING.items():
         if names := sorted(map(str, info[kind])):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not belong together")
+            raise InputError(f"model: {folder} {what} {names[0][:160]}{more}; its config.json and its weights do not match")
     _settle(model, options.get("dtype"))
     if low_bit and model.can_generate():
         model.generation_config.eos_token_id = sorted(ends_of(folder)) or None
@@ -258,7 +258,7 @@ def pretrained(folder: str, **options: Any) -> Any:
 
 
 def _settle(model: Any, dtype: Any) -> None:
-    """Bring to float32, where that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
+    """Bring to float32, if that was asked for, what transformers left in the file's dtype: tensors that it renames (GPT-NeoX's head)."""
     import torch
 
     if dtype is torch.float32:
@@ -268,19 +268,19 @@ def _settle(model: Any, dtype: Any) -> None:
 
 
 def skeleton(config: Any) -> Any:
-    """The model of a configuration without its numbers, on the meta device. Raises InputError where transformers has no causal one."""
+    """The model of a configuration without its numbers, on the meta device. Raises InputError if transformers has no causal one."""
     import torch
 
     try:
         with plain_linears(config), torch.device("meta"):
             return kind_of(config)._from_config(config)
     except Exception as error:  # transformers and a checkpoint's own values raise many kinds
-        raise InputError(f"model: no causal model of type {config.model_type!r} can be made ({_first(error)})") from None
+        raise InputError(f"model: transformers cannot create a causal model of type {config.model_type!r} ({_first(error)})") from None
 
 
 @contextmanager
 def plain_linears(config: Any) -> Iterator[None]:
-    """Inside, a family's own subclass of ``nn.Linear`` that computes just what ``nn.Linear`` does is ``nn.Linear``.
+    """In this context, a family's own subclass of ``nn.Linear`` that computes just what ``nn.Linear`` does is ``nn.Linear``.
 
     llm-compressor would calibrate such a subclass (Falcon's), and compressed-tensors would then save it dense.
     """
@@ -316,7 +316,7 @@ def plain_linears(config: Any) -> Iterator[None]:
 def kind_of(config: Any) -> Any:
     """The class that a configuration's model is of: a causal one, or one that reads images too, of which only the text is used.
 
-    Raises InputError where there is neither.
+    Raises InputError if there is neither.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -329,7 +329,7 @@ def kind_of(config: Any) -> Any:
     ]  # some types have a text model of another configuration
     if kinds:
         return (named or kinds)[0]
-    raise InputError(f"model: {config.model_type} is no causal model; one that continues a text is needed")
+    raise InputError(f"model: {config.model_type} is not a causal language model")
 
 
 def _is_plain(kind: Any) -> bool:
@@ -346,8 +346,8 @@ def _is_plain(kind: Any) -> bool:
 def load_model(folder: str, dtype: str = "auto") -> Any:
     """The checkpoint, ready to generate, where ``placement`` puts it.
 
-    A quantized checkpoint is decompressed at once; the wrappers that compressed-tensors lays around each module, to move what lies on
-    another device, and around layers whose activations are not quantized, are taken off: here they would do nothing.
+    A quantized checkpoint is decompressed immediately. compressed-tensors' wrappers for offloading, and those of layers whose activations
+    are not quantized, are removed, because they would do nothing here.
     """
     from transformers import GenerationConfig
 
@@ -366,7 +366,7 @@ def load_model(folder: str, dtype: str = "auto") -> Any:
 
 
 def free() -> None:
-    """Give back the memory of models that nobody holds: on a GPU torch would keep it, and wrappers' cycles keep models a while."""
+    """Free the memory of unreferenced models: collect reference cycles, and empty torch's GPU cache."""
     import gc
 
     import torch

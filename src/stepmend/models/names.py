@@ -1,4 +1,4 @@
-"""Names of tensors in a checkpoint's files, where transformers renames them when it loads them (Gemma 3's)."""
+"""Names of tensors in a checkpoint's files, if transformers renames them on loading (as for Gemma 3)."""
 
 from collections.abc import Set
 from typing import Any

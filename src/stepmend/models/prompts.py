@@ -1,4 +1,4 @@
-"""The versioned prompts. Imports nothing: a recipe is checked against them before any model is looked at."""
+"""The versioned prompts. Imports nothing: a recipe is checked against them before any model is loaded."""
 
 QUESTION = "{question}"
 """What a prompt's text has in the question's place."""
@@ -15,5 +15,5 @@ words that the model cards of DeepSeek-R1 and Qwen3 ask for), ``steps-1`` for al
 
 
 def filled(prompt: str, question: str) -> str:
-    """What is asked: a prompt, by its name or its text, with the question in its place."""
+    """The user message: a prompt, by its name or its text, with the question inserted."""
     return PROMPTS.get(prompt, prompt).replace(QUESTION, question)

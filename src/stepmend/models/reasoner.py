@@ -1,6 +1,6 @@
 """The built-in reasoners: two small models, trained from scratch on ``story``, shipped as ordinary Hugging Face checkpoints.
 
-This file makes what does not depend on training: tokenizer, chat template, configurations.
+This file defines what does not depend on training: tokenizer, chat template, configurations.
 """
 
 import itertools

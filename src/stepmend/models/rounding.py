@@ -1,7 +1,7 @@
-"""Linear layers whose inputs are rounded, and models in which they are not.
+"""Linear layers with quantized inputs, and running them without input rounding.
 
-Logits of two models that are one cannot be compared behind many such layers: where rounding turns on a last bit, a difference of 1e-7
-becomes a step of 6 % in FP8, and soon all of the rounding's noise.
+Logits of two copies of a model cannot be compared after many such layers: at a rounding boundary, a difference of 1e-7 becomes a step of 6
+% in FP8, and soon reaches the full noise of rounding.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def keys(model: Any) -> bool:
 
 @contextmanager
 def exact_inputs(*models: Any) -> Iterator[None]:
-    """Inside, inputs of linear layers are not rounded; their weights are, as before."""
+    """In this context, inputs of linear layers are not rounded; their weights are, as before."""
     changed = [(layer, layer.quantization_scheme) for model in models for layer in layers(model).values()]
     for layer, scheme in changed:
         layer.quantization_scheme = scheme.model_copy(update={"input_activations": None})

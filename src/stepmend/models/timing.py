@@ -1,4 +1,4 @@
-"""How long the stages of a run are expected to take on this machine: a short probe, and what the stages multiply.
+"""Estimates of a run's stage times on this machine: a short probe, and a count of the stages' multiplications.
 
 Speeds are measured, with matrices of the model's own widths in the dtype and on the device that it is computed in: a linear layer with as
 many rows as solutions are written at once, one with the many rows of texts that are read, one small operation, of which a decoder layer has
@@ -29,7 +29,7 @@ from stepmend.models import check, configs, load
 OPERATIONS = 60
 """Small operations of a decoder layer: norms, rotations, residual sums, the activation, and what the cache is written with."""
 READING = 1.3
-"""What a token that is read takes, over its linear layers alone: attention, norms, activations."""
+"""Time of a token that is read, relative to its linear layers alone: attention, norms, activations."""
 MANY = 256
 """Rows of the linear layer that stands for reading."""
 NUMBERS = 1 << 24
@@ -82,7 +82,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run is assumed to do; tokens of a prompt and of a solution, test problems, solutions written at once, and so on."""
+    """The assumed work of a run: tokens of a prompt and of a solution, test problems, parallel solutions, and so on."""
 
     slots: int
     problems: int = 300
@@ -115,7 +115,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model multiplies: numbers a token meets in linear layers and head, and its decoder layers; for solving, both sums below."""
+    """What a model multiplies: numbers per token meets in linear layers and head, and its decoder layers; for solving, both sums below."""
 
     numbers: float
     layers: int

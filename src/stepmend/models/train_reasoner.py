@@ -6,7 +6,7 @@ Seeded; resumable from its last checkpoint (the same command again); on one CPU 
 - first bare arithmetic lines with problems of one or two steps, then problems of all levels with 15 % arithmetic;
 - the loss is on the solution, with a trace (2 %) on the question;
 - Muon (orthogonalized momentum, https://kellerjordan.github.io/posts/muon) for the matrices, AdamW for the rest;
-- a constant rate, then a linear decay to zero: a longer run shares its beginning with a shorter one.
+- a constant rate, then a linear decay to zero: a longer run shares its start with a shorter one.
 
 Tensor names carry their shape: B rows, T tokens, V vocabulary, K matrices of one shape, M and N their rows and columns.
 """
@@ -79,7 +79,7 @@ def make_rows(tokenizer: Any, rng: random.Random, step: int) -> Iterator[Row]:
 
 
 def make_batches(tokenizer: Any, seed: int, chunk: int, *, tokens: int, per_chunk: int) -> list[list[Row]]:
-    """The ``per_chunk`` batches of one chunk of training: rows of like length together, at most ``tokens`` padded tokens a batch."""
+    """The ``per_chunk`` batches of one chunk of training: rows of similar length together, at most ``tokens`` padded tokens a batch."""
     rng = random.Random(f"reasoner {seed} {chunk}")
     source = make_rows(tokenizer, rng, chunk * per_chunk)
     rows: list[Row] = []
@@ -113,7 +113,7 @@ def loss_of(model: torch.nn.Module, batch: list[Row]) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix, by five Newton–Schulz steps (Jordan et al., 2024).
 
-    torch's own Muon works in bf16, which most CPUs emulate slowly; this one works in the matrices' dtype, or in bf16 where that is
+    torch's own Muon works in bf16, which most CPUs emulate slowly; this one works in the matrices' dtype, or in bf16 if that is
     fast, and takes all matrices of one shape at once.
     """
 
@@ -164,9 +164,9 @@ def fast_bf16(device: str) -> bool:
         a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
         times = []
         for _ in range(30):  # the best of many: other work on the machine only ever adds
-            begin = time.perf_counter()
+            start = time.perf_counter()
             _ = a @ b
-            times.append(time.perf_counter() - begin)
+            times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
 
@@ -179,8 +179,8 @@ def accuracy(model: Any, tokenizer: Any, level: str, count: int, split: str = "c
     right = 0
     problems = list(itertools.islice(story.problems(split, level, seed=1), count))
     problems.sort(key=lambda p: len(p.question))
-    for begin in range(0, count, 128):
-        part = problems[begin : begin + 128]
+    for start in range(0, count, 128):
+        part = problems[start : start + 128]
         inputs = tokenizer([f"<|user|>{p.question}<|assistant|>" for p in part], return_tensors="pt", padding=True).to(model.device)
         out = model.generate(**inputs, max_new_tokens=180, do_sample=False)
         texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -213,7 +213,7 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
     if step:
         print(f"{family}: continues at step {step}", flush=True)
 
-    per_chunk, batches, begin, mean, seen = 50, [], time.perf_counter(), 0.0, 0
+    per_chunk, batches, start, mean, seen = 50, [], time.perf_counter(), 0.0, 0
     while step < steps:
         if step % per_chunk == 0 or not batches:
             batches = make_batches(tokenizer, seed, step // per_chunk, tokens=tokens, per_chunk=per_chunk)
@@ -230,10 +230,10 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
         seen += sum(len(row.ids) for row in batch)
         mean += loss.item()
         if step % 100 == 0:
-            passed = time.perf_counter() - begin
+            passed = time.perf_counter() - start
             left = passed / 100 * (steps - step)
             print(f"{family} step {step}/{steps} loss {mean / 100:.4f} {seen / passed:,.0f} tokens/s, {left / 60:.0f} min left", flush=True)
-            spent, begin, mean, seen = spent + passed, time.perf_counter(), 0.0, 0
+            spent, start, mean, seen = spent + passed, time.perf_counter(), 0.0, 0
         if step % checkpoint_every == 0 or step == steps:
             _save_state(state_file, parts, step, spent)
         if step % (2 * checkpoint_every) == 0 or step == steps:
@@ -241,7 +241,7 @@ def train(family: str, out: Path, *, steps: int, tokens: int, seed: int, device:
             scores = {level: accuracy(model, tokenizer, level, checks) for level in story.LEVELS}
             print(f"{family} step {step}: {spent / 60:.0f} min, solved {scores}", flush=True)
             model.train()
-            begin, mean, seen = time.perf_counter(), 0.0, 0
+            start, mean, seen = time.perf_counter(), 0.0, 0
     save(model, tokenizer, out / "checkpoint")
 
 

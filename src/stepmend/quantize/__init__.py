@@ -1,1 +1,1 @@
-"""From a full-precision parent to a low-bit checkpoint."""
+"""Quantization of a full-precision parent to a low-bit checkpoint."""

@@ -1,4 +1,4 @@
-"""A scheme's checkpoint, calibrated on the model's own traces: that of a run, or one alone."""
+"""Quantized checkpoints, calibrated on the model's own traces: in a run, or by ``stepmend quantize``."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from stepmend.records import InputError, digest
 
 
 def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[str]]) -> None:
-    """Make the checkpoint of a scheme, where the run does not hold it; ``texts`` gives what it is calibrated on, if anything."""
+    """Make the checkpoint of a scheme unless the run has it already; ``texts`` gives its calibration texts."""
     arm, out = scheme.name, context.folder(scheme.name)
     libraries = [version(name) for name in ("llmcompressor", "compressed-tensors")]
     recipe = context.recipe
@@ -31,18 +31,18 @@ def quantize(context: Context, scheme: schemes.Scheme, texts: Callable[[], list[
         return
     calibration = texts() if scheme.calibrated else []
     with context.stages.stage(f"{arm}: quantize", 1, "model") as tick:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         layers = quantizer.quantize(context.parent, scheme, calibration, out)
         tick(1)
-    seconds, checkpoint = time.perf_counter() - begin, load.checkpoint_digest(out)
+    seconds, checkpoint = time.perf_counter() - start, load.checkpoint_digest(out)
     context.dir.keep(Quantized(arm=arm, made_by=made_by, seconds=seconds, checkpoint=checkpoint, layers=layers))
     context.made(arm, checkpoint)
 
 
 def alone(model: str, scheme: schemes.Scheme, out: Path, samples: int, data: sources.Data) -> None:
-    """What ``stepmend quantize`` does: calibrate on the model's own traces of calibration problems, and write ``out``.
+    """``stepmend quantize``: calibrate on the model's own traces of calibration problems, and write ``out``.
 
-    Problems that are, or overlap, those that a run would report are left out, where these can be had.
+    Problems that equal or overlap a run's test problems are left out, if the test problems are available.
     """
     parent = load.locate(model)
     quantizer.preflight(parent, scheme)

@@ -1,7 +1,7 @@
-"""A low-bit checkpoint that somebody else made: whether it is one of the full-precision model, and can be restored, before any work.
+"""Checks of a given low-bit checkpoint before any work: whether it belongs to the full-precision model, and whether it can be restored.
 
-What would make the comparison meaningless is refused: another architecture, other shapes, another vocabulary. What may be meant so is a
-warning: other settings, another chat template, other embeddings, a card that names another base model.
+Differences that would make the comparison meaningless are refused: architecture, shapes, vocabulary. Differences that may be intended give
+a warning: settings, chat template, embeddings, a card that names another base model.
 """
 
 import json
@@ -25,23 +25,23 @@ from stepmend.records import InputError
 ROWS = 256
 """Rows of the embeddings that are compared."""
 NEAR = 0.02
-"""How far these may be from full precision's, as a share: rounding to another dtype changes them by 0.4 % at most …"""
+"""Maximum relative difference of embeddings: rounding to another dtype changes them by at most 0.4 % …"""
 ROUNDED = 0.3
 """… and rounding them to 4 bits and more by a tenth."""
 ZEROS = frozenset({"gguf"})
 """Formats in which a group of zeros has the scale 0."""
 CARD = 1 << 20
-"""Bytes of a card that is read."""
+"""Bytes of a model card that are read."""
 OWN = frozenset({
     "quantization_config", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "use_cache", "architectures", "pad_token_id",
     "bos_token_id", "eos_token_id", "tie_word_embeddings",
 })  # fmt: skip
-"""Settings that may differ without another computation, or that are looked at by themselves."""
+"""Settings that may differ without changing the computation, or that are checked separately."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A checkpoint that was looked at: its arm's name, folder and format, what becomes of its layers, and what a user must be told."""
+    """A checked checkpoint: its arm's name, folder and format, what is done with its layers, and warnings."""
 
     name: str
     folder: str
@@ -50,7 +50,7 @@ class Given:
     warnings: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
-        """What a run notes of it, as of a checkpoint that it has made itself."""
+        """The facts that a run stores about it, as about a checkpoint that it made itself."""
         counts = {**check.summary(self.layers), "codes": len(self.low_bit.layers)}
         told = {"format": self.low_bit.name, "loads_in": self.low_bit.loads_in, "holds": self.holds(), "warnings": list(self.warnings)}
         return {"layers": counts, "given": told}
@@ -67,7 +67,7 @@ class Given:
 
 
 def _scales(layer: Layer) -> str:
-    """Of what size the blocks are that share a scale, and in what it is stored where that is 8 bits."""
+    """Of what size the blocks are that share a scale, and in what it is stored if that is 8 bits."""
     width, kind = layer.columns // layer.groups, "" if layer.scale == "float" else f" in {layer.scale}"
     if layer.tall == layer.rows and layer.groups == 1:
         return f"a scale{kind}"
@@ -77,7 +77,7 @@ def _scales(layer: Layer) -> str:
 
 
 def look(parent: str, model: str, path: str) -> Given:
-    """A low-bit checkpoint beside its full-precision model, before any work; reads scales and a few rows of weights.
+    """Check a low-bit checkpoint against its full-precision model, before any work; reads scales and a few rows of weights.
 
     Args:
         parent: The folder of the full-precision checkpoint.
@@ -85,7 +85,7 @@ def look(parent: str, model: str, path: str) -> Given:
         path: The low-bit checkpoint: a folder, a name on the hub, or a GGUF file.
 
     Raises:
-        InputError: where it is not of this model, holds nothing that can be restored, or is damaged.
+        InputError: if it is not of this model, holds nothing that can be restored, or is damaged.
     """
     if formats.method_of(parent):
         raise InputError(f"model: {parent} is quantized already; give its full-precision parent, and this one as --quantized")
@@ -116,7 +116,7 @@ def look(parent: str, model: str, path: str) -> Given:
 def located(path: str, parent: str) -> str:
     """The folder of a low-bit checkpoint; that of a GGUF file has the configuration and tokenizer of ``parent``.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     try:
         file = gguf.named(path)
@@ -126,7 +126,7 @@ def located(path: str, parent: str) -> str:
 
 
 def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
-    """Raises InputError where both models do not have the same parameters, or a file holds another shape."""
+    """Raises InputError if both models do not have the same parameters, or a file holds another shape."""
     if full.config.model_type != low.config.model_type:
         raise InputError(f"{folder} is of type {low.config.model_type!r}, and the full-precision model {full.config.model_type!r}")
     heads = {name for model in (full, low) for name, module in model.named_modules() if module is model.get_output_embeddings()}
@@ -134,14 +134,14 @@ def _check_shapes(full: Any, low: Any, low_bit: Format, folder: str) -> None:
     for name in [*mine, *other]:
         if mine.get(name) != other.get(name) and not (name.rpartition(".")[0] in heads and None in (mine.get(name), other.get(name))):
             wanted, found = (str(list(of[name])) if name in of else "missing" for of in (mine, other))
-            raise InputError(f"{folder}: {name} is {found}, and {wanted} in the full-precision model; they are not of one model")
+            raise InputError(f"{folder}: {name} is {found}, and {wanted} in the full-precision model; they belong to different models")
     for name, shape in other.items():
         if name in low_bit.tensors and name.removesuffix(".weight") not in low_bit.layers and low_bit.tensors.shape(name) != shape:
             raise InputError(f"{folder}: {name} is {list(low_bit.tensors.shape(name))}; by config.json it is {list(shape)}")
 
 
 def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
-    """What becomes of every layer. Raises InputError, with its name, for one with codes that nothing could restore."""
+    """What is done with every layer. Raises InputError, with the layer's name, for one whose codes cannot be restored."""
     named, head = names.layers(low, low_bit), low.get_output_embeddings()
     stack, layers = check.decoder_stack(low), check.layers_of(low)
     for name, file in named.items():
@@ -150,14 +150,16 @@ def _layers(low: Any, low_bit: Format) -> Iterator[check.Layer]:
             shape = f"{of.rows} x {of.columns}"
             raise InputError(f"{file} holds {shape} codes, and by config.json it is {module.out_features} x {module.in_features}")
         if module is head or not name.startswith(f"{stack}."):
-            raise InputError(f"{file} holds codes and is no layer of the decoder; only such are restored")
+            raise InputError(f"{file} holds codes but is not a layer of the decoder; only decoder layers are restored")
     experts = any(layer.why == check.EXPERTS for layer in layers)
     for file in low_bit.layers.keys() - set(named.values()):
         if not (experts and ".experts." in file and low_bit.name == "compressed-tensors"):
-            raise InputError(f"{file} holds codes and is no linear layer of the model ({low_bit.name}); such layers are not restored")
+            raise InputError(f"{file} holds codes but is not a linear layer of the model ({low_bit.name}); such layers are not restored")
         of = low_bit.layers[file]
         if low_bit.rounded or not of.symmetric or of.scale == "E4M3" or (of.scale == "E8M0" and of.bits == 8):
-            raise InputError(f"{file}: experts in one tensor load again with symmetric, weight-only codes alone, and not as NVFP4 or MXFP8")
+            raise InputError(
+                f"{file}: experts in one tensor can be loaded only with symmetric weight-only codes, and not as NVFP4 or MXFP8"
+            )
     return (_left(layer, layer.name in named) for layer in layers)
 
 
@@ -175,7 +177,7 @@ def _check_scales(low_bit: Format) -> None:
         # Small scales become zero when they are rounded to E4M3; in 8 bits there is no sign to use.
         allowed_MG = scale_MG >= 0 if stored_MG.dtype == torch.float8_e4m3fn else (scale_MG != 0) | (low_bit.name in ZEROS)
         if not bool((torch.isfinite(scale_MG) & allowed_MG).all()):
-            raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or no number; the checkpoint is damaged")
+            raise InputError(f"{low_bit.tensors.folder}: a scale of {layer} is zero or not finite; the checkpoint is damaged")
 
 
 def _check_vocabulary(full: Any, low: Any, folder: str) -> None:
@@ -184,7 +186,7 @@ def _check_vocabulary(full: Any, low: Any, folder: str) -> None:
         token = differing[0]
         ids = f"{token[:40]!a} is {other.get(token, 'missing')}, and {mine.get(token, 'missing')} in full precision's"
         raise InputError(
-            f"quantized: {folder}: the vocabulary differs in {len(differing)} tokens ({ids}); give the model that it was made of"
+            f"quantized: {folder}: the vocabulary differs in {len(differing)} tokens ({ids}); give the model that it was made from"
         )
 
 
@@ -204,7 +206,7 @@ def _other_texts(full: Any, low: Any) -> Iterator[str]:
 
 
 def _splitting(tokenizer: Any) -> Any:
-    """How a tokenizer splits texts, but for padding and truncation; None where it does not say."""
+    """How a tokenizer splits texts, except padding and truncation; None if it does not say."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     kept = json.loads(backend.to_str()) if backend is not None else {}
     return {key: value for key, value in kept.items() if key not in ("padding", "truncation", "version")} or None
@@ -217,7 +219,7 @@ def _other_ends(parent: str, folder: str) -> Iterator[str]:
 
 
 def _other_base(folder: str, model: str) -> Iterator[str]:
-    """What the card names as the base model, where that is not the last part of the model's name."""
+    """What the card names as the base model, if that is not the last part of the model's name."""
     try:
         card = inputs.text(Path(folder) / "README.md", CARD)
     except InputError:
@@ -229,7 +231,8 @@ def _other_base(folder: str, model: str) -> Iterator[str]:
 
 
 def _other_embeddings(parent: str, low: Any, low_bit: Format) -> Iterator[str]:
-    """Quantizers leave embeddings as they are, or round them: other ones say that it was made of another model, or trained on."""
+    """Quantizers keep embeddings, or round them: a larger difference means that the checkpoint was made from another model, or trained
+    further."""
     embeddings = low.get_input_embeddings()
     name = next((f"{name}.weight" for name, module in low.named_modules() if module is embeddings), "")
     full = Tensors(Path(parent))

@@ -1,8 +1,8 @@
-"""What AWQ and SmoothQuant may scale in a model: layers whose output is divided by factors, and the layers that are multiplied by them.
+"""Scaling mappings of AWQ and SmoothQuant: layers whose output is divided by factors, and the layers whose weights are multiplied by them.
 
-Such a pair leaves the model as it is only where nothing else reads that output. So the model, without numbers (on the meta device), is
-given a text, and every use of a norm's output is noted. llm-compressor's own mappings of a family are taken where they hold by this;
-where it has none, or they do not hold, those that were found are given to it in the form that it registers.
+Such a pair leaves the model's function unchanged only if nothing else reads that output. So a text is run through the model without weights
+(on the meta device), and every use of a norm's output is recorded. llm-compressor's own mappings of a family are used if they agree with
+this; otherwise the mappings found here are registered with it.
 """
 
 import copy
@@ -22,9 +22,9 @@ from stepmend.models import check
 from stepmend.records import InputError
 
 TOKENS = 4
-"""Length of the text that is followed through a model."""
+"""Length of the text that is traced through a model."""
 INNER, OUTER = 16, 8
-"""Widths of the copy of a feed-forward block that is tried."""
+"""Widths of the copy of a feed-forward block that is tested."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Mapping:
 def of(model: Any, method: str) -> list[Mapping]:
     """The mappings of ``awq`` or ``smoothquant`` for a model on the meta device.
 
-    Raises InputError, with what to do, where there is nothing that may be scaled.
+    Raises InputError, with what to do, if there is nothing that may be scaled.
     """
     if not (found := _of(model, method)):
         followed = readers(model) is not None
         why = "no norm's output goes into linear layers alone" if followed else "its layers cannot be followed before any work"
-        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; take rtn or gptq")
+        raise InputError(f"scheme: {method} has nothing to scale in {model.config.model_type}: {why}; use rtn or gptq")
     return found
 
 
@@ -63,7 +63,7 @@ def _of(model: Any, method: str) -> list[Mapping]:
 def readers(model: Any) -> dict[str, list[str]] | None:
     """Norms of the decoder layers, each with the linear layers that read its output, where no other part of the model reads it.
 
-    None where the model cannot be followed without numbers.
+    None if the model cannot be traced without weights.
     """
     stack = check.decoder_stack(model) + "."
     norms = {name: module for name, module in model.named_modules() if name.startswith(stack) and _divides(module)}
@@ -83,7 +83,7 @@ def readers(model: Any) -> dict[str, list[str]] | None:
 
 
 class _Follow(TorchFunctionMode):
-    """Who reads what norms have put out: ``linear`` by norm, and ``shared``, norms whose output something else reads too.
+    """Readers of norms' outputs: ``linear`` layers by norm, and ``shared`` norms, whose output something else reads too.
 
     Views of an output (other shapes of it) share its storage, by which it is known.
     """
@@ -132,7 +132,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def _plain_experts(model: Any) -> Iterator[None]:
-    """Inside, experts of one tensor only read their input: which of them is chosen depends on numbers."""
+    """In this context, experts of one tensor only read their input: which of them is chosen depends on numbers."""
     experts = [model.get_submodule(layer.name) for layer in check.layers_of(model) if layer.why == check.EXPERTS]
     for module in experts:
         module.forward = lambda states, *args, **kwargs: torch.relu(states)
@@ -146,7 +146,7 @@ def _plain_experts(model: Any) -> Iterator[None]:
 def _divides(module: nn.Module) -> bool:
     """Whether a module is a norm whose output is divided where its weight (and bias) are; tried on numbers.
 
-    llm-compressor itself brings norms that multiply by 1 + weight into this form, where it knows them.
+    llm-compressor itself brings norms that multiply by 1 + weight into this form, if it knows them.
     """
     from llmcompressor.modeling.offset_norm import NormCalibrationModule, _is_registered
 
@@ -166,7 +166,7 @@ def _divides(module: nn.Module) -> bool:
 
 
 def _registered(model: Any, method: str) -> list[Mapping]:
-    """llm-compressor's own mappings of a family by the names of its modules, as far as it has such modules."""
+    """llm-compressor's own mappings of a family by the names of its modules, if it has such modules."""
     from compressed_tensors.utils import match_modules_set
     from llmcompressor.modifiers.transform.awq import dynamic_mappings as awq
     from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY

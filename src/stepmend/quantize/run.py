@@ -22,18 +22,19 @@ from stepmend.records import InputError
 from stepmend.rundir import make_folder, write_text
 
 BATCH = 16
-"""Calibration rows that go through the model at once."""
+"""Calibration batch size."""
 
 PROBE = "Tom has 12 eggs and buys 30 more.\nStep 1: 12 + 30 = 42\n\\boxed{42}"
 """The text on which a checkpoint, reloaded, is compared with the quantizer's model."""
 NEAR = {"32 bits": 1e-3, "16 bits": 5e-2, "rounded": 1e-1}
-"""How far logits may be from the quantizer's own, over the largest: a rounded KV cache turns a last bit into a whole step."""
+"""Maximum relative difference of logits from the quantizer's: with a rounded KV cache, a difference in the last bit can become a whole
+step."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes by their names in a safetensors file."""
 WHOLE = "_global_scale"
-"""The end of the names of scales that stay float32: NVFP4's, one a tensor."""
+"""The end of the names of scales that stay float32: NVFP4's, one per tensor."""
 EXPERT = re.compile(r"(.*\.experts\.\d+\.)(\w+)(\..*)")
-"""The name of a tensor of one expert: what stands before the part, the part, and what follows it."""
+"""The name of a tensor of one expert: what is before the part, the part, and what follows it."""
 
 
 def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
@@ -43,7 +44,7 @@ def linear_widths(folder: str) -> dict[str, tuple[int, int]]:
 
 
 def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
-    """What becomes of every layer, before work starts. Raises InputError where the scheme does not suit the checkpoint."""
+    """What becomes of every layer, before work starts. Raises InputError if the scheme does not suit the checkpoint."""
     config = load.config_of(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model: {folder} is quantized already; give its full-precision parent, and this one as --quantized")
@@ -56,15 +57,15 @@ def preflight(folder: str, scheme: schemes.Scheme) -> list[check.Layer]:
 
 
 def quantize(folder: str, scheme: schemes.Scheme, texts: list[str], out: Path, wide: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Write the quantized checkpoint of ``folder`` to ``out``, whole or not at all. ``wide``: modules with more bits than the scheme's.
+    """Write the quantized checkpoint of ``folder`` to ``out``, atomically. ``wide``: modules with more bits than the scheme's.
 
-    Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files.
-    ``texts`` are rendered prompts with the parent's own solutions. Raises InputError where the scheme does not suit the model, needs
-    texts and there are none, leaves a layer in full precision that it is for, or where the reloaded checkpoint is another model.
+    Returns ``check.summary`` of its layers, and as ``codes`` how many linear layers hold codes in its files. ``texts`` are rendered prompts
+    with the parent's own solutions. Raises InputError if the scheme does not suit the model, if calibration texts are missing, if a layer
+    that should be quantized is not, or if the reloaded checkpoint differs.
     """
     layers = preflight(folder, scheme)
     if scheme.calibrated and not texts:
-        raise InputError(f"scheme: {scheme.name} is calibrated, and there are no calibration texts")
+        raise InputError(f"scheme: {scheme.name} needs calibration, but there are no calibration texts")
     model, tokenizer = compress(folder, scheme, texts, wide)
     whole = {name for name, bits in (wide or {}).items() if bits == schemes.WHOLE}
     _check_codes(model, [layer for layer in layers if layer.name not in whole], scheme)
@@ -84,25 +85,23 @@ def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
 
 
 def _check_reload(made_TV: torch.Tensor, out: Path, scheme: schemes.Scheme, experts: bool) -> None:
-    """Raises InputError, and keeps nothing, where the checkpoint's logits are not those of the model that the quantizer made."""
+    """Raises InputError, and keeps nothing, if the checkpoint's logits are not those of the model that the quantizer made."""
     loaded = load.load_model(str(out))
     # transformers makes experts dense in the dtype of their scales, which is a 16-bit one.
     share = NEAR["rounded" if scheme.kv_bits else "16 bits" if experts or loaded.dtype.itemsize == 2 else "32 bits"]
     error = float((_logits(loaded, load.load_tokenizer(str(out))) - made_TV).abs().max())
     if not error <= share * float(made_TV.abs().max()):
         shutil.rmtree(out)
-        raise InputError(
-            f"scheme: {scheme.name}: the reloaded checkpoint's logits are {error:.3g} off the quantizer's own; please report it"
-        )
+        raise InputError(f"scheme: {scheme.name}: the reloaded checkpoint's logits are {error:.3g} off the quantizer's; please report it")
 
 
 def _check_codes(model: Any, layers: list[check.Layer], scheme: schemes.Scheme) -> None:
-    """Raises InputError where a layer that the scheme is for was left in full precision."""
+    """Raises InputError if a layer that the scheme is for was left in full precision."""
     held = {name for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None}
     for layer in layers:
         inside = layer.why == check.EXPERTS and any(name.startswith(f"{layer.name}.") for name in held)
         if layer.quantized and layer.name not in held and not inside:
-            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not take it")
+            raise InputError(f"scheme: {scheme.name}: {layer.name} ({layer.kind}) was not quantized; llm-compressor does not support it")
 
 
 def compress(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mapping[str, int] | None = None) -> tuple[Any, Any]:
@@ -118,7 +117,7 @@ def compress(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
             if load.out_of_memory(error):
                 raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise InputError(f"scheme: {scheme.name} cannot be made of this model: llm-compressor says {first}") from error
+            raise InputError(f"scheme: {scheme.name} cannot be made from this model; llm-compressor says {first}") from error
         remove_dispatch(model)  # else what is rounded below are copies on the GPU
     _round_to_storage(model, folder)
     return model, tokenizer
@@ -164,7 +163,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
     recipe = schemes.recipe_of(scheme, _left_alone(model), scaled(load.skeleton(load.config_of(folder)), scheme), wide)
     arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "recipe": recipe}
     if scheme.calibrated:
-        # Rows of like length together, each batch cut to its shortest: no padding enters the statistics.
+        # Rows of similar length together, each batch cut to its shortest: no padding enters the statistics.
         rows = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
         data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         # Shuffled samples give other codes for the same seed.
@@ -179,7 +178,7 @@ def _oneshot(folder: str, scheme: schemes.Scheme, texts: list[str], wide: Mappin
 
 @contextmanager
 def _in_float32() -> Iterator[None]:
-    """Inside, AutoRound computes in float32: by itself it brings a layer to bfloat16 on a CPU, and leaves it in that."""
+    """Context manager: AutoRound computes in float32; by default it converts layers to bfloat16 on a CPU, and leaves them so."""
     from llmcompressor.modifiers.autoround import base as imported
 
     base: Any = imported
@@ -192,9 +191,9 @@ def _in_float32() -> Iterator[None]:
 
 
 def scaled(model: Any, scheme: schemes.Scheme) -> list[tuple[str, tuple[str, ...]]]:
-    """What AWQ or SmoothQuant scales in a model on the meta device: a layer, and those that make up for it; nothing for other methods.
+    """The scaling mappings of AWQ or SmoothQuant for a model on the meta device; empty for other methods.
 
-    Raises InputError where there is nothing to scale.
+    Raises InputError if there is nothing to scale.
     """
     if scheme.method not in schemes.SCALED:
         return []
@@ -207,7 +206,7 @@ def _left_alone(model: Any) -> list[str]:
 
 
 def _round_to_storage(model: Any, folder: str) -> None:
-    """Bring the floats that are saved to the parent's dtype, so that the low-bit checkpoint is as small as it should be.
+    """Convert the floats that are saved to the parent's dtype, so that the low-bit checkpoint has the expected size.
 
     The weights themselves stay in the dtype that was computed in: their codes are taken at saving, against the rounded scales. What
     scales of 8 bits are multiplied or divided by stays float32, as their format has it.
@@ -245,7 +244,7 @@ def _parents_dtypes(folder: str) -> dict[str, torch.dtype]:
 
 
 def _expert_names(model: Any) -> dict[str, str]:
-    """What the parts of an expert are called in the family's files, where that is not what llm-compressor calls them (Mixtral: w1)."""
+    """The names of an expert's parts in the family's files, if they differ from llm-compressor's (Mixtral: w1)."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
@@ -268,7 +267,7 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 @contextmanager
 def _quiet(scratch: Path) -> Iterator[None]:
-    """llm-compressor logs to the screen and into the working directory, and pins memory where there is no accelerator to pin it for."""
+    """llm-compressor logs to the screen and into the working directory, and pins memory if there is no accelerator to pin it for."""
     from loguru import logger
 
     with redirect_stdout(io.StringIO()):  # its logger takes hold of standard output when it is imported

@@ -1,8 +1,9 @@
-"""The table of schemes: what a name such as ``nvfp4`` or ``gptq-w3a16-g128`` means, where it loads, and whether it suits a model's widths.
+"""The table of schemes: the meaning of names such as ``nvfp4`` or ``gptq-w3a16-g128``, where each loads, and whether it suits a model's
+widths.
 
 A name reads ``[<method>-]<preset>[-kv8]``, where the preset is one of compressed-tensors', in small letters and with ``-`` for ``_``, and
-rounding to the nearest is the method where none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
-``-g`` there is one scale a row (a preset of integers has groups of 128). With zero points (``-asym``) or without (``-sym``): AWQ has them
+rounding to the nearest is the method if none is named; or ``<method>-w<bits>a<bits>[-g<group>][-sym|-asym][-kv8]``, where without
+``-g`` there is one scale per row (a preset of integers has groups of 128). With zero points (``-asym``) or without (``-sym``): AWQ has them
 by itself, as its authors do, the others have not. This module needs no torch.
 """
 
@@ -28,9 +29,9 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
     "smoothquant": ((8, 8),),
     "autoround": ((2, 16), (3, 16), (4, 16)),
 }
-"""Method -> (weight bits, activation bits) that it is offered in."""
+"""Method -> supported (weight bits, activation bits)."""
 ITERATIONS = 200
-"""Steps that AutoRound tunes each decoder layer for; its own default."""
+"""AutoRound's tuning steps per decoder layer; its default."""
 SCALED = ("awq", "smoothquant")
 """Methods that scale layers before they round them."""
 
@@ -47,7 +48,7 @@ NAME = re.compile(
 class Preset:
     """A preset of compressed-tensors: ``kind`` and bits of weights and activations, and the number of columns that share a scale.
 
-    ``scales`` says what is scaled where it is not a group or a row. ``static`` is whether activations have a scale that is calibrated.
+    ``scales`` says what is scaled if it is not a group or a row. ``static`` is whether activations have a scale that is calibrated.
     """
 
     kind: str
@@ -73,7 +74,7 @@ FLOATS = {
 }
 """Presets with float codes."""
 ROWWISE = {"w8a8": Preset("int", 8, "int", 8, None), "int8": Preset("int", 8, "int", 8, None)}
-"""Presets of integers with one scale a row."""
+"""Presets of integers with one scale per row."""
 PAIRS = (
     (2, 4), (2, 8), (2, 16), (3, 4), (3, 8), (3, 16), (4, 4), (4, 8), (4, 16), (5, 8), (5, 16), (6, 8), (6, 16), (7, 8), (7, 16), (8, 16),
 )  # fmt: skip
@@ -86,14 +87,14 @@ PRESETS = {
 }  # fmt: skip
 """compressed-tensors' presets by the names that they have here."""
 AHEAD = {"rtn": (*PRESETS,), "gptq": (*FLOATS, "w4afp8"), "autoround": ("nvfp4", "mxfp4")}
-"""Method -> presets that it may stand before."""
+"""Method -> presets that it can be combined with."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale a row.
+    """One way to quantize: ``group`` is the number of columns that share a scale, None for one scale per row.
 
-    ``preset`` names the preset that it is, and is empty for a scheme that the other fields tell in full.
+    ``preset`` is the preset's name, empty for a scheme that the other fields define completely.
     """
 
     name: str
@@ -113,7 +114,7 @@ class Scheme:
 
     @property
     def calibrated(self) -> bool:
-        """Whether anything is estimated from calibration traces: all but rounding without scales of activations or of the KV cache."""
+        """Whether the scheme needs calibration traces: all except rounding without static scales of activations or of the KV cache."""
         return self.method != "rtn" or self.of.static or self.kv_bits is not None
 
     @property
@@ -124,12 +125,12 @@ class Scheme:
 
 
 def canonical(name: str) -> str:
-    """A scheme's name as it is written here: compressed-tensors writes its presets in capitals, with ``_``."""
+    """The canonical form of a scheme's name: compressed-tensors writes its presets in capitals, with ``_``."""
     return name.lower().replace("_", "-") if name.isascii() else name
 
 
 def parse(name: str) -> Scheme:
-    """The scheme of a name. Raises InputError that lists what is allowed."""
+    """The scheme of a name. Raises InputError, which lists what is allowed."""
     if found := _preset(canonical(name)):
         return found
     match = NAME.fullmatch(canonical(name))
@@ -146,15 +147,17 @@ def parse(name: str) -> Scheme:
         offered = ", ".join(f"w{w}a{a}" for w, a in WIDTHS[match["method"]])
         raise InputError(f"scheme: {name!r}: {match['method']} is offered as {offered}")
     if group is not None and (group not in GROUPS or widths == (8, 8)):
-        raise InputError(f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} with a16 and w4a8; w8a8 has one scale a row")
+        raise InputError(
+            f"scheme: {name!r}: groups of {', '.join(map(str, GROUPS))} are allowed with a16 and w4a8; w8a8 has one scale per row"
+        )
     if match["zeros"] == "asym" and widths[1] != 16:
-        raise InputError(f"scheme: {name!r}: zero points (-asym) with a16 only")
+        raise InputError(f"scheme: {name!r}: zero points (-asym) are allowed only with a16")
     symmetric = match["zeros"] == "sym" if match["zeros"] else match["method"] != "awq"
     return Scheme(name, match["method"], *widths, group, symmetric, 8 if match["kv"] else None)
 
 
 def _preset(name: str) -> Scheme | None:
-    """The scheme of a name that ends in a preset's; None where it does not. Raises InputError for a method that is not offered for it."""
+    """The scheme of a name that ends in a preset's; None if it does not. Raises InputError for a method that is not offered for it."""
     plain = name.removesuffix("-kv8")
     method, _, preset = ("", "", plain) if plain in PRESETS else plain.partition("-")
     if preset not in PRESETS or (method and preset not in (*FLOATS, "w4afp8")) or (method and method not in METHODS):
@@ -184,7 +187,7 @@ def listing() -> list[Scheme]:
 def check_widths(scheme: Scheme, linears: dict[str, tuple[int, int]]) -> None:
     """Before work starts: whether the group divides the columns of every linear layer.
 
-    ``linears`` maps a layer's name to (rows, columns). Raises InputError that names a layer and the groups that would do.
+    ``linears`` maps a layer's name to (rows, columns). Raises InputError, which names a layer and the groups that would do.
     """
     if scheme.group is None:
         return
@@ -203,7 +206,7 @@ def recipe_of(
     scaled: Sequence[tuple[str, Sequence[str]]] = (),
     wide: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """The llm-compressor modifiers of a scheme, but for the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
+    """The llm-compressor modifiers of a scheme, except the modules ``left_alone``. A KV-cache scheme sits on the weights' modifier.
 
     ``scaled`` are AWQ's and SmoothQuant's mappings: a layer, and those that make up for what it is divided by. ``wide`` names modules that
     have more bits than the scheme's; those of 16 are left alone.
@@ -261,6 +264,6 @@ def _autoround(scheme: Scheme, common: dict[str, Any]) -> Any:
 
 
 def check_installed(scheme: Scheme) -> None:
-    """Raises InputError, with what to do, where the package of a method is not there."""
+    """Raises InputError, with what to do, if the package of a method is not there."""
     if scheme.method == "autoround" and not find_spec("auto_round"):
         raise InputError(f"scheme: {scheme.name} needs AutoRound: pip install 'stepmend[autoround]'")

@@ -1,1 +1,1 @@
-"""Tune the quantized model on bullets, on its own low-bit weights, and export what was trained."""
+"""Tune the quantized model's own low-bit weights on bullets, and export the result."""

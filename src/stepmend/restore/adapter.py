@@ -1,6 +1,6 @@
 """What is tuned, as in the paper: a LoRA adapter (2106.09685) over the frozen quantized weights.
 
-It stays an adapter: merged into a 4-bit grid by rounding, it would be erased. The checkpoint it belongs to is exported with it.
+It is not merged: rounding to a 4-bit grid would erase it. The checkpoint that it belongs to is exported with it.
 """
 
 import json
@@ -16,11 +16,11 @@ from stepmend.models import check, load, names
 from stepmend.rundir import make_folder, write_text
 
 FOLDER = "adapter"
-"""Where the adapter lies in the exported checkpoint; vLLM takes it with ``--lora-modules``."""
+"""The adapter's folder in the exported checkpoint; vLLM loads it with ``--lora-modules``."""
 
 
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
-    """The checkpoint with its adapter, or where it has none a fresh one on every linear layer of the decoder.
+    """The checkpoint with its adapter, or if it has none a fresh one on every linear layer of the decoder.
 
     Layers of a class that only derives from ``nn.Linear`` have none: they compute something else (Phi-MoE's router gives three tensors).
 
@@ -31,7 +31,7 @@ def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     from transformers import CompressedTensorsConfig
 
     device, placed = load.placement(folder, dtype)
-    compressed = formats.method_of(folder) == "compressed-tensors"  # others are made dense when they are loaded
+    compressed = formats.method_of(folder) == "compressed-tensors"  # others are dequantized when they are loaded
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
     model: Any = load.pretrained(folder, dtype=placed, **config)
     model = remove_dispatch(model).to(device)  # which compressed-tensors lays over what it dequantizes, and which holds it on the CPU
@@ -70,12 +70,12 @@ def changed(model: Any) -> dict[str, int]:
 
 
 def export(model: Any, folder: Path, out: Path) -> None:
-    """Copy the quantized checkpoint and lay the adapter beside it, in ``adapter/``."""
+    """Copy the quantized checkpoint, and write the adapter to its subfolder ``adapter/``."""
 
     def fill(part: Path) -> None:
         copy(folder, part)
         model.save_pretrained(part / FOLDER)
-        (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty but for this machine's paths
+        (part / FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's own card, empty except this machine's paths
         config = json.loads((part / FOLDER / "adapter_config.json").read_text())
         write_text(part / FOLDER / "adapter_config.json", json.dumps(config | {"base_model_name_or_path": ".."}, indent=2) + "\n")
 

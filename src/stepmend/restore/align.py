@@ -1,4 +1,4 @@
-"""Teach one full-precision model to write steps, from its own right answers: what ``stepmend align`` does.
+"""Train a full-precision model to write steps, on its own correct answers: ``stepmend align``.
 
 Training problems are solved greedily and by samples; a solution is kept where its answer is right and it is written in steps. A LoRA
 adapter (2106.09685) is trained on those and merged: the parent of every quantized arm. This is rejection sampling fine-tuning (Yuan et
@@ -42,11 +42,11 @@ SHOWN = (
         "Step 1: Subtract 5 from both sides: 3x = 15\nStep 2: Divide both sides by 3: x = 5\nStep 3: x^2 - 1 = 25 - 1 = 24\n\\boxed{24}",
     ),
 )
-"""Two questions with solutions, shown as earlier turns to a model that does not follow the prompt alone. Never tuned on, nor measured."""
+"""Two questions with solutions: few-shot examples for a model that does not follow the prompt alone. Never trained on or measured."""
 MINIMUM = 8
-"""Problems with a kept solution below which nothing is tuned: too few to tell a format from its examples."""
+"""Minimum number of problems with a kept solution; with fewer, the model would learn the examples instead of the format."""
 ENOUGH = 32
-"""Problems with a kept solution below which those without one, where they are the more, are asked again with the format shown."""
+"""With fewer kept problems than this, and most problems without a kept solution, the others are asked again with few-shot examples."""
 KEEP = 2
 """Different solutions kept of one problem, the greedy one first."""
 
@@ -68,7 +68,7 @@ class _Settings:
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "rank", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"align: {name} is {getattr(self, name)}; allowed: 1 and more")
+                raise InputError(f"align: {name} is {getattr(self, name)}; allowed: at least 1")
         for name, most in (("temperature", 5.0), ("learning_rate", 1.0)):
             if not 0 < getattr(self, name) <= most:
                 raise InputError(f"align: {name} is {getattr(self, name)}; allowed: above 0, at most {most:g}")
@@ -80,10 +80,10 @@ class _Settings:
 class Aligned:
     """What aligning did.
 
-    ``asked`` training problems gave ``drawn`` solutions, of which ``right`` had the right answer and ``formed`` the format; ``kept`` of
-    those that had both, of ``taught`` problems, were tuned on. ``leaked`` problems were not asked, as they resemble a test problem;
-    ``shown`` says whether the format had to be shown. On ``n`` test problems, solved greedily: accuracies, their difference (after minus
-    before) and McNemar's exact ``p``, the shares of solutions in format, each in [0, 1]. ``losses`` has one value a step.
+    ``asked`` training problems gave ``drawn`` solutions, of which ``right`` had the correct answer and ``formed`` the format; ``kept``
+    solutions with both, of ``taught`` problems, were trained on. ``leaked`` problems were skipped because they resemble a test problem;
+    ``shown`` says whether few-shot examples were needed. On ``n`` test problems, solved greedily: accuracies, their difference (after minus
+    before) and McNemar's exact ``p``, the shares of solutions in format, each in [0, 1]. ``losses`` has one value per step.
     """
 
     asked: int
@@ -108,7 +108,7 @@ class _Samples:
     """The traces of one alignment, in an append-only file of whole lines; a line that a crash cut is dropped, and made again."""
 
     def __init__(self, file: Path) -> None:
-        """Takes a lock that ends with this object. Raises InputError where another process has it."""
+        """Takes a lock that ends with this object. Raises InputError if another process has it."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = appending(file)
         try:
@@ -128,7 +128,7 @@ class _Samples:
             except ValidationError:
                 damaged += 1
         if damaged:
-            warnings.warn(f"{file}: {damaged} damaged line(s) ignored; what they held is made again", stacklevel=2)
+            warnings.warn(f"{file}: {damaged} damaged line(s) ignored; their content is generated again", stacklevel=2)
 
     def get(self, made_by: str, problem: str) -> Trace | None:
         return self._traces.get((made_by, problem))
@@ -175,7 +175,7 @@ class _Work:
         return self._engine[1]
 
     def text(self, problem: Problem, *, shown: bool = False) -> str:
-        """The rendered question; with the format shown, behind ``SHOWN`` as earlier turns."""
+        """The rendered question; with the format shown, after ``SHOWN`` as earlier turns."""
         return chat.render(self.tokenizer, self.settings.prompt, problem.question, SHOWN if shown else ())
 
     def solve(self, folder: str, problems: Sequence[Problem], tick: Tick, *, draw: int = 0, shown: bool = False) -> list[Trace]:
@@ -221,7 +221,7 @@ class _Work:
         return _Drawn(kept, counts, shown)
 
     def gather(self, problems: Sequence[Problem]) -> _Drawn:
-        """What there is to learn from. Raises InputError where it is too little."""
+        """The training data. Raises InputError if there is too little."""
         found = self.draw(problems, shown=False)
         rest = [problem for problem in problems if problem.id not in found.kept]
         if len(found.kept) < min(ENOUGH, len(rest)):
@@ -237,7 +237,7 @@ class _Work:
         return found
 
     def tune(self, problems: Sequence[Problem], drawn: _Drawn, made_by: str, tick: Tick) -> None:
-        """Train on kept solutions, behind the prompt alone, and write ``out``."""
+        """Train on kept solutions, after the prompt alone, and write ``out``."""
         self._engine = None  # its memory is needed
         kept = self.settings
         rows = [self._row(problem, trace) for problem in problems for trace in drawn.kept.get(problem.id, [])]
@@ -274,10 +274,10 @@ def align(
 
     ``train`` problems for which ``leaks`` is true, or that are ``test`` ones, are left out. Each is solved greedily and ``samples``
     times at ``temperature``, in batches of ``batch_size``; an adapter of ``rank`` is then trained for ``steps`` optimizer steps.
-    ``prompt`` is asked throughout, and should be what the model is asked later. What is None is chosen by the model.
+    ``prompt`` is used throughout, and should be the prompt that is used later. Arguments that are None depend on the model.
 
-    Every trace is kept in ``<out>.samples.jsonl``: the same call continues where it was stopped, and where it was not, it gives the same
-    figures once more. Raises InputError for a model, a setting or an ``out`` that will not do, where there are no problems, and where
+    Every trace is kept in ``<out>.samples.jsonl``: the same call continues if it was stopped, and if it was not, it gives the same
+    figures once more. Raises InputError for a model, a setting or an ``out`` that is invalid, if there are no problems, and where
     too few solutions are right and in format.
     """
     builtin = model.startswith(load.BUILTIN)
@@ -309,7 +309,7 @@ def _align(
     made_by = digest(VERSION, parent_digest, asdict(settings), [problem.id for problem in asked])
     done = chat.aligned(out).get("made_by") == made_by
     if out.exists() and not done:
-        raise InputError(f"out: {out} exists already, and these settings would make another; choose another folder")
+        raise InputError(f"out: {out} exists already, with other settings; choose another folder")
     with _Work(parent, parent_digest, out, settings, stages) as work:
         drawn = work.gather(asked)
         kept = sum(map(len, drawn.kept.values()))
@@ -340,7 +340,7 @@ def _align(
 
 
 def lines(found: Aligned) -> list[str]:
-    """What a reader must be told, a sentence a line."""
+    """The result in sentences, one per line."""
     shown = statistics.verdict(found.difference)
     points = [100 * (value or 0.0) for value in (found.difference.value, found.difference.low, found.difference.high)]
     said = [

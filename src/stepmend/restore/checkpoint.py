@@ -1,4 +1,4 @@
-"""A restored checkpoint in a run: made where the run does not hold it, and accepted where it is better on held-out problems."""
+"""A restored checkpoint in a run: made where the run does not hold it, and accepted if it is better on held-out problems."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +32,15 @@ def restore(
     record = context.finished(Tuned, arm, made_by, earlier)
     if record and context.holds(arm, record.checkpoint):
         return
-    context.keep()  # memory is needed
+    context.unload_except()  # memory is needed
     given: dict[str, Any] = {"seed": seed, "anchors": anchors, "held_out": held_out, "rates": rates, "say": context.stages.say}
     with context.stages.stage(f"{arm}: tune ({len(bullets)} bullets)", recipe.steps, "steps") as tick:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         done = tune.restore(context.parent, context.folder(base), list(bullets), recipe, out, tick=tick, **given)
     if done.chosen_change is not None and done.chosen_change < 0:
-        context.stages.say(f"  {arm}: the chosen steps lost {-done.chosen_change:.3f} nats a token; raise restore.keep_chosen")
+        context.stages.say(f"  {arm}: the chosen steps lost {-done.chosen_change:.3f} nats per token; raise restore.keep_chosen")
     facts = asdict(done) | {"losses": [round(loss, 5) for loss in done.losses], "bullets": len(bullets), "anchors": len(anchors)}
-    facts |= {"arm": arm, "made_by": record.made_by if record else made_by, "seconds": time.perf_counter() - begin}
+    facts |= {"arm": arm, "made_by": record.made_by if record else made_by, "seconds": time.perf_counter() - start}
     context.made(arm, checkpoint := load.checkpoint_digest(out))
     context.dir.keep(Tuned.model_validate(facts | {"checkpoint": checkpoint}))
 
@@ -63,13 +63,13 @@ def kept(context: Context, arm: str) -> bool:
 
 
 def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], after: Mapping[str, Trace]) -> None:
-    """Undo a restoration by which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
+    """Undo a restoration after which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
 
     ``before`` and ``after`` are both arms' solutions of held-out problems. All odd endings are tested together, and each kind of those that
     occur by itself, with Holm's adjustment over the kinds.
     """
     counts = _paired(before, after, odd)
-    found = {name: _paired(before, after, of) for name, of in ODD.items() if _any(before, of) or _any(after, of)}
+    found = {name: _paired(before, after, of) for name, of in ABNORMAL.items() if _any(before, of) or _any(after, of)}
     adjusted = statistics.holm([pair.p for pair in found.values()])
     kinds = {name: (of.only_first, of.only_second, p) for (name, of), p in zip(found.items(), adjusted, strict=True)}
     tests = [(counts.only_first, counts.only_second, counts.p), *kinds.values()]
@@ -86,10 +86,10 @@ def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], af
 
 def odd(trace: Trace) -> bool:
     """Whether a solution was cut off, loops at its end, or is a thought without an end."""
-    return any(of(trace) for of in ODD.values())
+    return any(of(trace) for of in ABNORMAL.values())
 
 
-ODD: dict[str, Callable[[Trace], bool]] = {
+ABNORMAL: dict[str, Callable[[Trace], bool]] = {
     "cut off": lambda trace: trace.finish == "length",
     "in a loop": lambda trace: behaviour.loops(trace.text),
     "in an unclosed thought": lambda trace: not visible(trace.said).whole,

@@ -1,7 +1,8 @@
-"""Integer codes and their scales solved decoder layer by decoder layer: which inputs reach which linear layer, in both models.
+"""Integer codes and their scales, solved decoder layer by decoder layer; this module computes the inputs of each linear layer in both
+models.
 
-Both models' hidden states go through the stack side by side. Within a layer, linear layers that read the same input are solved together
-(``grid.resolve``), in the order in which they are computed, so that each sees inputs of layers that are solved already.
+Both models' hidden states are propagated through the stack in parallel. Within a layer, linear layers that read the same input are solved
+together (``grid.resolve``), in the order in which they are computed, so that each sees inputs of layers that are solved already.
 
 Tensor names carry their shape: M rows, N columns, T tokens, B texts.
 """
@@ -26,7 +27,7 @@ TOKENS = 4096
 
 
 class _Stop(Exception):  # noqa: N818
-    """Ends a forward pass once the input that was wanted has been seen."""
+    """Raised to end a forward pass when the wanted input has been captured."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def halves(texts: Sequence[Text]) -> list[int]:
 
 
 def token_weights(texts: Sequence[Text]) -> list[list[float]]:
-    """Each text's weight, token by token; a beginning that all texts share (a system prompt) counts as one text's."""
+    """Each text's weight, token by token; a start that all texts share (a system prompt) counts as one text's."""
     rows, shared = [text.ids for text in texts], 0
     while all(len(row) > shared for row in rows) and len({row[shared] for row in rows}) == 1:
         shared += 1
@@ -63,7 +64,7 @@ def token_weights(texts: Sequence[Text]) -> list[list[float]]:
 
 
 def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of texts of like length, in batches of at most ``TOKENS`` tokens (or one text)."""
+    """Indices of texts of similar length, in batches of at most ``TOKENS`` tokens (or one text)."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batch and (len(batch) + 1) * len(rows[i]) > TOKENS:
@@ -189,7 +190,8 @@ def _solve_layer(
 
 
 def _same_input(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[list[str]]:
-    """The quantized linear layers of a decoder layer in the order of computing, those that read one tensor in one grid together."""
+    """The quantized linear layers of a decoder layer in execution order; those that read the same tensor and share a grid form one
+    group."""
     groups: list[list[str]] = []
     same: list[list[str]] = []  # those of the input last seen
     last: torch.Tensor | None = None
@@ -222,7 +224,7 @@ def _keeper(kept: list[torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], 
 
 
 def _inputs(low_layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
-    """The input tensor of every linear layer with integer codes, in the order of computing."""
+    """The input tensor of every linear layer with integer codes, in execution order."""
     seen: list[tuple[str, torch.Tensor]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -249,7 +251,7 @@ def _sums(
     width = layer.centred_MN.shape[1]
     sums = Sums(width, low[0].device)
     seen: list[torch.Tensor] = []
-    factor: float | None = None  # factors of rows and columns are known but for one that goes from all rows to all columns
+    factor: float | None = None  # factors of rows and columns are known except one that goes from all rows to all columns
 
     def watch(input_BTN: torch.Tensor) -> None:
         seen.append(input_BTN.flatten(0, -2))

@@ -1,11 +1,11 @@
-"""Whether an exported checkpoint, reloaded, is the model that was tuned: tensor by tensor, and by its logits on one text.
+"""Check that an exported checkpoint, reloaded, is the tuned model: tensor by tensor, and by its logits on one text.
 
-Logits alone cannot tell: in bfloat16, a layer whose scales are off by 1 % moves them less than bfloat16's own rounding does. So every
+Logits alone are not sufficient: in bfloat16, an error of 1 % in a layer's scales changes them less than bfloat16's own rounding. So every
 layer with codes and every tuned norm must hold the tuned values, to half a unit in the last place of the dtype that is computed in; the
-dequantization is the exporter's own, so that they are equal where all is right. A layer whose inputs are rounded must give what the tuned
-one gives, on one input; behind many such layers nothing can be compared (``models/rounding.py``). What is left to the logits is what
-belongs to no single tensor (names, an adapter); inputs of layers are then not rounded on either side. In 16 bits they may differ by
-``NOISE`` times what the dtype itself does to them: the exported model's logits in that dtype against the same model's in float32.
+dequantization is the exporter's own, so that they are equal if all is right. A layer whose inputs are rounded must give what the tuned one
+gives, on one input; after many such layers nothing can be compared (``models/rounding.py``). The logits check what no single tensor shows
+(names, an adapter); in that comparison, neither side rounds inputs of layers. In 16 bits they may differ by ``NOISE`` times what the dtype
+itself does to them: the exported model's logits in that dtype against the same model's in float32.
 """
 
 import shutil
@@ -21,18 +21,18 @@ from stepmend.records import InputError
 from stepmend.restore import memory, scales
 
 NOISE = 4.0
-"""How many times the dtype's own noise logits may differ by: both models have it, and its largest value varies."""
+"""Allowed difference of logits, as a multiple of the dtype's own noise: both models have that noise, and its maximum varies."""
 SHARES = {"32 bits": 1e-4, "16 bits": 5e-2, "rounded keys": 1e-1}
-"""How far logits may differ, over the largest: in float32; in 16 bits where there is no memory to measure the noise in; and where keys
+"""How far logits may differ, over the largest: in float32; in 16 bits if there is no memory to measure the noise in; and where keys
 and values are rounded, where a last bit turns into a whole step of their grid."""
 EXACT = 1e-6
-"""The least relative difference of two tensors that is one."""
+"""Minimum relative difference for two tensors to count as different."""
 
 
 def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
     """Largest difference between the logits training ended with and those of the checkpoint ``out``, on ``ids``; and what is allowed.
 
-    Raises InputError, and keeps nothing, where a tensor or a logit differs by more.
+    Raises InputError, and keeps nothing, if a tensor or a logit differs by more.
     """
     served, ids_BT = load_model(str(out), str(model.dtype).removeprefix("torch.")), torch.tensor([ids], device=model.device)
     wrong, error, allowed = _other_tensor(model, served) or _other_output(model, served), 0.0, 0.0
@@ -49,7 +49,7 @@ def compare(model: Any, out: Path, ids: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _other_tensor(model: Any, served: Any) -> str:
-    """Which layer's weight is not the one that was tuned, and by how much; empty where there is none."""
+    """Which layer's weight is not the one that was tuned, and by how much; empty if there is none."""
     there = dict(served.named_modules())
     for name, module in model.named_modules():
         if isinstance(module, scales.ScaleLinear):
@@ -66,7 +66,7 @@ def _other_tensor(model: Any, served: Any) -> str:
 
 
 def _other_output(model: Any, served: Any) -> str:
-    """Which layer whose inputs are rounded gives something else than the tuned one, on one random input; empty where there is none."""
+    """Which layer whose inputs are rounded gives something else than the tuned one, on one random input; empty if there is none."""
     generator, there = torch.Generator().manual_seed(0), rounding.layers(served)
     for name, module in rounding.layers(model).items():
         if name not in there:
@@ -82,7 +82,7 @@ def _other_output(model: Any, served: Any) -> str:
 
 
 def _allowed(served: Any, ids_BT: torch.Tensor, served_TV: torch.Tensor) -> float:
-    """What logits may differ by. In 16 bits this brings ``served`` to float32."""
+    """The allowed difference of logits. In 16 bits this converts ``served`` to float32."""
     largest = float(served_TV.abs().max())
     if rounding.keys(served):
         return SHARES["rounded keys"] * largest

@@ -9,8 +9,8 @@ With H = sum weight z z^T this is tr (W' - dequantized(Q)) H (W' - dequantized(Q
 C = sum weight (x - z) z^T: full precision's weight, corrected for what the layers before have changed (GPTAQ, 2504.02692, uses this
 asymmetry too). The corrected weight is rounded column by column with error compensation (GPTQ, 2210.17323). Then two steps alternate:
 the scales of a row's groups by least squares, where scales are restored too, and each code in turn to where the sum is least (coordinate
-descent, QuantEase, 2309.01885). Neither raises the sum, but for the rounding of scales to the dtype of the file. Zero points and the
-range of codes stay as they are, as do offsets, which are taken off the corrected weight first.
+descent, QuantEase, 2309.01885). Neither raises the sum, except the rounding of scales to the dtype of the file. Zero points and the
+range of codes do not change, as do offsets, which are taken off the corrected weight first.
 
 Tensor names carry their shape: M rows (of all linear layers that read one input), N columns, G groups of a row, S columns of a group,
 K columns of a block, T tokens, B texts.
@@ -26,7 +26,7 @@ from stepmend.models.graphs import Recorded
 from stepmend.restore.scales import ScaleLinear
 
 DAMP = 0.1
-"""What is added to the diagonal of H, as a share of its mean. GPTQ takes 0.01, which fits few tokens too closely (see docs/log.md)."""
+"""Damping: added to the diagonal of H, as a share of its mean. GPTQ uses 0.01, which overfits with few tokens (see docs/log.md)."""
 RIDGES = (0.01, 0.1, 1.0)
 """Shares of H's mean diagonal that are tried as a ridge of the correction."""
 ROUNDS = 2
@@ -79,7 +79,7 @@ def error(weight_MN: torch.Tensor, hessian_NN: torch.Tensor, values_MN: torch.Te
 
 
 def damped(hessian_NN: torch.Tensor, share: float = DAMP) -> torch.Tensor:
-    """H with a share of its mean diagonal added to the diagonal, so that it can be inverted also where few tokens reached it."""
+    """H with a share of its mean diagonal added to the diagonal, so that it is invertible even after few tokens."""
     damped_NN, mean = hessian_NN.clone(), hessian_NN.diagonal().mean()
     damped_NN.diagonal().add_(share * mean if mean > 0 else 1.0)
     return damped_NN
@@ -94,7 +94,7 @@ def corrected(weight_MN: torch.Tensor, sums: "Sums") -> torch.Tensor:
     """W' = W + W C H^-1: the weight that maps the low-bit model's inputs to full precision's outputs best.
 
     Few tokens determine it badly. The ridge is therefore the one of ``RIDGES`` that does best on every other question's texts when it is
-    fitted on the rest; and where none does better than W itself, there is no correction.
+    fitted on the rest; and if none does better than W itself, there is no correction.
     """
     fitted, other = sums.halves
     best, chosen = 0.0, None

@@ -1,17 +1,17 @@
-"""One objective over bullets, ready to be asked for the loss of a batch: what the teacher, or the untouched low-bit model, says of the
-bullets is read once, before training. Tensor names: N targets of a text, H hidden width.
+"""The objectives over bullets. The teacher's outputs, or those of the low-bit model before tuning, are computed once, before training.
+Tensor names: N targets of a text, H hidden width.
 
 With p the full-precision model, q the tuned one, r the low-bit one before tuning, h last hidden states, and over the targets n of a batch
 (the tokens of ``span``), in natural logs:
 
 - ``sft``: mean_n -log q(token_n). Plain likelihood, as in supervised fine-tuning (Ouyang et al., 2203.02155).
-- ``dpo``: mean over pairs of -log sigmoid(beta * (log q(c) / r(c) - log q(w) / r(w))) for the chosen text c and the rejected w behind
-  what they share (Rafailov et al., 2305.18290, equation 7), plus ``keep_chosen`` * mean_n -log q(c_n) (Pang et al.,
-  2404.19733), without which preferences are won at the chosen text's cost.
+- ``dpo``: mean over pairs of -log sigmoid(beta * (log q(c) / r(c) - log q(w) / r(w))) for the chosen text c and the rejected text w after
+  their shared prefix (Rafailov et al., 2305.18290, equation 7), plus ``keep_chosen`` * mean_n -log q(c_n) (Pang et al., 2404.19733),
+  without which preferences are won at the chosen text's cost.
 - ``distill``: D(targets) + ``question`` * D(question), where D is the mean over places of w_n * KL(p_n || q_n) + ``features`` *
   |h_q - h_p|^2 / mean |h_p|^2. KL of full precision's distribution: QAD (2601.20088). Hidden states: FitNets (1412.6550), at the last
-  layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The
-  question's own tokens are ours: they keep what no answer shows.
+  layer alone. w is ``weight`` (see ``objectives.weights``), scaled to mean 1 over the targets and over the question apart. The term on the
+  question's own tokens is ours: it preserves behaviour that no answer exercises.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepmend.keys import Restore
-from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.forward import head_of, in_chunks, states_of
 from stepmend.models.head import Head
 from stepmend.records import Bullet
 from stepmend.restore import objectives, scales
@@ -31,8 +31,8 @@ READ = 16
 """Texts read at once before training."""
 
 
-def still(module: Any) -> None:
-    """Take away the dropout that a layer's own forward pass does."""
+def disable_dropout(module: Any) -> None:
+    """Disable the dropout in a layer's own forward pass."""
     for name, value in vars(module).items():
         if "dropout" in name and isinstance(value, float):
             setattr(module, name, 0.0)
@@ -41,8 +41,8 @@ def still(module: Any) -> None:
 class Loss:
     """The loss of one recipe over its bullets, and for ``distill`` anchors after them; ``read`` once, then call it with a batch's indices.
 
-    ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at
-    the targets: full-precision logits are made again from them for each batch, so no model stands by and no vocabulary is stored.
+    ``targets`` is how many tokens each text is supervised on. Of full precision only the head is kept, and its last hidden states at the
+    targets: full-precision logits are recomputed from them for each batch, so the teacher need not stay in memory and no logits are stored.
     ``checkpointing`` says whether gradient checkpointing is on.
     """
 
@@ -74,13 +74,13 @@ class Loss:
         return [len(pair.ids) for pair in self.pairs] if self.recipe.objective == "dpo" else [len(row.ids) for row in self.rows]
 
     def checkpoint_gradients(self) -> None:
-        """Keep from now on only what goes into a layer, and compute the layer again going backward (1604.06174)."""
+        """Enable gradient checkpointing: store only each layer's input, and recompute the layer in the backward pass (1604.06174)."""
         self.checkpointing = True
         self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in self.student.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # what the layer asks for; all that is in it stays as it is, without dropout
-                still(module)
+                module.training = True  # what the layer asks for; all that is in it does not change, without dropout
+                disable_dropout(module)
 
     def read(self, teacher: Any) -> None:
         """Read what the full-precision model ``teacher``, or the low-bit one before tuning, says of the texts."""
@@ -116,7 +116,7 @@ class Loss:
 
         student_NH = self._states(self.student, rows, self._where(rows))
         teacher_NH = torch.cat([self.targets_NH[i] for i in batch] + [self.questions_NH[i] for i in batch]).to(student_NH.device)
-        loss_N, weight_N = in_pieces(of, self.student.config.get_text_config().vocab_size, student_NH, teacher_NH).unbind(1)
+        loss_N, weight_N = in_chunks(of, self.student.config.get_text_config().vocab_size, student_NH, teacher_NH).unbind(1)
         targets = sum(self.targets[i] for i in batch)
         # Each mean has weights of its own: else a question's sureness would change what it counts beside the answer.
         parts = weight_N.split([targets, len(weight_N) - targets])
@@ -127,16 +127,16 @@ class Loss:
         return loss + self.recipe.question * loss_N[targets:].mean() if self.recipe.question else loss
 
     def _where(self, rows: Sequence[objectives.Row]) -> list[tuple[int, int]]:
-        """Places of all targets, then of all question tokens where those count too."""
+        """Positions of all targets, then of all question tokens if those count too."""
         return objectives.places(rows) + (objectives.question_places(rows) if self.recipe.question else [])
 
     def _read_teacher(self, teacher: Any) -> None:
         self.head = Head(teacher)
         with torch.no_grad():
-            for begin in range(0, len(self.rows), READ):
-                rows = self.rows[begin : begin + READ]
+            for start in range(0, len(self.rows), READ):
+                rows = self.rows[start : start + READ]
                 states_NH = self._states(teacher, rows, self._where(rows)).cpu()
-                parts = states_NH.split([*self.targets[begin : begin + READ], *self.questions[begin : begin + READ]])
+                parts = states_NH.split([*self.targets[start : start + READ], *self.questions[start : start + READ]])
                 self.targets_NH += parts[: len(rows)]
                 self.questions_NH += parts[len(rows) :]
 
@@ -144,9 +144,9 @@ class Loss:
         """Log-probabilities of chosen and rejected as the student has them now, without gradient: [bullets, 2]."""
         found = []
         with torch.no_grad():
-            for begin in range(0, len(self.pairs), READ):
+            for start in range(0, len(self.pairs), READ):
                 found.append(
-                    torch.stack(objectives.pairs_of(self.student, self.pairs[begin : begin + READ], self.pad, packed=self.packed), dim=1)
+                    torch.stack(objectives.pairs_of(self.student, self.pairs[start : start + READ], self.pad, packed=self.packed), dim=1)
                 )
         return torch.cat(found)
 

@@ -1,11 +1,11 @@
-"""How much memory a tuning needs, said before it starts."""
+"""Estimate of the memory that tuning needs, printed before it starts."""
 
 from typing import Any
 
 import torch
 
 from stepmend.models import configs
-from stepmend.models.forward import LOGITS, alike
+from stepmend.models.forward import LOGITS, length_groups
 from stepmend.restore import scales
 from stepmend.restore.losses import Loss
 
@@ -28,7 +28,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
     read, width = sum(loss.targets) + sum(loss.questions), config.hidden_size
     taught = element * width * (config.vocab_size + read) if loss.recipe.objective == "distill" else 0
     lengths = sorted(loss.lengths)[-batch_size:]
-    tokens = sum(len(group) * lengths[group[0]] for group in alike(lengths, model.device))
+    tokens = sum(len(group) * lengths[group[0]] for group in length_groups(lengths, model.device))
     layers = config.num_hidden_layers
     dense = sum(scaled.centred_MN.numel() for scaled in scales.scales(model).values() if scaled.made_whole)
     kept = element * (tokens * (layers * (STATES * width + 4 * inner_width(model)) + _outputs(model)) + dense)
@@ -44,7 +44,7 @@ def estimate(model: Any, tuned: list[torch.nn.Parameter], loss: Loss, batch_size
 
 
 def inner_width(model: Any) -> int:
-    """The width inside the feed-forward part: the configuration's, or where it has none that of the widest layer but the head."""
+    """The width inside the feed-forward part: the configuration's, or if it has none that of the widest layer but the head."""
     config = model.config.get_text_config()
     if width := configs.number(config, "intermediate_size"):
         return width
@@ -54,12 +54,12 @@ def inner_width(model: Any) -> int:
 
 
 def _outputs(model: Any) -> int:
-    """Numbers a token that layers keep besides: outputs that one scale a row changes, before and after."""
+    """Numbers per token that layers keep besides: outputs that one scale per row changes, before and after."""
     return 2 * sum(scaled.change.numel() for scaled in scales.scales(model).values() if not scaled.made_whole)
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free now, on the device that is trained on."""
+    """Free memory of the training device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -68,7 +68,7 @@ def available(device: torch.device) -> int:
 
 
 def room() -> int:
-    """Bytes that are free now, where models are trained."""
+    """Free memory of the training device, in bytes."""
     return available(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -79,7 +79,7 @@ def fits(parts: dict[str, float], free: int) -> bool:
 
 
 def text(parts: dict[str, float], free: int, checkpointing: bool = False) -> str:
-    """The estimate in one line, and what to do where it does not fit."""
+    """The estimate in one line, and what to do if it does not fit."""
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     line = f"  memory: about {sum(parts.values()) / GIB:.2f} GiB ({detail}); {free / GIB:.1f} GiB free"
     line += "; with gradient checkpointing" if checkpointing else ""

@@ -1,4 +1,4 @@
-"""What is tuned in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it."""
+"""Tuning in full precision: a LoRA adapter (2106.09685), merged into the weights. There is no low-bit grid that would erase it."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ import torch
 
 from stepmend.keys import Restore
 from stepmend.models import chat, load, names
-from stepmend.models.load import TWICE, load_tokenizer
+from stepmend.models.load import DUPLICATES, load_tokenizer
 from stepmend.records import digest
 from stepmend.restore import adapter, objectives, training
 from stepmend.restore.training import Batches
 from stepmend.rundir import make_folder, write_text
 
 ROWS = 8
-"""Texts that one optimizer step is made of."""
+"""Texts per optimizer step."""
 BESIDE_WEIGHTS = frozenset({".json", ".jinja", ".model", ".txt"})
 """Files of a checkpoint that are copied as they are: configuration, index, tokenizer, chat template."""
 
@@ -36,8 +36,8 @@ def train(
 ) -> None:
     """Train an adapter of ``rank`` on texts, merge it and write ``out``, whole or not at all; continues from ``<out>.state``.
 
-    ``rate`` is the peak learning rate. ``note``, what decides the result, is kept in ``out`` with the loss of every step. Raises
-    InputError where the loss is no number.
+    ``rate`` is the peak learning rate. ``note`` describes the inputs, and is stored in ``out`` with the loss of every step. Raises
+    InputError if the loss is not finite.
     """
     pad = load_tokenizer(parent).pad_token_id
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def _export(model: Any, parent: Path, out: Path, note: dict[str, Any]) -> None:
         for file in sorted(parent.iterdir()):
             if file.suffix in BESIDE_WEIGHTS:
                 shutil.copy(file, part / file.name)
-            elif file.suffix == ".safetensors" and not any(file.match(twice) for twice in TWICE):
+            elif file.suffix == ".safetensors" and not any(file.match(twice) for twice in DUPLICATES):
                 tensors = load_file(file)
                 for name in changes.keys() & tensors.keys():
                     tensors[name] = (tensors[name].float() + changes[name]).to(tensors[name].dtype)

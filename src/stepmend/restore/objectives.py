@@ -1,7 +1,7 @@
-"""What tuning moves towards: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
+"""Training targets: the chosen text (sft), chosen over rejected (dpo), or full precision's token distribution (distill).
 
-A target is a token to be predicted; its *place* is where it is predicted from, one token earlier. Tensor names carry their shape: B rows,
-T tokens, N targets of all rows, V vocabulary, H hidden width.
+A target is a token to be predicted; its *position* is that of the token before it, from which it is predicted. Tensor names carry their
+shape: B rows, T tokens, N targets of all rows, V vocabulary, H hidden width.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from stepmend.models import chat
-from stepmend.models.forward import alike, collate, hidden_of, likelihoods, states_of
+from stepmend.models.forward import collate, hidden_of, length_groups, likelihoods, states_of
 from stepmend.records import Bullet
 
 Span = Literal["step", "prefix", "tail", "whole"]
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Chosen and rejected behind the beginning they share, which is computed once: ``shared + chosen + rejected`` in one row of tokens.
+    """Chosen and rejected after the start they share, which is computed once: ``shared + chosen + rejected`` in one row of tokens.
 
     The rejected tokens do not see the chosen ones. Each side's targets are (place, token) pairs.
     """
@@ -46,15 +46,15 @@ class Pair:
 
 
 def texts(bullet: Bullet, prefix: str = "quantized") -> tuple[str, str, str]:
-    """What stands before the step, full precision's step, and what follows it; before it, the text of whom ``prefix`` names."""
+    """The text before the step (of the model that ``prefix`` names), full precision's step, and what follows it."""
     if prefix == "quantized":
         return bullet.prefix, bullet.chosen, bullet.continuation
-    begin, end = bullet.place
-    return bullet.solution[:begin], bullet.solution[begin:end], bullet.solution[end:]
+    start, end = bullet.place
+    return bullet.solution[:start], bullet.solution[start:end], bullet.solution[end:]
 
 
 def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
-    """Prompt, correct beginning, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
+    """Prompt, correct start, chosen step and what follows it in full precision; the targets are the tokens of ``span``.
 
     ``step``: the chosen step. ``prefix``: from the start through it. ``tail``: from it to the end. ``whole``: all of the answer.
     """
@@ -62,17 +62,17 @@ def chosen_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quanti
 
 
 def rejected_row(tokenizer: Any, bullet: Bullet, span: Span, prefix: str = "quantized") -> Row:
-    """The same with the rejected step and what the quantized model wrote behind it."""
+    """The same with the rejected step and what the quantized model wrote after it."""
     return _row(tokenizer, bullet.question, texts(bullet, prefix)[0], bullet.rejected, bullet.rejected_rest, span, ended=not bullet.cut)
 
 
 def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span: Span, ended: bool = True) -> Row:
     through, whole = len(before) + len(step), len(before) + len(step) + len(rest)
-    begin, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
+    start, end = {"step": (len(before), through), "prefix": (0, through), "tail": (len(before), whole), "whole": (0, whole)}[span]
     text = before + step + (rest if end == whole else "")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     prompt, ids = chat.encode(tokenizer, question), list(encoded["input_ids"])
-    targets = [b < end and e > begin for b, e in encoded["offset_mapping"]]
+    targets = [b < end and e > start for b, e in encoded["offset_mapping"]]
     if end == whole and ended:
         ids.append(tokenizer.eos_token_id)
         targets.append(True)
@@ -80,7 +80,7 @@ def _row(tokenizer: Any, question: str, before: str, step: str, rest: str, span:
 
 
 def pack(chosen: Row, rejected: Row) -> Pair:
-    """Two rows as one: what they share stands in it once."""
+    """Two rows as one: what they share is in it once."""
     least = min(len(chosen.ids), len(rejected.ids))
     shared = next((i for i in range(least) if chosen.ids[i] != rejected.ids[i]), least)
     split = len(chosen.ids)
@@ -91,19 +91,19 @@ def pack(chosen: Row, rejected: Row) -> Pair:
 
 
 def places(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """(row, place) of every target, row by row."""
+    """(row, position) of every target, row by row."""
     return [(r, t - 1) for r, row in enumerate(rows) for t, wanted in enumerate(row.targets) if wanted]
 
 
 def question_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """(row, place) of every token of the questions that has one before it, row by row."""
+    """(row, position) of every token of the questions except first ones, row by row."""
     return [(r, t) for r, row in enumerate(rows) for t in range(row.question - 1)]
 
 
 def pairs_of(model: Any, pairs: Sequence[Pair], pad: int, *, packed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared beginnings are computed once where ``packed``."""
+    """Summed log-probabilities of chosen and of rejected targets, [B] each; shared prefixes are computed once if ``packed``."""
     sums_of = _sums if packed else _apart
-    groups = alike([len(pair.ids) for pair in pairs], model.device)
+    groups = length_groups([len(pair.ids) for pair in pairs], model.device)
     sums_B2 = torch.cat([sums_of(model, [pairs[i] for i in group], pad) for group in groups])
     back = torch.tensor([i for group in groups for i in group], device=sums_B2.device).argsort()
     return sums_B2[back, 0], sums_B2[back, 1]
@@ -190,7 +190,7 @@ def weights(teacher_NV: torch.Tensor, weight: Weight) -> torch.Tensor:
 def features(student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
     """Squared distance of last hidden states over the teacher's mean square, [N] (FitNets, 1412.6550, at the last layer).
 
-    A distribution says one thing of a token, hidden states say as many as the model is wide: few bullets teach more.
+    Hidden states give more information per token than a distribution does, so few bullets are enough.
     """
     return (student_NH.float() - teacher_NH.float()).pow(2).mean(-1) / teacher_NH.float().pow(2).mean()
 

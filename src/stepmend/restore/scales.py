@@ -1,9 +1,9 @@
-"""The low-bit model as it is restored: integer codes that ``codes.solve`` sets, scales and norms that are tuned end to end (EfficientQAT,
-2407.11062), and the export of all three into the checkpoint's own file.
+"""The trainable low-bit model: integer codes set by ``codes.solve``, scales and norms tuned end to end (EfficientQAT, 2407.11062), and the
+export of all three in the checkpoint's own format.
 
 The forward pass uses the exporter's own dequantization, (code - zero point) * scale with the scale rounded to the dtype it is stored
-in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which stays as it is; so that what is trained is what is served.
-Codes that are floats (FP8, FP4) stay as they are. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
+in (of 8 bits too: E4M3, E8M0), plus an offset where the format has one, which does not change; so that what is trained is what is served.
+Codes that are floats (FP8, FP4) do not change. Tensor names carry their shape: M rows, N columns, G groups of a row, S columns of a
 group, P rows of scales, each for one row or for more of them.
 """
 
@@ -26,7 +26,7 @@ from stepmend.models import load, names
 from stepmend.records import InputError
 
 FLOOR = 0.1
-"""The least share of its start that a scale may shrink to. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
+"""Minimum ratio of a scale to its start. It keeps its sign: some kernels read scales as unsigned (vLLM, W4A8)."""
 
 
 class _Straight(torch.autograd.Function):
@@ -48,7 +48,7 @@ def straight(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def straight_through() -> Iterator[None]:
-    """Inside, compressed-tensors' rounding of activations and KV caches, which knows no gradient, lets gradients through."""
+    """Context manager: gradients pass straight through compressed-tensors' rounding of activations and KV caches."""
     from compressed_tensors.modeling import attention, kvcache
     from compressed_tensors.quantization.lifecycle import forward
 
@@ -68,11 +68,11 @@ def straight_through() -> Iterator[None]:
 
 
 LEAST = {torch.float8_e4m3fn: 2.0**-9, torch.float8_e8m0fnu: 2.0**-127}
-"""The least positive number of each dtype of 8 bits that scales are stored in. torch makes infinities of those beyond the largest."""
+"""The smallest positive number of each 8-bit dtype of scales. torch converts numbers beyond the largest to infinities."""
 
 
 def as_stored(exact: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
-    """A tensor rounded to the dtype of its file. In 8 bits it stays a number, and a scale that is not zero does not become zero."""
+    """A tensor rounded to the dtype of its file. In 8 bits it stays finite, and a scale that is not zero does not become zero."""
     if storage not in LEAST:
         return exact.to(storage)
     inside = exact.clamp(LEAST[storage], torch.finfo(storage).max)
@@ -113,7 +113,7 @@ class ScaleLinear(nn.Module):
 
     ``change`` is the scales' relative change, so that one learning rate suits scales of any size: scale = start * (1 + change).
     ``centred_MN`` are the codes less their zero points, columns group by group; ``order_N`` says which columns of the model these are,
-    None where they are all in their places. Codes that are ``frozen`` may not be set. How scales are used, and what is added to the weights
+    None if they are all in their places. Codes that are ``frozen`` may not be set. How scales are used, and what is added to the weights
     of a group, is as in ``Codes``. ``watch`` is called with the input of every forward pass, as it is multiplied.
     """
 
@@ -164,7 +164,7 @@ class ScaleLinear(nn.Module):
         return (self.centred_MN + self.zeros()).to(torch.int8)
 
     def set_codes(self, codes_MN: torch.Tensor) -> None:
-        """Replace integer codes. Raises ValueError where one is outside of the format's range."""
+        """Replace integer codes. Raises ValueError if one is outside of the format's range."""
         low, high = self.range
         if int(codes_MN.min()) < low or int(codes_MN.max()) > high:
             raise ValueError(f"codes from {int(codes_MN.min())} to {int(codes_MN.max())}; {self.bits} bits hold {low} to {high}")
@@ -200,7 +200,7 @@ class ScaleLinear(nn.Module):
         return self.offset_MG.repeat_interleave(self.centred_MN.shape[1] // self.groups, dim=1)
 
     def weight(self, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """The dequantized weight, [M, N], columns group by group; ``scale`` is what ``scale()`` gives, where it is made already."""
+        """The dequantized weight, [M, N], columns group by group; ``scale`` is what ``scale()`` gives, if it is made already."""
         grouped_MGS = self.centred_MN.unflatten(1, (self.groups, -1))
         weight_MGS = grouped_MGS * self.used(self.scale() if scale is None else scale)[:, :, None]
         if self.offset_MG is not None:
@@ -223,16 +223,16 @@ class ScaleLinear(nn.Module):
             self.watch(x)
         if self.made_whole or x.dtype == torch.float16:  # which codes, not yet scaled, may overflow
             return F.linear(x, self.weight() if self.made is None else self.made, self.bias)
-        # One scale a row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
+        # One scale per row scales the output: no gradient of a whole weight is ever made, a third of a step's multiplications.
         y = (F.linear(x, self.centred_MN) * self.used(self.scale())[:, 0]).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
 @contextmanager
 def unrounded(model: Any) -> Iterator[None]:
-    """Inside, scales and norms are computed with as they are tuned, not as they are stored.
+    """Context manager: forward passes use scales and norms as tuned, not rounded to their stored dtypes.
 
-    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, to E4M3 those below 3 to 6 %, so it hides where small steps lead.
+    Rounding to a file's bfloat16 undoes changes below 0.2 to 0.4 %, to E4M3 those below 3 to 6 %, so it hides the effect of small steps.
     Powers of two (E8M0) stay rounded: no small step leads to the next one.
     """
     found = [module for module in model.modules() if isinstance(module, Stored) and module.storage != torch.float8_e8m0fnu]
@@ -247,7 +247,7 @@ def unrounded(model: Any) -> Iterator[None]:
 
 @contextmanager
 def made_once(model: Any) -> Iterator[None]:
-    """Inside, the weights of grouped layers are made once, for all passes of a step."""
+    """Context manager: the weights of grouped layers are dequantized once, for all passes of a step."""
     grouped = [layer for layer in scales(model).values() if layer.made_whole]
     for layer, scale_MG in zip(grouped, scales_of(grouped), strict=True):
         layer.made = layer.weight(scale_MG)
@@ -277,7 +277,7 @@ def scales_of(layers: Sequence[ScaleLinear]) -> list[torch.Tensor]:
 def attach(folder: str, recipe: Restore, dtype: str = "auto") -> Any:
     """The quantized checkpoint with every quantized layer made a ScaleLinear; only what the recipe tunes asks for gradients.
 
-    ``dtype`` is what is computed in: full precision's, which a checkpoint that somebody else made may not have.
+    ``dtype`` is the compute dtype: full precision's, which may differ from a given checkpoint's.
 
     The model's ``low_bit`` is the checkpoint's format, and ``file_names`` are the names that the files have for its layers.
     """
@@ -356,7 +356,7 @@ def changed(model: Any) -> dict[str, int]:
 def trained(model: Any) -> dict[str, torch.Tensor]:
     """What was restored, as the checkpoint's files have it: scales, norms and packed codes, by their names there.
 
-    Raises InputError where a scale became zero or changed its sign.
+    Raises InputError if a scale became zero or changed its sign.
     """
     low_bit, found = model.low_bit, dict[str, torch.Tensor]()
     for name, layer in scales(model).items():
@@ -373,9 +373,9 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def check_scales(layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raises InputError where a scale is no number, became zero, or changed its sign."""
+    """Raises InputError if a scale is no number, became zero, or changed its sign."""
     if not bool((torch.isfinite(after) & (after.sign() == before.sign())).all()):
-        raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is no number; lower restore.learning_rate")
+        raise InputError(f"restore: a scale of {layer} became zero, changed its sign or is not finite; lower restore.learning_rate")
 
 
 def solvable(model: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a model is tuned on and judged by beside its bullets: anchors, and the solutions of held-out problems."""
+"""Texts for tuning and validation besides bullets: anchors, and the solutions of held-out problems."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 
@@ -8,7 +8,7 @@ from stepmend.records import Bullet
 from stepmend.restore.validation import Solution
 
 Rounds = Iterable[Mapping[str, Solved]]
-"""Curate problems as both models solve them, by id, round by round; a round is solved when it is asked for."""
+"""Curate problems as both models solve them, by id, round by round; a round is solved on access."""
 
 
 def solutions(solved: Solved) -> tuple[Solution, Solution]:
@@ -29,9 +29,9 @@ def held_out(rounds: Rounds, held: Set[str]) -> list[Solution]:
 
 
 def anchors(rounds: Rounds, bullets: Sequence[Bullet], held: Set[str], recipe: Restore) -> list[Solution]:
-    """Both models' solutions of curate problems, taught beside the bullets, at most as many as the recipe says.
+    """Both models' solutions of curate problems, trained on together with the bullets, at most as many as the recipe says.
 
-    Full precision's distributions are taught, not its answers: on a solution that is wrong they are as much to be restored. Problems of
+    The targets are full precision's distributions, not its answers: these should be restored on wrong solutions too. Problems of
     bullets and those ``held`` are left out.
     """
     if recipe.objective != "distill" and "codes" not in recipe.kinds:

@@ -48,7 +48,7 @@ class Batches:
 
 @dataclass
 class Trained:
-    """What a training did: the loss of every step, and the validation values by step, where there were any."""
+    """What a training did: the loss of every step, and the validation values by step, if there were any."""
 
     losses: list[float] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -74,7 +74,7 @@ def train(
         validate: gives the value to lower; asked before the first step and ``EVALUATIONS`` times over all steps.
 
     Raises:
-        InputError: where a loss is no number.
+        InputError: if a loss is not finite.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.AdamW([{"params": group.parameters, "lr": group.rate} for group in groups], **ADAMW)
@@ -117,9 +117,8 @@ def step(
 
 
 def direction(parameters: Sequence[torch.nn.Parameter], backward: Callable[[int], float], steps: int) -> list[torch.Tensor]:
-    """Where Adam would go in a few steps, at a rate of 1 and with all gradients taken at the start; no parameter moves.
-
-    Times a small rate, this is where that rate's first steps lead. So one pass of gradients serves a range test of every rate and kind.
+    """The update of a few Adam steps with learning rate 1 and all gradients taken at the start; no parameter is changed. Multiplied by a
+    small rate, it approximates that rate's first steps, so one pass of gradients serves a range test of every rate and kind.
 
     Args:
         parameters: what the steps would change; their gradients are cleared.
@@ -140,7 +139,7 @@ def direction(parameters: Sequence[torch.nn.Parameter], backward: Callable[[int]
 
 
 def put(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
-    """Give parameters the values of a kept state."""
+    """Set the parameters to a saved state."""
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
@@ -158,7 +157,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def check(loss: float) -> float:
-    """The loss. Raises InputError where it is no number."""
+    """The loss. Raises InputError if it is no number."""
     if not math.isfinite(loss):
         raise InputError(f"restore: the loss is {loss}; lower the learning rate, or look for infinities in the checkpoint")
     return loss
@@ -174,14 +173,14 @@ class _State:
     best: list[torch.Tensor]
 
     def save(self, file: Path, made_by: str) -> None:
-        """Keep the state; by way of memory, because torch hides what the system says of a full disk."""
+        """Save the state; through memory, because torch hides the system's error for a full disk."""
         buffer = io.BytesIO()
         state = {"made_by": made_by, "parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
         torch.save(state | {"best": self.best, "losses": self.trained.losses, "curve": self.trained.curve}, buffer)
         replace(file, lambda part: part.write_bytes(buffer.getvalue()))
 
     def resume(self, file: Path, made_by: str) -> None:
-        """Restore the last saved state, where there is one of ``made_by``."""
+        """Restore the last saved state, if there is one of ``made_by``."""
         if not file.exists():
             return
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location=self.parameters[0].device)

@@ -25,15 +25,15 @@ from stepmend.rundir import make_folder, replace
 VERSION = "restore-5"
 """Changes whenever the same bullets may give another checkpoint."""
 RATES = {"distill": 3e-3, "sft": 1e-3, "dpo": 3e-4}
-"""Peak learning rates of scales and norms, as relative changes in a step, where nothing is held out to find them on."""
+"""Peak learning rates of scales and norms, as relative changes in a step, if nothing is held out to find them on."""
 LORA_RATES = {"distill": 2e-3, "sft": 2e-4, "dpo": 6e-5}
 """Peak learning rates of an adapter."""
 SAY_EVERY = 30.0
-"""Seconds without a line after which one says how far the work is."""
+"""Seconds between progress messages."""
 TRIAL = 6
 """Steps whose gradients the range test looks at."""
 BULLET = 2.0
-"""What a bullet's token counts in solving codes, beside one of another solution."""
+"""Weight of a bullet's token in solving codes, relative to a token of another solution."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tuned:
     The loss of every step; how far the exported checkpoint's logits are from the trained model's, and may be; the tokens it was supervised
     on, in all; for DPO by how much the chosen text's log-probability changed, a token (negative: the preference was won at its cost); the
     peak rate of every kind, and the (rate, validation KL) pairs that chose it; the share of codes that moved; validation KL by step; and
-    held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False where the restored state was not
+    held-out KL before and after, on mathematics (``verdict``) and on prose (``other``). ``kept`` is False if the restored state was not
     better: the checkpoint written is the quantized one, unchanged. ``layers`` counts the linear layers with changed codes (``solved``) and
     scales (``rescaled``), with an adapter, and with codes that nothing tunes (``untuned``), and changed norms.
     """
@@ -102,10 +102,10 @@ def restore(
             ``rates``, or the recipe's, hold for all steps.
         rates: peak learning rate of every kind, instead of a range test.
         tick: called with the number of steps done.
-        say: told in one line each what memory is needed, and what was found.
+        say: called with one-line messages: the memory needed, and the results.
 
     Raises:
-        InputError: where there are no bullets, nothing to learn, or memory or numbers do not do.
+        InputError: if there are no bullets or no gradients, if memory is short, or if values are not finite.
     """
     if not bullets:
         raise InputError("restore: there are no bullets to tune on")
@@ -154,7 +154,7 @@ class _Work:
         left = scales.untuned(self.model) if self.kind is scales else []
         if left:
             self.say(f"  codes and scales of {len(left)} quantized layers stay as they are ({left[0]} is one)")
-        _provide(self.loss, self.parameters, self.recipe.batch_size, self.say)
+        _ensure_memory(self.loss, self.parameters, self.recipe.batch_size, self.say)
         teacher = load_model(self.parent) if self.recipe.objective == "distill" or "codes" in self.recipe.kinds or self.held_out else None
         validation = Validation(teacher, self.held_out, self.tokenizer) if self.held_out else None
         before = (validation.judge(self.model), validation.other(self.model)) if validation else None
@@ -201,7 +201,7 @@ class _Work:
         return [text for text, end in zip(mixed, ends, strict=True) if end <= self.recipe.solve_tokens] or mixed[:1]
 
     def _solve(self, teacher: Any, validation: Validation | None) -> tuple[float, tuple[float, float] | None]:
-        """Solve the codes, where the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
+        """Solve the codes, if the recipe says so and validation KL falls: the share that moved, and validation KL before and after."""
         layers = {name: layer for name, layer in scales.scales(self.model).items() if not layer.frozen}
         if "codes" not in self.recipe.kinds:
             return 0.0, None
@@ -235,7 +235,7 @@ class _Work:
         return moved, (start, after)
 
     def _say_now_and_then(self, text: str) -> None:
-        """How far a long part of the work is; not said where something was said shortly before."""
+        """Report the progress of a long computation, unless a message was printed shortly before."""
         if time.monotonic() - self.said >= SAY_EVERY:
             self.say(text)
 
@@ -246,7 +246,7 @@ class _Work:
         replace(self.codes_file, lambda part: part.write_bytes(buffer.getvalue()))
 
     def _resume_codes(self) -> float | None:
-        """Codes that a stopped restoration has solved already; the share that moved, None where there are none."""
+        """Codes that a stopped restoration has solved already; the share that moved, None if there are none."""
         if not self.codes_file.exists():
             return None
         state: dict[str, Any] = torch.load(self.codes_file, weights_only=True, map_location=self.model.device)
@@ -288,7 +288,7 @@ class _Work:
         return found, tested
 
     def _attempt(self, kind: str, rate: float, towards: Sequence[torch.Tensor], validation: Validation) -> float:
-        """Validation KL where the first steps at a rate lead, for one kind of parameter, before rounding; the start is put back."""
+        """Validation KL after the first steps at a rate, for one kind of parameter, before rounding; the start is restored."""
         (group,) = self._groups({kind: rate})
         of = {id(parameter): change for parameter, change in zip(self.parameters, towards, strict=True)}
         before = [p.detach().clone() for p in group.parameters]
@@ -328,7 +328,7 @@ class _Work:
                 self.say(f"  too few held-out problems to show that it is better: {LEAST} are needed, which is half of restore.validation")
 
     def _export(self, kept: bool) -> tuple[float, float]:
-        """Write the restored checkpoint, or where it is not better the quantized one; the error of its logits, and what is allowed."""
+        """Write the restored checkpoint, or if it is not better the quantized one; the error of its logits, and what is allowed."""
         if kept:
             self.kind.export(self.model, self.quantized, self.out)
             return exported.compare(self.model, self.out, self.loss.rows[0].ids)
@@ -348,8 +348,8 @@ def _check_head(model: Any, row: objectives.Row) -> None:
         raise InputError("restore: this architecture changes its head's logits, and what is tuned here would not be what is served")
 
 
-def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
-    """See to it that memory suffices, by gradient checkpointing where it would not; and say what is needed."""
+def _ensure_memory(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say: Callable[[str], None]) -> None:
+    """Enable gradient checkpointing if memory is short, and report the memory needed."""
     free, model = memory.room(), loss_of.student
     if not memory.fits(memory.estimate(model, parameters, loss_of, size), free) and model.supports_gradient_checkpointing:
         loss_of.checkpoint_gradients()
@@ -359,7 +359,7 @@ def _provide(loss_of: Loss, parameters: list[torch.nn.Parameter], size: int, say
 def _preflight(backward: Callable[[Sequence[int]], float], loss_of: Loss, recipe: Restore, kinds: Sequence[str]) -> None:
     """The longest batch that may come, before any step.
 
-    Raises InputError where memory, loss or gradient does not do, or a kind of what is tuned would not move.
+    Raises InputError if memory is short, if the loss or a gradient is not finite, or if a kind of parameter gets no gradient.
     """
     lengths, model = loss_of.lengths, loss_of.student
     try:

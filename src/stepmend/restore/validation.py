@@ -14,7 +14,7 @@ import torch
 
 from stepmend.measure import statistics
 from stepmend.models import chat
-from stepmend.models.forward import head_of, in_pieces, states_of
+from stepmend.models.forward import head_of, in_chunks, states_of
 from stepmend.models.head import Head
 from stepmend.restore import objectives
 
@@ -40,7 +40,7 @@ class Solution:
 
 
 class Readings:
-    """Full precision's last hidden states at the targets of texts, from which its distributions are made again: no model stands by."""
+    """Full precision's last hidden states at the targets of texts, from which its distributions are recomputed without the model."""
 
     def __init__(self, teacher: Any, rows: Sequence[objectives.Row], pad: int) -> None:
         self.rows, self.pad, self.head = list(rows), pad, Head(teacher)
@@ -71,7 +71,7 @@ class Readings:
             teacher = self.states[number * READ : number * READ + len(part)]
             with torch.no_grad():
                 student_NH = states_of(student, [row.ids for row in part], objectives.places(part), self.pad)
-                values_N2 = in_pieces(of, vocabulary, student_NH, torch.cat(teacher).to(student_NH.device))
+                values_N2 = in_chunks(of, vocabulary, student_NH, torch.cat(teacher).to(student_NH.device))
             means = [one.mean(0).tolist() for one in values_N2.split([len(states) for states in teacher])]
             found += [(kl, same) for kl, same in means]
         return found
@@ -146,11 +146,11 @@ RATES = tuple(round(1e-4 * 10 ** (k / 2), 8) for k in range(6))
 
 
 def range_test(start: float, attempt: Callable[[float], float]) -> tuple[float | None, list[tuple[float, float]]]:
-    """The peak learning rate at which a few steps lower the validation KL most; None where every rate raises it.
+    """The peak learning rate at which a few steps lower the validation KL most; None if every rate raises it.
 
     Args:
         start: validation KL before any step.
-        attempt: gives the validation KL after a few steps from the start at a rate, and puts the start back.
+        attempt: gives the validation KL after a few steps from the start at a rate, and restores the start.
 
     Returns:
         The rate and every (rate, KL) that was tried: ascending rates, until one is worse than the best so far.

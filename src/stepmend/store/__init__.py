@@ -1,1 +1,1 @@
-"""How a run keeps what it makes: logs of records, facts of stages, and the manifest that says which of them count."""
+"""The store of a run: logs of records, facts of stages, and the manifest of the current ones."""

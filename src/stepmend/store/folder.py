@@ -1,4 +1,4 @@
-"""What stands in a run's folder: the files of its records and facts, and how they are read by whoever opens it."""
+"""The files of records and facts in a run's folder, and how they are read."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ def file_of(folder: Path, kind: type[Record]) -> Path:
 
 
 def superseded(file: Path) -> Path:
-    """The file beside it of records that do not count."""
+    """The file of records that are not current, next to it."""
     return file.with_name(file.name + ".superseded")
 
 
@@ -34,13 +34,13 @@ def check_files(folder: Path, what: str) -> None:
 
 
 def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
-    """What a run has kept of its stages, in its order, notes of earlier versions first.
+    """The stored facts of a run, in order, notes of earlier versions first.
 
-    Lines that are no fact are said, and moved aside where ``keep`` is set.
+    Lines that are not a fact are reported, and moved aside where ``keep`` is set.
     """
     named, damaged = notes.read(folder)
     for line in damaged:
-        warnings.warn(f"{line}; what it held is made again", stacklevel=2)
+        warnings.warn(f"{line}; its content is generated again", stacklevel=2)
     found, bad = list[Mapping[str, Any]](notes.as_facts(named)), set[int]()
     log = Log(folder / FACTS, Fact, keep=keep)
     for start, line in lines(log.file):
@@ -56,7 +56,7 @@ def read_facts(folder: Path, *, keep: bool) -> list[Mapping[str, Any]]:
 
 
 def _values(line: bytes) -> dict[str, Any] | None:
-    """What a line says of a fact; None where it is none."""
+    """The fact on a line, as a mapping; None if the line holds no fact."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):

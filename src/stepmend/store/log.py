@@ -1,7 +1,7 @@
-"""A file of records, one JSON object a line, that is only added to: indexed once, parsed record by record, and nothing of it is lost.
+"""An append-only file of records, one JSON object per line: indexed once, parsed record by record, and never truncated.
 
-What an index holds of a record is its place in the file. A record is parsed when it is asked for, so that memory does not grow with what
-is in the file; only as many as ``HELD`` bytes of lines are kept parsed. Lines that cannot be read are moved to ``NAME.rejected``.
+The index holds each record's file offset. A record is parsed on access, so that memory does not grow with the file; at most ``HELD`` bytes
+of lines stay parsed. Lines that cannot be read are moved to ``NAME.rejected``.
 """
 
 import re
@@ -28,7 +28,7 @@ _VERSION = re.compile(rb'\s*\{\s*"version"\s*:\s*([0-9]{1,9})\b')
 
 
 class Log(Generic[R]):
-    """The file of one kind of record. ``keep`` is False for who only reads a run: then the file is left as it is."""
+    """The file of one kind of record. ``keep`` is False for read-only access: then the file is not changed."""
 
     def __init__(self, file: Path, kind: type[R], *, keep: bool = True) -> None:
         self.file, self.kind, self.keep = file, kind, keep
@@ -44,7 +44,7 @@ class Log(Generic[R]):
         self.reject(bad)
 
     def append(self, records: Sequence[R]) -> int:
-        """Append records, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they start."""
         with appending(self.file) as stream:
             _end_line(self.file, stream)
             start = stream.seek(0, 2)
@@ -52,7 +52,7 @@ class Log(Generic[R]):
         return start
 
     def parsed(self, line: bytes) -> R | None:
-        """The record of a line; None where it holds none. Raises InputError for one of a newer version."""
+        """The record of a line; None if it holds none. Raises InputError for one of a newer version."""
         try:
             return self.kind.model_validate_json(line) if line.endswith(b"\n") else None
         except ValidationError:
@@ -62,18 +62,18 @@ class Log(Generic[R]):
             return None
 
     def reject(self, starts: set[int]) -> None:
-        """Move the lines that begin there to a file of their own, and say so; who only reads says that they do not count."""
+        """Move the lines at these offsets to a separate file, with a warning; in read-only access they are only ignored, with a warning."""
         if not starts:
             return
         aside = self.file.with_name(self.file.name + ".rejected")
-        then = f"moved to {aside.name}; what they held is made again" if self.keep else "left out"
+        then = f"moved to {aside.name}; their content is generated again" if self.keep else "left out"
         warnings.warn(f"{self.file}: {len(starts)} damaged line(s) {then}", stacklevel=3)
         if self.keep:
             set_aside(self.file, aside, lambda start, line: start in starts)
 
 
 def lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file from a line's start on, with the place where each begins; none where there is no file."""
+    """The lines of a file from a line's start on, with the place where each starts; none if there is no file."""
     if not file.exists():
         return
     with inputs.opened(file, None) as stream:
@@ -84,7 +84,7 @@ def lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def set_aside(file: Path, aside: Path, chosen: Callable[[int, bytes], bool]) -> None:
-    """Move lines to the end of another file; a crash may leave them in both, and never in neither.
+    """Move lines to the end of another file; after a crash they may be in both files, but never in neither.
 
     A line that the other file has already, as after such a crash, is not added to it a second time.
     """
@@ -113,7 +113,7 @@ def _end_line(file: Path, stream: BinaryIO) -> None:
 
 
 class MadeLog(Log[M]):
-    """A log of what arms made of problems, found by digest and problem; of several records of both the last one counts."""
+    """A log of records by digest and problem; if several have the same digest and problem, the last one is used."""
 
     def __init__(self, file: Path, kind: type[M], *, keep: bool = True) -> None:
         super().__init__(file, kind, keep=keep)
@@ -128,12 +128,12 @@ class MadeLog(Log[M]):
     def _index(self) -> None:
         """Find every record's place in the file, without parsing it; lines that are none are set aside."""
         for places in self._places.values():
-            places.clear()  # and filled again: mappings that were given out go on with it
+            places.clear()  # and filled again: mappings that were given out continue with it
         self._held, self._room = {}, HELD
         self.reject(self._add(0))
 
     def _add(self, first: int) -> set[int]:
-        """Add the lines from there on to the index; where those that hold no record begin."""
+        """Add the lines from there on to the index; where those that hold no record start."""
         bad = set[int]()
         for start, line in lines(self.file, first):
             if start in self._damaged:
@@ -151,13 +151,13 @@ class MadeLog(Log[M]):
         self._arms[made_by] = arm
 
     def append(self, records: Sequence[M]) -> int:
-        """Append records, whole, and flush them to disk; where they begin."""
+        """Append records, whole, and flush them to disk; where they start."""
         first = super().append(records)
         self._add(first)
         return first
 
     def reject(self, starts: set[int]) -> None:
-        """Move the lines that begin there to a file of their own, and find the others' places again, earlier records of theirs included."""
+        """Move the lines at these offsets to a separate file, and rebuild the index, including earlier records of the same problems."""
         super().reject(starts)
         if starts:
             if not self.keep:
@@ -166,11 +166,11 @@ class MadeLog(Log[M]):
 
     @property
     def digests(self) -> dict[str, str]:
-        """The arm of every digest, in the order in which they first stand in the file."""
+        """The arm of every digest, in the order in which they first are in the file."""
         return dict(self._arms)
 
     def of(self, *digests: str) -> "Records[M]":
-        """The records of these digests, by problem; each is parsed once now, and what cannot be read is set aside."""
+        """The records of these digests, by problem; each is parsed once now, and unreadable ones are set aside."""
         for made_by in digests:
             places = self._places.setdefault(made_by, {})
             while made_by not in self._checked:
@@ -181,7 +181,7 @@ class MadeLog(Log[M]):
         return Records(self, [self._places[made_by] for made_by in digests])
 
     def at(self, start: int) -> M | None:
-        """The record that begins there; None where the line holds none."""
+        """The record that starts there; None if the line holds none."""
         if start in self._held:
             return self._held[start]
         with inputs.opened(self.file, None) as stream:
@@ -194,7 +194,7 @@ class MadeLog(Log[M]):
         return record
 
     def settle(self, made_by: str, order: Iterable[str]) -> None:
-        """Bring the records of one digest, which were kept as they came, into the order of these problem ids."""
+        """Sort the records of one digest, which are in order of arrival, into the order of these problem ids."""
         places = self._places.get(made_by, {})
         wanted = [places[problem] for problem in order if problem in places]
         if wanted == sorted(wanted):
@@ -214,7 +214,7 @@ class MadeLog(Log[M]):
 
 
 class Records(Mapping[str, M]):
-    """Records of one digest or several, by problem id, read from the file when they are asked for."""
+    """Records of one or more digests, by problem id, read from the file on access."""
 
     def __init__(self, log: MadeLog[M], places: Sequence[Mapping[str, int]]) -> None:
         """``places``: those of every digest; of several that have a problem, the record that was written last counts.

@@ -1,8 +1,8 @@
-"""Which records and facts of a run count: those of the stages that this recipe's run has come to.
+"""The manifest: which records and facts of a run are current, that is, belong to stages that the present recipe has reached.
 
-A run announces every stage before it does the first work of it, under a label and with the digest of its inputs. The manifest is the list
-of these, in their order. Where a stage's digest differs from the one it had, the list is cut there: what came after it may have been made
-from it, and counts again when it is announced again. Records themselves are never removed by that.
+A run announces every stage before its first work, with a label and the digest of its inputs. The manifest is the list of these, in order.
+If a stage's digest has changed, the list is truncated there: later stages may depend on it, and become current again when they are
+announced again. Records themselves are never deleted by this.
 """
 
 import json
@@ -32,17 +32,17 @@ class Manifest:
     """The list of one run, in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """A damaged file is said and moved aside: each stage is announced again."""
+        """A damaged file is reported and moved aside: each stage is announced again."""
         self._file = folder / NAME
         stages = read(folder, strict=False)
         if stages is None and self._file.exists():
             aside = self._file.with_name(NAME + ".rejected")
-            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; the stages of this run are gone through again", stacklevel=2)
+            warnings.warn(f"{self._file}: damaged, moved to {aside.name}; all stages of this run are checked again", stacklevel=2)
             self._file.replace(aside)
         self._stages = stages or {}
 
     def announce(self, label: str, made_by: str) -> bool:
-        """Say that a stage is next; whether that has changed the list."""
+        """Announce a stage; whether this changed the list."""
         if self._stages.get(label) == made_by:
             return False
         self._stages = dict(_until(self._stages, label)) | {label: made_by}
@@ -51,12 +51,12 @@ class Manifest:
 
     @property
     def digests(self) -> frozenset[str]:
-        """The digests of the records and facts that count."""
+        """The digests of the current records and facts."""
         return frozenset(self._stages.values())
 
 
 def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
-    """The stages before one; all where it is not among them."""
+    """The stages before one; all if it is not among them."""
     for other, made_by in stages.items():
         if other == label:
             return
@@ -64,9 +64,9 @@ def _until(stages: dict[str, str], label: str) -> Iterator[tuple[str, str]]:
 
 
 def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
-    """The stages that a run has come to, with their digests; None where the folder is of a version that kept no manifest.
+    """The stages that a run has come to, with their digests; None if the folder is of a version that kept no manifest.
 
-    Raises InputError where it is of a newer version, and where it is damaged; None for that, too, where ``strict`` is off.
+    Raises InputError if it is of a newer version, and if it is damaged; None for that, too, where ``strict`` is off.
     """
     file = folder / NAME
     if not file.exists():
@@ -80,6 +80,6 @@ def read(folder: Path, *, strict: bool = True) -> dict[str, str] | None:
         if isinstance(error, InputError):
             raise
         if strict:
-            raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' makes it again") from None
+            raise InputError(f"{file}: damaged; 'stepmend run --out {folder}' recreates it") from None
         return None
     return kept.stages

@@ -25,7 +25,7 @@ OF_ARM: dict[str, type[Fact]] = {
     "effects": facts.Effects,
     "control": facts.Control,
 }
-"""Notes of one arm, by what stands before its name."""
+"""Notes of one arm, by what is before its name."""
 INSIDE = {"seconds": "stages", "judges": "judges"}
 """Notes that were a mapping as a whole, and the field that it is now."""
 

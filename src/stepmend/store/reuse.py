@@ -1,4 +1,4 @@
-"""Another run that this one takes from: records, facts and checkpoints whose digest is the one needed. It is read, and never written."""
+"""Reusing another run: records, facts and checkpoints with the needed digest are copied from it. It is never written to."""
 
 import fcntl
 import os
@@ -20,19 +20,19 @@ M = TypeVar("M", bound=Made)
 
 
 class Other:
-    """A run's folder, opened to be taken from; meanwhile no process can change it. ``taken`` counts what was taken, by its name."""
+    """Another run's folder, locked against changes while it is read. ``taken`` counts the copied items by kind."""
 
     def __init__(self, folder: Path, out: Path, problems: Iterable[Problem]) -> None:
-        """Raises InputError where the folder holds no run, or a link; is, or holds, the run ``out``; is in use; or knows one of
+        """Raises InputError if the folder holds no run, or a link; is, or holds, the run ``out``; is in use; or knows one of
         ``problems`` with another question or answer: its grades would be wrong here."""
         if not (folder / "recipe.json").is_file():
             raise InputError(f"reuse: {folder} holds no run (there is no recipe.json)")
         if out.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"reuse: {out} is this run's own folder, or lies in {folder}; another run is needed")
+            raise InputError(f"reuse: {out} is this run's own folder, or is inside {folder}; use another run")
         check_files(folder, "reuse")
         for path in folder.rglob("*"):
             if path.is_symlink():
-                raise InputError(f"reuse: {path} is a symbolic link; what it points to is no part of the run: remove it or copy the file")
+                raise InputError(f"reuse: {path} is a symbolic link, which is not followed: remove it or copy the file")
         self.folder, self.taken = folder, Counter[str]()
         self._lock = _lock(folder)
         try:
@@ -49,15 +49,15 @@ class Other:
             for theirs in (*Log(file, Problem, keep=False), *Log(superseded(file), Problem, keep=False)):
                 mine = wanted.get(theirs.id, theirs)
                 if (mine.question, mine.answer) != (theirs.question, theirs.answer):
-                    raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, as {theirs.id} has)")
+                    raise InputError(f"reuse: {self.folder} was made with other problems (the data has changed, for example {theirs.id})")
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
 
     def of(self, kind: type[M], made_by: str) -> Mapping[str, M]:
-        """The records of one digest, by problem; those that no longer count there are among them."""
+        """The records of one digest, by problem, including ones that are no longer current there."""
         if kind not in self._logs:
             file = file_of(self.folder, kind)
             self._logs[kind] = [MadeLog(one, kind, keep=False) for one in (superseded(file), file)]
@@ -72,7 +72,7 @@ class Other:
         return self._facts.get(kind, arm, None if made_by is None else {made_by})
 
     def take(self, folder: Path, fits: Callable[[Path], bool]) -> bool:
-        """Copy the checkpoint that stands under the name of ``folder`` there, where it is one that fits; whether it was copied."""
+        """Copy the checkpoint with the name of ``folder`` there, if it is suitable; whether it was copied."""
         source = self.folder / folder.name
         with suppress(InputError, ValueError):  # a damaged one does not fit
             if source.is_dir() and fits(source):
@@ -83,15 +83,15 @@ class Other:
 
     @property
     def summary(self) -> str:
-        """What was taken, in words."""
+        """What was copied, in words."""
         counts = ", ".join(f"{n:,} {name}{'s' * (n != 1)}" for name, n in self.taken.items() if n)
-        return f"reused from {self.folder}: {counts or 'nothing (it holds nothing of a digest that was missing here)'}"
+        return f"reused from {self.folder}: {counts or 'nothing (no result there has the same inputs)'}"
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock under which others may read and none may write; None where the folder has no lock file, and so no process of its own.
+    """A shared lock: others may read, and none may write. None if the folder has no lock file, and so no running process.
 
-    Raises InputError where a process works on the folder.
+    Raises InputError if a process works on the folder.
     """
     try:
         lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

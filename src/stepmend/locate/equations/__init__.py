@@ -60,7 +60,7 @@ def claims(text: str, after: str = "") -> list[Claim]:
 
 
 def first_false(steps: Sequence[str], question: str = "") -> tuple[int, Claim] | None:
-    """The first step with an equation that does not hold, and that equation: a fault lies at this step or before it.
+    """The first step with an equation that does not hold, and that equation: a fault is at this step or before it.
 
     Nothing is found from where the question or a step turns to residues, other bases, or operators that the text defines.
     """
@@ -78,7 +78,7 @@ def first_false(steps: Sequence[str], question: str = "") -> tuple[int, Claim] |
 
 @dataclass(frozen=True)
 class _Equation:
-    """Two sides beside each other, where they and their chain stand in the plain text, and whether they agree."""
+    """Two adjacent sides, their positions and that of their chain in the plain text, and whether they agree."""
 
     text: str
     holds: bool
@@ -129,7 +129,7 @@ def _chain_ends(
 def _named(
     name: str, right: Side | None, part: Segment, plain: str, offset: int, named: dict[str, tuple[Side, Sequence[Token], int]]
 ) -> tuple[Side, Sequence[Token]] | None:
-    """What the same words were set to before, where they are now set to a plain number and nothing tells the two apart."""
+    """What the same words were set to before, if they are now set to a plain number and nothing tells the two apart."""
     place = offset + part.place
     if right and right.operators:
         named[name] = right, part.tokens, place
@@ -141,12 +141,12 @@ def _named(
 
 
 def _converts(left: Side, right: Side) -> bool:
-    """``8 batches = 5.5 * 8``: so many of one thing make so many of another."""
+    """``8 batches = 5.5 * 8``: a number of one thing makes a number of another."""
     return not left.operators and bool(left.units) and right.units.isdisjoint(left.units)
 
 
 def _meant(equation: _Equation, plain: str, after: str, slips: Sequence[Side], floats: Sequence[Side]) -> bool:
-    """Whether a false equation is what the text says: not quoted or taken back, nor a slip beside a right calculator note."""
+    """Whether a false equation is the text's own claim: not quoted or taken back, nor a slip next to a correct calculator note."""
     first, last = equation.ends
     if any(agree(note, side, True) for note in slips for side in (equation.sides[1], last) if side):
         return False
@@ -168,7 +168,7 @@ def _noted(typed: str, result: str) -> Side | None:
 
 
 def _misread(typed: str, result: str, written: str) -> bool:
-    """Whether a writer goes on with another number than what the calculator said."""
+    """Whether the text continues with another number than the calculator's result."""
     note, right = _noted(typed, result), prefix(segments(source.lines(written))[0].tokens)
     if note is None or right is None or context.LARGE.search(written) or _scaled((note, right)):
         return False
@@ -182,7 +182,7 @@ def _scaled(sides: tuple[Side, Side]) -> bool:
 
 
 def _name(tokens: Sequence[Token]) -> str:
-    """The words that an equation begins with, back to the last punctuation; empty where there is anything else among them."""
+    """The words that an equation starts with, back to the last punctuation; empty if there is anything else among them."""
     words = []
     for token in reversed(tokens):
         if token.kind == "other" and token.text not in "'’_":

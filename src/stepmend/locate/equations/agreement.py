@@ -20,7 +20,7 @@ def agree(left: Side, right: Side, rounded: bool) -> bool:
     if len((left.units | right.units) & MEASURES) > 1:
         return True
     if left.inexact != right.inexact and left.whole and right.whole:
-        return True  # a root is no fraction: one of them is not what it seems
+        return True  # a root is not a fraction: one of them is not what it seems
     return any(_near(a, b, left, right, rounded) for a in left.values for b in right.values)
 
 
@@ -55,6 +55,6 @@ def _near(a: Fraction, b: Fraction, left: Side, right: Side, rounded: bool) -> b
 
 
 def _about(value: Fraction, first: Fraction) -> bool:
-    """Whether a chain goes on with a value, as it is rounded."""
+    """Whether a chain continues with a value, as it is rounded."""
     cut = value.denominator != 1 and first.denominator == 1 and abs(value - first) < 1 <= abs(value)
     return value == first or cut or abs(value - first) <= abs(first) / 1000

@@ -1,4 +1,4 @@
-"""What a text quotes, asks, supposes or rejects is no claim of its own."""
+"""Context of equations: what a text only quotes, asks, supposes or rejects is not its own claim."""
 
 import re
 
@@ -60,7 +60,7 @@ def asserted(text: str, start: int, end: int, following: str = "") -> bool:
 
     Args:
         text: The text as ``source.lines`` gives it.
-        start: Where the equation begins.
+        start: Where the equation starts.
         end: Where it ends.
         following: What comes after the text.
     """

@@ -1,4 +1,4 @@
-"""Formulas rewritten with plain signs. What plain arithmetic cannot read stands between ``‹`` and ``›``, as LaTeX."""
+"""Formulas rewritten with plain signs. What plain arithmetic cannot read is between ``‹`` and ``›``, as LaTeX."""
 
 import re
 from fractions import Fraction
@@ -47,7 +47,7 @@ def plain(formula: str, *, words: bool = False, star: bool = True) -> str:
 
     Args:
         formula: LaTeX, without its delimiters.
-        words: Whether letters are words, as in prose; else they are variables, but for units right after a number.
+        words: Whether letters are words, as in prose; else they are variables, except units right after a number.
         star: Whether ``*`` multiplies; else it is an operator of the text's own.
     """
     return _Formula(THOUSANDS.sub(",", formula), words=words, star=star).group("", 0)
@@ -73,7 +73,7 @@ class _Formula:
             self.index += 1
 
     def group(self, closing: str, depth: int) -> str:
-        """What stands before a closing token, which is taken too."""
+        """What is before a closing token, which is taken too."""
         out: list[str] = []
         while self.index < len(self.tokens):
             token = self.take()
@@ -108,12 +108,12 @@ class _Formula:
         self.blanks()
         if self.peek() != "{":
             return ""
-        begin, depth = self.index, 0
-        for index in range(begin, len(self.tokens)):
+        start, depth = self.index, 0
+        for index in range(start, len(self.tokens)):
             depth += (self.tokens[index] == "{") - (self.tokens[index] == "}")
             if depth == 0:
                 self.index = index + 1
-                return "".join(self.tokens[begin + 1 : index])
+                return "".join(self.tokens[start + 1 : index])
         self.index = len(self.tokens)
         return ""
 
@@ -148,7 +148,7 @@ class _Formula:
             out.append(token)
 
     def _row(self, out: list[str]) -> None:
-        """A new row: it goes on with the one before where it begins with a sign."""
+        """A new row: it continues with the one before where it starts with a sign."""
         while self.peek().isspace() or self.peek() == "&":
             self.index += 1
         signs = ("=", "+", "-", "\\approx", "\\times", "\\cdot", "\\div")
@@ -192,7 +192,7 @@ class _Formula:
         out.append(_unknown(f"\\sqrt{index}{{{_bare(self.argument(depth))}}}"))
 
     def _function(self, token: str, out: list[str], depth: int) -> None:
-        """A function of a number or a bracket: of degrees where it is trigonometric, and of nothing longer."""
+        """A function of a number or a bracket: of degrees if it is trigonometric, and of nothing longer."""
         base = ""
         self.blanks()
         if token == "\\log" and self.peek() == "_":
@@ -275,7 +275,7 @@ def _fraction(above: str, below: str) -> str:
 
 @lru_cache(maxsize=4096)
 def value(latex: str) -> Fraction | None:
-    """The value of a formula of numbers, to 30 digits; None where there is a variable, or more than can be read in a moment."""
+    """The value of a formula of numbers, to 30 digits; None if there is a variable, or more than can be read in a moment."""
     names = set(re.findall(r"[A-Za-z]+", latex))
     known = {"sqrt", "binom", "pi", "lfloor", "rfloor", "lceil", "rceil", *(name[1:] for name in FUNCTIONS)}
     if len(latex) > LONG or not names or not names <= known or not re.fullmatch(r"[\w\s.+*/()\\{}\[\]^-]+", latex):

@@ -21,7 +21,7 @@ SILENT = frozenset(
 )
 """Words next to a number that change what it means: an equation with one of them is not judged."""
 STOPS = frozenset("and so because since is are was then if but which that thus".split())  # noqa: SIM905
-"""Words that are no unit: an operand ends before them."""
+"""Words that are not an unit: an operand ends before them."""
 VOWEL = re.compile(r"[aeiouyäöü]")
 TOKEN = re.compile(
     r"(?:¤\s*)?(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|‹(?P<math>[^‹›]*)›|(?P<word>[^\W\d_]+)|(?P<sign>[-+*/^()%=≈])"
@@ -35,7 +35,7 @@ LARGEST_FACTORIAL = 20
 
 @dataclass(frozen=True)
 class Token:
-    """A number, word, sign, formula or other character of a text of plain signs; ``glued`` to what stands before it, at a place."""
+    """A number, word, sign, formula or other character of a text of plain signs; ``glued`` to what is before it, at a place."""
 
     kind: str
     text: str
@@ -62,7 +62,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Segment:
-    """What stands between two equality signs of a line; ``rounded`` where the sign before it says "about", which stands at a place."""
+    """What is between two equality signs of a line; ``rounded`` where the sign before it says "about", which is at a place."""
 
     tokens: list[Token]
     rounded: bool
@@ -70,7 +70,7 @@ class Segment:
 
 
 def segments(line: str) -> list[Segment]:
-    """What stands between the equality signs of a line, the first and the last part included."""
+    """What is between the equality signs of a line, the first and the last part included."""
     found = [Segment([], False, 0)]
     end, before = -1, ""
     for match in TOKEN.finditer(line):
@@ -86,7 +86,7 @@ def segments(line: str) -> list[Segment]:
 
 
 def _kind(kind: str, text: str, *, after_number: bool) -> tuple[str, str]:
-    """What a token is: ``times`` an operator, letters glued to a number a variable where they are no unit."""
+    """What a token is: ``times`` an operator, letters directly after a number are a variable unless they are a unit."""
     word = text.lower()
     if kind == "word" and word in WORDS_FOR and word != "x":
         return "sign", WORDS_FOR[word]
@@ -100,7 +100,7 @@ def shown(tokens: Sequence[Token]) -> str:
 
 
 class UnsureError(Exception):
-    """This reading is none."""
+    """Not a valid reading."""
 
 
 class Reader:
@@ -213,7 +213,7 @@ class Reader:
         return value
 
     def _factorial(self, value: Fraction) -> Fraction:
-        """``5!``, where it is not the end of an exclamation."""
+        """``5!``, if it is not the end of an exclamation."""
         token = self.peek()
         if token is None or token.text != "!":
             return value
@@ -252,7 +252,7 @@ class Reader:
         return self.numbers[-1]
 
     def _units(self) -> None:
-        """Up to four words behind an operand, each with its power; a letter alone is a variable, and some words change the number."""
+        """Up to four words after an operand, each with its power; a letter alone is a variable, and some words change the number."""
         begin = self.place
         while (token := self.peek()) and token.kind == "word" and self.place - begin < 4:
             word = token.text.lower()
@@ -296,7 +296,7 @@ class Reader:
             self.flat.append(sign)
 
     def side(self) -> Side:
-        """What ``sum`` has read from the beginning on."""
+        """What ``sum`` has read from the start on."""
         value = self.sum()
         values = (value, *_left_to_right(self.flat), *_by_fraction(self.flat), *_by_percent(self.flat, self.percents))
         units = frozenset(self.units)
@@ -326,7 +326,7 @@ def _by_fraction(flat: Sequence[Fraction | str]) -> Iterator[Fraction]:
 
 
 def _by_percent(flat: Sequence[Fraction | str], percents: set[int]) -> Iterator[Fraction]:
-    """``50 - 10%`` as 50 less a tenth of it."""
+    """``50 - 10%`` as 50 minus a tenth of it."""
     if len(flat) == 3 and flat[1] in ("+", "-") and percents == {2}:
         yield APPLY[str(flat[1])](flat[0], flat[0] * flat[2])  # pyright: ignore[reportOperatorIssue]
 

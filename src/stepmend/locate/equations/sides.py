@@ -8,12 +8,12 @@ from stepmend.locate.equations.reader import SILENT, Reader, Side, Token, Unsure
 FUNCTIONS = frozenset("sqrt root log ln lg exp sin cos tan abs floor ceil max min gcd lcm".split())  # noqa: SIM905
 """Words before a number or bracket that change what it means."""
 NEAREST = 60
-"""Tokens of a side that are looked at."""
+"""Tokens of a side that are examined."""
 PUNCTUATION = ',;:.?!¦"“”—-•'
 
 
-def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int] | None:
-    reader = Reader(tokens, begin, left=left)
+def _read(tokens: Sequence[Token], start: int, *, left: bool) -> tuple[Side, int] | None:
+    reader = Reader(tokens, start, left=left)
     try:
         side = reader.side()
     except (UnsureError, RecursionError, OverflowError):
@@ -22,24 +22,24 @@ def _read(tokens: Sequence[Token], begin: int, *, left: bool) -> tuple[Side, int
 
 
 def suffix(tokens: Sequence[Token]) -> tuple[Side, int] | None:
-    """The expression that a segment ends with, and where it begins; None where it is preceded by what may belong to it."""
+    """The expression that a segment ends with, and where it starts; None if it is preceded by what may belong to it."""
     if tokens and tokens[-1].text == "¦":
         tokens = tokens[:-1]
     resumed = first = max(len(tokens) - NEAREST, 0)
-    for begin in range(first, len(tokens)):
-        token = tokens[begin]
-        if begin < resumed or (token.kind not in ("number", "math") and token.text != "("):
+    for start in range(first, len(tokens)):
+        token = tokens[start]
+        if start < resumed or (token.kind not in ("number", "math") and token.text != "("):
             continue
-        found = _read(tokens, begin, left=True)
+        found = _read(tokens, start, left=True)
         if found is None or found[1] < len(tokens):
-            resumed = begin if found is None else found[1]
+            resumed = start if found is None else found[1]
             continue
-        return None if _belongs(tokens[:begin], token, found[0].operators) else (found[0], token.place)
+        return None if _belongs(tokens[:start], token, found[0].operators) else (found[0], token.place)
     return None
 
 
 def _belongs(before: Sequence[Token], first: Token, operators: int) -> bool:
-    """Whether what stands before an expression may be part of it, or the expression part of a phrase (``in 20 years = …``)."""
+    """Whether what is before an expression may be part of it, or the expression part of a phrase (``in 20 years = …``)."""
     if not before:
         return False
     last = before[-1]
@@ -68,7 +68,7 @@ def _pieces(before: Sequence[Token], after: Token) -> bool:
 
 
 def prefix(tokens: Sequence[Token]) -> Side | None:
-    """The expression that a segment begins with; None where what follows may belong to it."""
+    """The expression that a segment starts with; None if what follows may belong to it."""
     if tokens and tokens[0].text == "¦":
         tokens = tokens[1:]
     tokens = tokens[:NEAREST]
@@ -84,7 +84,7 @@ def prefix(tokens: Sequence[Token]) -> Side | None:
 
 
 def _goes_on(tokens: Sequence[Token], end: int) -> bool:
-    """Whether what stands behind an expression may be part of it."""
+    """Whether what stands after an expression may be part of it."""
     if end == len(tokens):
         return False
     after, rest = tokens[end], tokens[end + 1 :]

@@ -17,7 +17,7 @@ OPENING = ("\\(", "\\[", "$$")
 LONGEST_INLINE = 400
 COMMAND = re.compile(r"\\(?:text|textrm|textbf|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 REMARK = re.compile(r"\(\s*[A-Za-z][A-Za-z\s'-]*\)")
-"""Words in brackets; a formula's letters stand between other marks."""
+"""Words in brackets; a formula's letters are between other marks."""
 REWRITES: tuple[tuple[str, str], ...] = (
     (r"<<[^<>]*>>", ""),
     (r"[×·∗⋅]", " * "),
@@ -52,7 +52,7 @@ def lines(text: str) -> str:
 
 
 def told_notes(text: str) -> list[tuple[str, str]]:
-    """GSM8K's calculator notes that a writer's slip is told from: those whose operands the line's words have named before."""
+    """GSM8K's calculator notes that can reveal a slip of the writer: those whose operands appear earlier in the line's words."""
     found = []
     for match in NOTE.finditer(text):
         line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
@@ -109,7 +109,7 @@ def _between_dollars(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _is_formula(content: str) -> bool:
-    """Whether what stands between two dollars is a formula, not the end of one amount of money and the words before another."""
+    """Whether what is between two dollars is a formula, not the end of one amount of money and the words before another."""
     bare = COMMAND.sub(" ", content)
     words = re.search(r"[a-z]{3,}", bare)
     cut = not content.strip() or content[-1] in "+-*/=×,(:" or content[0] in ",.;)=" or "\n\n" in content
