@@ -67,6 +67,7 @@ def test_no_step_begins_inside_a_formula(parts):
 def test_a_formula_that_begins_in_another_one_and_ends_behind_it_is_none():
     text = "\\( a \\[ b \\) c \\]"
     assert [text[a:b] for a, b in steps.formulas(text)] == ["\\( a \\[ b \\)"]
+    assert steps.formulas("\\( x \\) " + text) == [(0, 7), (8, 20)]
     assert steps.formulas("\\[ \\( a \\) \\] \\( b \\)") == [(0, 13), (14, 21)]
 
 

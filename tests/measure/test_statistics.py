@@ -184,3 +184,10 @@ def test_the_smallest_detectable_difference_by_connors_formula(counts, power):
     share = max((counts[1] + counts[2]) / n, x)
     z = {0.8: 0.841621, 0.9: 1.281552}[power]
     assert n == pytest.approx((1.959964 * share**0.5 + z * (share - x * x) ** 0.5) ** 2 / x**2, rel=1e-4)
+
+
+def test_a_difference_that_is_the_same_in_every_problem_still_has_a_width():
+    found = statistics.difference(np.ones((20, 2), bool), np.array([[True, False]] * 20))
+    around = statistics.difference(np.ones(20, bool), np.ones(20, bool))
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 + around.low, 0.5 + around.high))
+    assert around.low < 0 < around.high
