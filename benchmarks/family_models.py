@@ -50,7 +50,7 @@ OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
     "zaya": {"num_experts_per_tok": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "qwen_sparse_attention"]},
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 357, "num_kv_shared_layers": 0},
     "gemma4_text": {"vocab_size_per_layer_input": 357, "hidden_size_per_layer_input": 16},

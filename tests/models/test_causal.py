@@ -36,6 +36,11 @@ def test_what_reads_from_left_to_right_is_not(family):
     causal.check(family_models.build(family, 300).eval())
 
 
+def test_what_transformers_cannot_compute_is_one_line():
+    with pytest.raises(InputError, match=r"^model: xlstm cannot be computed in this release of transformers \(matC_old has wrong shape"):
+        causal.check(family_models.build("xlstm", 300).eval())
+
+
 def test_check_and_quantize_refuse_an_encoder(tmp_path):
     family_models.build("bert", 300).save_pretrained(tmp_path)
     reasoner.make_tokenizer().save_pretrained(tmp_path)

@@ -235,12 +235,12 @@ def _agrees(model: Any, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> b
             found.append(prefill(model, slots, slot, rows[slot][:length])[0].clone())
         for n in range(steps):
             found += step(model, slots, [*(row[length + n] for row, length in zip(rows, lengths, strict=True)), 0])[:2].clone()
+        with torch.inference_mode():
+            logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
     except (UnsupportedError, AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
         return False
     finally:
         slots.close()
-    with torch.inference_mode():
-        logits = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in rows]
     wanted = [logits[slot][length - 1] for slot, length in enumerate(lengths)]
     wanted += [logits[slot][length + n] for n in range(steps) for slot, length in enumerate(lengths)]
     return near(model, torch.stack(found), torch.stack(wanted))

@@ -73,10 +73,10 @@ def _finite(model: Any, way: Way) -> bool:
 def _agrees(model: Any, way: Way, lengths: tuple[int, int] = (21, 9), steps: int = 4) -> bool:
     try:
         found_NV, rows = _written(model, way, _texts(model, lengths), steps)
+        with torch.inference_mode():
+            wanted = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, -steps - 1 : -1].float() for row in rows]
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return False
-    with torch.inference_mode():
-        wanted = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, -steps - 1 : -1].float() for row in rows]
     return slots.near(model, found_NV, torch.cat(wanted))
