@@ -186,4 +186,4 @@ def test_a_broken_run_is_called_one_first():
     texts = ["0" * 50] * 8 + ["It is \\boxed{1}."] * 2
     second = Log("w2", "table", None, None, None, {f"p{i}": [Sample(False, text)] for i, text in enumerate(texts)})
     lines = compared.notices(compare([log("full", [True] * 10), second]))
-    assert lines[0] == "w2 is a broken run: 8 of 10 texts loop. Its accuracy says little."
+    assert lines[0] == "w2 is a broken run: 8 of 10 texts loop. Its accuracy is not meaningful."

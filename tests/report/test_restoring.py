@@ -41,7 +41,7 @@ def test_nothing_worse_is_said_where_nothing_is():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL - {3}})
     of = effects.effects(run, SCHEME)
     assert (of.accuracy.gained, of.accuracy.lost, of.worse) == (30, 1, [])
-    assert "nothing is shown to be worse" in effects.lines(effects.figures(run))[0]
+    assert "no measure is shown to be worse" in effects.lines(effects.figures(run))[0]
     assert (of.accuracy.n, of.accuracy.verdict, of.margin) == (N, "not worse", 1.0)
     assert "accuracy +48.3 (+32.4 to +62.7) points" in effects.lines(effects.figures(run))[0]
     assert "n = 60: not worse by more than 1.0 points (95 %)" in effects.lines(effects.figures(run))[0]
@@ -67,7 +67,7 @@ def test_a_level_that_got_worse_is_said_though_the_whole_got_better():
 def test_loss_on_text_and_kl_count_only_beyond_noise():
     arms = {"full": FULL, SCHEME: LOW, RESTORED: FULL}
     worse = found(arms, {f"effects-{RESTORED}": {"question": MEASURE, "kl": {**MEASURE, "low": -0.1}}})
-    assert effects.effects(worse, SCHEME).worse == ["loss on the questions' text (nats a token): 1.0000 before, 1.5000 after"]
+    assert effects.effects(worse, SCHEME).worse == ["loss on the questions' text (nats per token): 1.0000 before, 1.5000 after"]
 
 
 def test_the_last_round_is_what_counts():
@@ -211,7 +211,7 @@ def test_odd_endings_count_beyond_noise():
 def test_a_preference_won_at_the_chosen_texts_cost_is_said():
     run = found({"full": FULL, SCHEME: LOW, RESTORED: FULL}, {f"restore-{RESTORED}": {"chosen_change": -0.25}}, objective="dpo")
     assert effects.effects(run, SCHEME).worse == [
-        "the bullets' own chosen texts: 0.250 nats a token less likely (raise restore.keep_chosen)"
+        "the bullets' own chosen texts: 0.250 nats per token less likely (raise restore.keep_chosen)"
     ]
 
 

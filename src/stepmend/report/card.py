@@ -243,6 +243,6 @@ def _shared(found: Found) -> dict[str, Any]:
 
 def _what(tune: str) -> str:
     if tune == "lora":
-        return "The adapter lies in `adapter/`, in PEFT's format; without it this is the quantized model."
+        return "The adapter is in `adapter/`, in PEFT's format; without it this is the quantized model."
     same = "same size, same kernels" if "codes" in tune else "same codes, same size, same kernels"
     return f"Only {summary.kinds_text(tune)} differ from the quantized checkpoint: {same}."

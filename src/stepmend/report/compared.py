@@ -70,7 +70,7 @@ def ending_table(pairs: Sequence[Compared]) -> Table | None:
 def warnings(pairs: Sequence[Compared]) -> list[str]:
     """Which arms are broken runs: whether a run is worth reading comes before what it says."""
     arms = [pairs[0].first, *(pair.second for pair in against_first(pairs)[0])]
-    return [f"{arm.name} is a broken run: {why}. Its accuracy says little." for arm in arms if (why := is_broken(arm))]
+    return [f"{arm.name} is a broken run: {why}. Its accuracy is not meaningful." for arm in arms if (why := is_broken(arm))]
 
 
 def notices(pairs: Sequence[Compared]) -> list[str]:

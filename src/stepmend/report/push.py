@@ -28,7 +28,7 @@ class Hub:
         try:
             validate_repo_id(name)
         except HFValidationError:
-            raise InputError(f"push: {name[:120]!r} is no name on the hub; OWNER/NAME is needed, of letters, digits, -, _ and .") from None
+            raise InputError(f"push: {name[:120]!r} is not a hub name; use OWNER/NAME, of letters, digits, -, _ and .") from None
         self._token = get_token()
         if not self._token:
             raise InputError("push: nobody is logged in to the hub: run 'hf auth login', or set HF_TOKEN in the environment")

@@ -161,7 +161,7 @@ def card(found: Found) -> dict[str, Any]:
 def judge_text(tally: Tally) -> str:
     """What became of a judge's questions, in words; a judge without a single vote is said to be none."""
     votes = tally.faults + tally.none
-    counts = f"{tally.faults} faults named, {tally.none} times none found, {tally.off_menu} off the menu, {tally.failed} failed"
+    counts = f"{tally.faults} faults named, {tally.none} times none found, {tally.off_menu} invalid, {tally.failed} failed"
     counts += f", {tally.not_asked} not asked; {tally.tokens:,} tokens"
     return (counts if votes else f"no vote at all: {counts}") + (f"; given up: {tally.given_up}" if tally.given_up else "")
 

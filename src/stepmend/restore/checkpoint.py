@@ -65,8 +65,8 @@ def kept(context: Context, arm: str) -> bool:
 def judge(context: Context, base: str, arm: str, before: Mapping[str, Trace], after: Mapping[str, Trace]) -> None:
     """Undo a restoration after which more held-out solutions are cut off or loop: its folder then holds the checkpoint of ``base``.
 
-    ``before`` and ``after`` are both arms' solutions of held-out problems. All odd endings are tested together, and each kind of those that
-    occur by itself, with Holm's adjustment over the kinds.
+    ``before`` and ``after`` are both arms' solutions of held-out problems. All abnormal endings are tested together, and each kind that
+    occurs by itself, with Holm's adjustment over the kinds.
     """
     counts = _paired(before, after, odd)
     found = {name: _paired(before, after, of) for name, of in ABNORMAL.items() if _any(before, of) or _any(after, of)}

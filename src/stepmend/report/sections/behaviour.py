@@ -1,4 +1,4 @@
-"""What else changed: length, odd endings and the step format of each arm, and accuracy by subject and by number of steps."""
+"""Other changes: length, abnormal endings and the step format of each arm, and accuracy by subject and by number of steps."""
 
 from dataclasses import dataclass
 

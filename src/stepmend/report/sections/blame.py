@@ -185,7 +185,7 @@ def lines(of: Blamed | None) -> list[str]:
     lines = []
     for scheme, one in of.schemes.items() if of else ():
         worst = ", ".join(f"{row['name']} {row['score']:+.3f}" for row in one.worst[:4]).replace("-", "−")
-        lines.append(f"{scheme}: blamed most, by the {one.measured} (nats a fault, {one.faults} curate faults): {worst}")
+        lines.append(f"{scheme}: blamed most, by the {one.measured} (nats per fault, {one.faults} curate faults): {worst}")
         lines += [f"{scheme}: {said}" for said in (*one.sentences, *map(mixed_text, one.mixed))]
     return lines
 
@@ -204,7 +204,7 @@ def mixed_text(block: dict[str, Any]) -> str:
     """A proposal beside uniform bits, in words."""
     mine = next(row for row in block["rows"] if row["choice"] == "mixed")
     other = next(row for row in block["rows"] if row["choice"] == "uniform")
-    sizes = [f"at {row['size']:.2f} bits a weight" for row in (mine, other)]
+    sizes = [f"at {row['size']:.2f} bits per weight" for row in (mine, other)]
     counts = f"mixed by blame {sizes[0]} solves {percent(mine['accuracy'])}, {other['made']} {sizes[1]} {percent(other['accuracy'])}"
     interval = f"{points(other['low'])} to {points(other['high'])} points, p = {other['p']:.2g}"
     return f"{counts} ({interval}): {'it is offered' if block['wins'] else 'it is not offered'}"

@@ -14,8 +14,8 @@ from stepmend.records import Grade, Trace
 from stepmend.report.summary import Found, final, points, span, tuning
 
 MEASURES = {
-    "question": "loss on the questions' text (nats a token)",
-    "kl": "KL from full precision where both models were right (nats a token)",
+    "question": "loss on the questions' text (nats per token)",
+    "kl": "KL from full precision where both models were right (nats per token)",
 }
 ENDINGS: dict[str, tuple[str, Callable[[Trace, Grade], bool]]] = {
     "truncated": ("cut off", lambda trace, grade: trace.finish == "length"),
@@ -94,7 +94,7 @@ class Restored:
     @property
     def text(self) -> str:
         """What is shown of it against the quantized model it started from."""
-        worse = f"worse beyond noise: {'; '.join(self.worse)}" if self.worse else "nothing is shown to be worse"
+        worse = f"worse beyond noise: {'; '.join(self.worse)}" if self.worse else "no measure is shown to be worse"
         return f"{self.shown}; {worse}"
 
 
@@ -124,7 +124,7 @@ def effects(found: Found, scheme: str) -> Restored | None:
     endings = _endings(found, scheme, restored)
     worse = _worse(levels, total, measures, endings)
     if (change := tuning(found, scheme).chosen_change or 0.0) < 0:
-        worse.append(f"the bullets' own chosen texts: {-change:.3f} nats a token less likely (raise restore.keep_chosen)")
+        worse.append(f"the bullets' own chosen texts: {-change:.3f} nats per token less likely (raise restore.keep_chosen)")
     return Restored(scheme, restored, margin, total, levels, endings, measures, worse, [] if kept else list(MEASURES.values()))
 
 
@@ -168,6 +168,6 @@ def _endings(found: Found, scheme: str, restored: str) -> list[Ending]:
 
 
 def endings_of(found: Found) -> dict[str, tuple[str, Callable[[Trace, Grade], bool]]]:
-    """The odd endings that solutions of a run may have: unclosed thoughts only where a model thinks."""
+    """The abnormal endings that solutions of a run may have: unclosed thoughts only where a model thinks."""
     thinks = any(is_thought(trace) for arm in found.arms for _, trace, _ in found.solutions(arm))
     return {name: of for name, of in ENDINGS.items() if name != "unclosed" or thinks}

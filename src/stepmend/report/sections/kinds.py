@@ -1,4 +1,4 @@
-"""What kind of error, and where it starts: error classes and places of the located first faults on held-out problems."""
+"""Error classes, and where it starts: error classes and places of the located first faults on held-out problems."""
 
 from dataclasses import dataclass
 

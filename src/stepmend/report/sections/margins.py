@@ -33,7 +33,7 @@ def _margins(found: Found, scheme: str, damage: Damage) -> Margins:
 def line(of: Margins) -> str:
     """The scheme's margins in words."""
     ratio, auc = of.damage.ratio, of.damage.auc
-    foretold = "" if auc is None else f"; small margins foretell them with AUC {auc:.3f}"
+    foretold = "" if auc is None else f"; small margins predict flips with AUC {auc:.3f}"
     return (
         f"{of.scheme}: margins are {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times full precision's; "
         f"{of.damage.flips} of {of.damage.tokens:,} tokens flip{foretold}"

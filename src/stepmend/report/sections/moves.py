@@ -1,4 +1,4 @@
-"""How problems moved between right and wrong, from one arm to another."""
+"""Changed outcomes between right and wrong, from one arm to another."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Loss beside chance: what full precision loses and gains when it solves the same problems again."""
+"""Loss and noise floor: what full precision loses and gains when it solves the same problems again."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def figures(found: Found) -> Noise | None:
         return None
     first, second = found.outcomes(FULL), found.outcomes(AGAIN)
     pair, change, drawn = statistics.paired(first, second), statistics.difference(second, first), bool(found.recipe.measure.temperature)
-    rows = [Row("full, drawn again" if drawn else "full, other batches", change)]
+    rows = [Row("full, drawn again" if drawn else "full, another batch size", change)]
     rows += [Row(arm, statistics.difference(found.outcomes(arm), first)) for arm in found.arms if arm != FULL]
     return Noise(pair.only_first, pair.only_second, pair.n, change, drawn, found.samples, rows)
 

@@ -23,7 +23,9 @@ FEW = 10
 CONCEPTUAL = frozenset({"conceptual_misunderstanding", "contextual_oversight"})
 LOW_LEVEL = frozenset({"procedural", "formula_rule", "computational", "symbolic_manipulation"})
 """The paper's method and execution errors."""
-PLACED = "Full precision's own are placed by samples, of which one in eight must arrive, which alone places them somewhat later."
+PLACED = (
+    "Full precision's own faults are located by samples, of which one in eight must reach the correct answer; this alone places them later."
+)
 """What a reader must know of the first test: a regression is placed by one greedy continuation."""
 
 
@@ -161,5 +163,5 @@ def raised(found: Found, arm: str, regressions: Sequence[Fault], own: Sequence[F
         "gap": vars(gap),
         "sentence": "Too few classified faults to say which classes are raised."
         if few
-        else f"{verdict}: {said[0]} against {said[1]} of a hundred problems.",
+        else f"{verdict}: {said[0]} against {said[1]} per hundred problems.",
     }

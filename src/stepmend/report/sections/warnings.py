@@ -28,4 +28,4 @@ def of_given(of: Warnings) -> list[str]:
 
 def lines(of: Warnings) -> list[str]:
     """What the terminal says in the end."""
-    return ["A quick run: these figures are from few problems and prove nothing; 'stepmend run' takes more."] if of.quick else []
+    return ["A quick run: these figures are from few problems and prove nothing; 'stepmend run' uses more."] if of.quick else []
