@@ -31,8 +31,9 @@ HEAD = """# Estimates of `stepmend check` beside measurements
 
 `python benchmarks/estimates.py MODEL` wrote this page. Each stage ran in its own process, with few problems, texts and steps. The estimate
 is for the same numbers of them and for their measured lengths: what is compared is the estimate of the machine and of the model, not the
-lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. No constant is fitted to these
-measurements: operations are counted in the code (`models/timing.py`), and their speeds are the probe's. Target: time within a factor of 2,
+lengths that `check` assumes. Speeds are probed before and after each stage, and their mean counts. Operations
+are counted in the code (`models/timing.py`), and their speeds are the probe's; no constant is solved for from these measurements. What
+restoring consists of was counted with a profile of smollm2-135m at hand, so that row is in-sample. Target: time within a factor of 2,
 memory within 20 %. Memory is the process's peak, less what it held before the model was loaded.
 
 """

@@ -276,7 +276,8 @@ def page(found: list[dict[str, Any]], known: int) -> str:
     import importlib.metadata as metadata
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "llmcompressor", "compressed-tensors", "torch"))
-    parts = [f"{versions}; one CPU thread. {len(found)} types were walked; transformers' causal mapping has {known}.\n"]
+    tried = f"{len(found)} types were tried; transformers' causal mapping has {known}"
+    parts = [f"{versions}; one CPU thread. {tried}. Results are kept from one version of stepmend to the next.\n"]
     for verdict, title in (
         ("works", "Works"),
         ("refused", "Refused before work"),

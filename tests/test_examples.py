@@ -60,5 +60,5 @@ def test_the_notebooks_cells_run_in_order(monkeypatch, capsys):
             assert cell["outputs"] == [], "outputs are not kept"
             exec("".join(cell["source"]), names)
     said = capsys.readouterr().out
-    assert "Update(stage='locate'" in said
+    assert "locate: 0/2 solutions" in said and "solutions/s" in said
     assert "gptq is offered as" in said

@@ -71,7 +71,7 @@ def test_it_is_reported(old, tmp_path):
     assert set(found.facts.all(Control)) == {f"{SCHEME}+{name}-steps-s0" for name in ("located", "solved-problems")}
     page.write(found, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    for heading in ("What it cost", "How it was restored", "Did the located steps matter?", "Run card"):
+    for heading in ("Accuracy", "How it was restored", "Did the located steps matter?", "Run card"):
         assert heading in text
     assert f"restore-{RESTORED}" in text
 

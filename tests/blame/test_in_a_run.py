@@ -94,4 +94,4 @@ def test_what_cannot_be_done_is_one_line(finished_run, tmp_path):
     shutil.copytree(finished_run, out := tmp_path / "run")
     (out / "faults.jsonl").write_text("")
     assert "no located fault with a frontier" in refused("blame", out)
-    assert f"--budget 2: more than {LOSSY}'s own" in refused("blame", finished_run, "--scheme", LOSSY, "--budget", "2")
+    assert f"--budget 2: must be above {LOSSY}'s own" in refused("blame", finished_run, "--scheme", LOSSY, "--budget", "2")

@@ -118,7 +118,7 @@ def test_a_scaled_model_is_refused(pair, low):
         other.get_parameter("model.layers.0.input_layernorm.weight").mul_(2)
     low_bit = formats.detect(low)
     assert low_bit
-    with pytest.raises(InputError, match=r"input_layernorm\.weight is not full precision's"):
+    with pytest.raises(InputError, match=r"input_layernorm\.weight differs from full precision"):
         holding.check(pair.full.model, other, low_bit, pair.modules, "x")
     holding.check(pair.full.model, pair.low.model, low_bit, pair.modules, "x")
 

@@ -427,7 +427,7 @@ def test_check_of_a_file_refuses_what_a_run_refuses(tmp_path):
     parent = with_merges(make_tiny("qwen2.5", tmp_path / "parent"))
     ggufs.make(parent, "F16", tmp_path / "one.gguf", texts=True)
     bad = patched(tmp_path / "one.gguf", tmp_path / "bad.gguf", lambda data: bytes(data).replace(b"blk.1.attn_q", b"blk.1.attn_x"))
-    with pytest.raises(InputError, match=r"^model: .*holds blk.1.attn_x.bias, which is no tensor of the model"):
+    with pytest.raises(InputError, match=r"^model: .*holds blk.1.attn_x.bias, which is not a tensor of the model"):
         stepmend.check(str(bad), ["rtn-w4a16-g32"])
 
 
@@ -437,7 +437,10 @@ def test_transformers_makes_the_same_of_the_header_as_of_gguf_pys_reader(tiny_ll
     for one in (tmp_path / "one.gguf", file):
         wanted = load_gguf_checkpoint(str(one))
         with gguf_reader.of(gguf_header.read(one)):
-            assert load_gguf_checkpoint(str(one)) == wanted
+            found = load_gguf_checkpoint(str(one))
+        for of in (found, wanted):
+            del of["ignore"]  # counts of the file itself, which transformers sets aside
+        assert found == wanted
     assert len(wanted["config"]) > 5
 
 

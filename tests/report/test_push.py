@@ -147,7 +147,7 @@ def test_a_hub_that_is_not_there_and_one_that_does_not_know_the_parent(hub, monk
 
 @pytest.mark.parametrize("name", ["me/my/w3", "", "me/my w3", "../w3", "me/w3--x"])
 def test_what_is_no_name_on_the_hub_is_said_before_any_work(hub, name):
-    with pytest.raises(InputError, match="is no name on the hub"):
+    with pytest.raises(InputError, match="is not a hub name"):
         Hub(name)
     assert not hub.seen
 

@@ -85,7 +85,7 @@ def test_the_page_is_one_file_that_needs_no_network(finished_run):
     assert not re.findall(r"""(?:src|href)\s*=|@import|url\(|https?://""", text)
     (blob,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert {"full", LOSSY, RESTORED} <= {arm["name"] for arm in json.loads(blob)["accuracy"]["arms"]}
-    for heading in ("What it cost", "Changed outcomes", "Error classes", "Position of the first fault", "Examples", "Run card"):
+    for heading in ("Accuracy", "Changed outcomes", "Error classes", "Position of the first fault", "Examples", "Run card"):
         assert heading in text
     assert 'class="step faulty"' in text
     assert "token frontier" in text

@@ -20,6 +20,7 @@ BOTH_WAYS = {
     "xlnet": "it attends to what follows, too",
     "cpmant": "it attends to the whole of its prompt at once",
     "prophetnet": "what it says of a place depends on the text's length",
+    "xlstm": "what it says of a place depends on the text's length",
     "doge": "transformers gives it no causal mask",
 }
 """Types that do not show it in their configuration (benchmarks/families.py), and why."""
