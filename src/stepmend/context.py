@@ -93,7 +93,7 @@ class Context:
             raise
 
     def _check_device(self, cluster: Ray) -> None:
-        """Raises InputError where workers would compute on another kind of device than this process: their last bits would differ."""
+        """Raises InputError if the workers' kind of device differs from this process's: results would differ in the last bits."""
         here, there = load.placement(self.parent, "float32")[0], cluster.device
         if here != there:
             raise InputError(f"ray: workers compute on {there}, this process on {here}; start the command on a machine like the workers'")
@@ -271,7 +271,7 @@ class Context:
         return self._vllm
 
     def scorer(self, arm: str) -> Scorer:
-        """What scores texts with an arm's model: in this process, or on the cluster."""
+        """The scorer of an arm's model, in this process or on the cluster."""
         return self._spread(self.spec(arm, self.batch_size)) if self.cluster else self.engine(arm)
 
     def _spread(self, spec: Spec, written: Callable[[int], None] = lambda count: None) -> Spread:

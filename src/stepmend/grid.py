@@ -1,6 +1,6 @@
 """A grid: models, benchmarks and seeds, each combination a run over all schemes, in one folder with one table and one page.
 
-A cell that fails is reported, and the others go on. The same command continues: a finished cell costs seconds.
+A failed run is reported, and the others continue. The same command resumes a stopped grid; a finished run takes seconds.
 """
 
 import json
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from stepmend.results import Check
 
 STATE = "grid.json"
-"""What a grid's folder holds beside its cells."""
+"""The table, in the grid's folder."""
 
 
 class Benchmark(BaseModel):
-    """A benchmark, and where its problems come from."""
+    """A benchmark and its data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class Benchmark(BaseModel):
 
 
 class Grid(BaseModel):
-    """What is crossed: every model with every benchmark and seed. ``recipe`` holds keys that are the same in all cells."""
+    """The models, benchmarks and seeds to cross. ``recipe`` has the keys that all runs share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class Grid(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> "Grid":
-        """A YAML file's grid. Raises InputError where it is none."""
+        """Read a grid from a YAML file. Raises InputError if it is invalid."""
         try:
             return cls.model_validate(Recipe.from_yaml(file))
         except ValidationError as error:
@@ -70,7 +70,7 @@ class Cell(BaseModel):
 
 
 def cells(grid: Grid) -> list[Cell]:
-    """The runs of a grid, in its order. Raises InputError where a cell's recipe is none; nothing is loaded."""
+    """The runs of a grid, in order. Raises InputError if a recipe is invalid; no model is loaded."""
     from stepmend.quantize import schemes
 
     for scheme in grid.schemes:
@@ -87,20 +87,20 @@ def cells(grid: Grid) -> list[Cell]:
 
 
 def _name(model: str, benchmark: Benchmark, seed: int) -> str:
-    """A folder's name that tells what is in it; models of one name in different folders are told apart by a digest."""
+    """A descriptive folder name; a digest distinguishes models with the same name in different folders."""
     short = Path(model.removeprefix("builtin:")).name or "model"
     clear = "".join(c if c.isalnum() or c in "-._" else "-" for c in short)[:60]
     return f"{clear}-{digest(model)[:6]}-{benchmark.benchmark}{'-' + digest(benchmark.data)[:6] if benchmark.data else ''}-s{seed}"
 
 
 def run(grid: Grid, out: Path, one: Callable[[Recipe, Path], Any], say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
-    """Run every cell that is not finished, and write table and page after each.
+    """Run every cell, and write the table and the page after each.
 
     Args:
         grid: The grid.
         out: Its folder; each cell has a folder in it.
-        one: Runs one recipe in a folder.
-        say: Called with a line for every cell.
+        one: Runs a recipe in a folder.
+        say: Called with a message for every cell.
 
     Returns:
         A row for every scheme of every cell: see ``rows``.
@@ -132,7 +132,7 @@ def rows(found: Sequence[Cell], out: Path, failed: Mapping[str, str]) -> list[di
 
 
 def _figures(figures: dict[str, Any], scheme: str) -> dict[str, Any]:
-    """What the table shows of a scheme; None where the cell has nothing to show."""
+    """The table's figures of a scheme; None if the run has none."""
     arms, of = figures.get("arms", {}), figures.get("schemes", {}).get(scheme, {})
     names = [name for name in arms if parse(name).scheme == scheme and parse(name).round]
     restored = arms[max(names, key=lambda name: parse(name).round)] if names else {}
@@ -149,9 +149,9 @@ def _figures(figures: dict[str, Any], scheme: str) -> dict[str, Any]:
 
 
 def cost(cell: Cell, check: "Check") -> dict[str, float]:
-    """Tokens that a cell's arms write on the test problems, its hours, and GiB of memory, from a check of its model on this machine.
+    """Tokens that a run generates on the test problems, its hours, and its memory in GiB, from a check of the model on this machine.
 
-    Full precision solves the test problems, and each scheme's model does before and after restoring. Raises InputError where the problems
+    Full precision solves the test problems once, and each scheme's model before and after restoring. Raises InputError if the problems
     cannot be read.
     """
     recipe, work, schemes = cell.recipe, check.work, len(cell.recipe.low_bit)
@@ -165,7 +165,7 @@ def cost(cell: Cell, check: "Check") -> dict[str, float]:
 
 
 def write(out: Path, table: list[dict[str, Any]]) -> None:
-    """Keep a grid's table as JSON and as a page."""
+    """Write a grid's table as JSON and as a page."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / STATE, json.dumps(table, indent=1) + "\n")
     page.write_blob({"rows": table}, "grid.html.j2", out / "report.html")

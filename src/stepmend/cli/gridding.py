@@ -1,4 +1,4 @@
-"""The verb that runs a grid of models, benchmarks and seeds."""
+"""The command that runs a grid of models, benchmarks and seeds."""
 
 import json
 from contextlib import ExitStack
@@ -14,16 +14,18 @@ from stepmend.records import InputError
 
 @app.command()
 def grid(
-    file: Annotated[Path, typer.Argument(help="A YAML file: models, schemes, benchmarks, seeds, and recipe, the keys of all runs.")],
-    out: Annotated[Path, typer.Option(help="The grid's folder; the same command continues a stopped grid.")] = Path("runs/grid"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs with tokens, hours and memory, and do nothing.")] = False,
+    file: Annotated[
+        Path, typer.Argument(help="A YAML file with models, schemes, benchmarks, seeds, and recipe: keys that all runs share.")
+    ],
+    out: Annotated[Path, typer.Option(help="The grid's folder. The same command resumes a stopped grid.")] = Path("runs/grid"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs with their tokens, hours and memory, and run nothing.")] = False,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY)] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=4096, help=WORKER)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Run every model with every benchmark and seed, over all schemes: one folder, one table, one page.
 
-    A run that fails is reported, and the others go on; exit code 1 then.
+    A failed run is reported, and the others continue; the exit code is then 1.
 
     Example: [bold]stepmend grid grid.yaml --out runs/grid --dry-run[/]
     """
@@ -55,7 +57,7 @@ def grid(
 
 
 def _dry(found: list[Any], as_json: bool) -> None:
-    """List the runs of a grid and what they take on this machine; a model that would be refused says so in its row."""
+    """List the runs of a grid with their cost on this machine; a model that would be refused is marked."""
     from rich.table import Table
 
     from stepmend import api
@@ -88,14 +90,14 @@ def _cost(row: dict[str, Any]) -> list[str]:
 
 
 def _say_why(rows: list[dict[str, Any]]) -> None:
-    """A line for every run that was refused or failed."""
+    """Print a line for every run that was refused or failed."""
     for name, why in {row["cell"]: row.get("why") for row in rows}.items():
         if why:
             say(console(), f"{name}: {why}")
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table, and where the page is."""
+    """Print the table and the page's path."""
     from rich.table import Table
 
     from stepmend.report.summary import percent

@@ -1,7 +1,7 @@
-"""An engine over an executor: texts are cut into shards, and engines of one description do them wherever the executor has them done.
+"""An engine over an executor: splits texts into shards, which engines with the same spec run wherever the executor puts them.
 
-Completions and scores are those of one engine in this process: a row's completion does not depend on the others, and where batches decide
-it, shards are whole batches.
+Completions and scores equal those of one engine in this process: a completion does not depend on the other texts, and if it depends on its
+batch, shards are whole batches.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,11 +20,11 @@ from stepmend.executors.base import Executor, Open
 from stepmend.records import Record
 
 PIECES = 4
-"""Shards a worker, where there is enough to do: the last ones are short, so that workers end at about the same time."""
+"""Shards per worker, if there is enough work: small shards let workers finish at about the same time."""
 
 
 class Texts(BaseModel):
-    """A shard to complete: ``texts`` without those that are ``done``; ``indices`` are their indices in the whole work."""
+    """A shard of texts to complete, except those that are ``done``; ``indices`` are the texts' indices in the whole work."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ def write(shard: Texts, open_engine: Open) -> Iterator[Written]:
 
 
 class Rows(BaseModel):
-    """A shard to score: see ``base.Scorer.score``; ``indices`` are the rows' indices in the whole work."""
+    """A shard of rows to score, as in ``base.Scorer.score``; ``indices`` are the rows' indices in the whole work."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,7 +81,7 @@ def read(shard: Rows, open_engine: Open) -> Iterator[Read]:
 
 
 class Batched(Record):
-    """Whether an engine's completions depend on the batches that it cuts."""
+    """Whether an engine's completions depend on its batches."""
 
     batched: bool
 
@@ -93,7 +93,7 @@ def ask(shard: Texts, open_engine: Open) -> Iterator[Batched]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Engines of one description behind an executor. ``written`` is called with numbers of tokens as they come back."""
+    """An engine whose shards an executor runs. ``written`` is called with token counts as completions arrive."""
 
     executor: Executor
     spec: Spec
@@ -113,7 +113,7 @@ class Spread:
 
     @cached_property
     def batched(self) -> bool:
-        """Whether the engines decode in fixed batches; one of them is asked."""
+        """Whether the engines decode in fixed batches; a worker is asked once."""
         (found,) = self.executor.map(ask, [Texts(engine=self.spec, texts=(), indices=())])
         return found.batched
 
@@ -127,7 +127,7 @@ class Spread:
         drawn: dict[str, Any] = {"engine": self.spec, "temperature": temperature, "top_p": top_p, "seed": seed}
         every, shards = tuple(range(len(texts))), list[Texts]()
         for piece in self._pieces(texts, done):
-            if temperature:  # how often a text occurred before decides what is drawn: all texts go along
+            if temperature:  # samples depend on how often a text has occurred before: send all texts
                 shards.append(Texts(texts=tuple(texts), indices=every, done=frozenset(every) - (frozenset(piece) - done), **drawn))
             else:
                 had = frozenset(n for n, i in enumerate(piece) if i in done)
@@ -142,7 +142,7 @@ class Spread:
         return [found[i] for i in range(len(texts))]
 
     def _pieces(self, texts: Sequence[str], done: frozenset[int]) -> list[list[int]]:
-        """Indices of the texts in pieces, long texts first. Of an engine with batches: whole ones, that have anything left to do."""
+        """Indices of the texts, in pieces, long texts first. If the engine has batches: whole batches with at least one text left."""
         count = PIECES * self.executor.workers
         if self.batched:
             batches = [batch for batch in local.batches_of(texts, self.spec.slots) if not done.issuperset(batch)]
@@ -153,7 +153,7 @@ class Spread:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], asked: Sequence[Sequence[int]] | None = None) -> list[Scored]:
-        """See ``base.Scorer``. A shard is what one engine reads in one pass."""
+        """See ``base.Scorer``. A shard is one scoring pass."""
         shards = [
             Rows(
                 engine=self.spec,

@@ -1,7 +1,7 @@
-"""Shards are done by the workers of a Ray cluster, or of Ray on this machine: one worker a GPU, or one for every few CPU cores.
+"""Runs shards on the workers of a Ray cluster, or of Ray on this machine: one worker per GPU, or one for every few CPU cores.
 
-Workers may die, hang or lose their machine. A shard whose worker is gone is done again by another one, and what had come of it is not
-handed out twice. All nodes must see the checkpoints under the same paths.
+Workers may die, hang or lose their machine. If a worker is lost, another one runs its shard again, and records that have already arrived
+are not returned twice. All nodes must see the checkpoints under the same paths.
 """
 
 import socket
@@ -20,20 +20,20 @@ from stepmend.executors.base import R, S, Task, find, name_of
 from stepmend.records import InputError, Record
 
 LOCAL = "local"
-"""The address that stands for Ray on this machine alone."""
+"""The address that means Ray on this machine."""
 TRIES = 3
-"""Workers that may be lost with one shard: after that the shard is taken to be the reason."""
+"""Number of workers lost with the same shard after which the shard is considered the cause."""
 BEAT, SILENT, STUCK, START, REACH = 5.0, 120.0, 1800.0, 600.0, 10.0
-"""Seconds: between two questions to a worker; until one that does not answer counts as lost, and one that answers but makes nothing; and
-until the first worker must have started."""
+"""Seconds between two polls of a worker; after which a worker that does not answer is lost, and one that answers but produces nothing; and
+within which the first worker must start, and a cluster must accept a connection."""
 HAND = 0.5
-"""Seconds for which a worker gathers records before it hands them over."""
+"""Seconds for which a worker buffers records."""
 ENGINES = 2
-"""Engines that a worker keeps loaded: full precision and one low-bit model."""
+"""Number of engines that a worker keeps loaded: full precision and one low-bit model."""
 
 
 class Worker:
-    """What runs on a node: does shards with engines that stay loaded, and answers meanwhile."""
+    """The actor on a node: runs shards with engines that stay loaded, and answers polls at the same time."""
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -43,17 +43,17 @@ class Worker:
         self.made = 0
 
     def device(self) -> str:
-        """The kind of device that this worker's models run on."""
+        """The kind of device of this worker."""
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def beat(self) -> int:
-        """How much has been made so far; that it answers shows that the worker lives."""
+        """The number of tokens and records produced so far; answering at all shows that the worker is alive."""
         return self.made
 
     def do(self, task: str, shard: Any) -> Iterator[list[Record]]:
-        """The records of a shard, a few at a time."""
+        """The records of a shard, in small batches."""
         gathered, last = list[Record](), time.monotonic()
         for record in find(task)(shard, self.open):
             gathered.append(record)
@@ -64,7 +64,7 @@ class Worker:
         yield gathered
 
     def open(self, spec: Spec) -> Engine:
-        """The engine of a description, loaded once; the one that was used longest ago makes room."""
+        """The engine of a spec, loaded once; the least recently used one is unloaded if there are too many."""
         from stepmend.engines.make import make
         from stepmend.models import load
 
@@ -81,14 +81,14 @@ class Worker:
 
 @dataclass
 class _Job:
-    """A shard, what has come of it, and how many workers were lost with it."""
+    """A shard, the records that have arrived, and the number of workers lost with it."""
 
     shard: Any
     came: set[Record] = field(default_factory=set)
     lost: int = 0
 
     def fresh(self, records: Sequence[Any]) -> Iterator[Any]:
-        """Those that have not been handed out before."""
+        """The records that have not arrived before."""
         for record in records:
             if record not in self.came:
                 self.came.add(record)
@@ -97,7 +97,8 @@ class _Job:
 
 @dataclass
 class _Hand:
-    """A worker as its driver sees it. ``ready`` waits for its start, ``stream`` for the records of ``job``, ``asked`` for its answer."""
+    """A worker, as the driver sees it: ``ready`` is pending until it has started, ``stream`` has the records of ``job``, ``asked`` is a
+    poll."""
 
     actor: Any
     ready: Any
@@ -110,24 +111,24 @@ class _Hand:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing listens at an address with a port: Ray itself would try for minutes."""
+    """Raises OSError if nothing listens at an address with a port: Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), REACH).close()
 
 
 class Ray:
-    """The executor of a Ray cluster. Use it as a context manager: at its end the workers are given back."""
+    """The executor of a Ray cluster; a context manager, which releases the workers at its end."""
 
     def __init__(self, address: str = LOCAL, cpus: int = 1, say: Callable[[str], None] = lambda line: None) -> None:
-        """Connects to a cluster and asks for its workers.
+        """Connect to a cluster and request its workers.
 
         Args:
             address: ``local`` for Ray on this machine, ``auto`` for the cluster that this machine belongs to, or a cluster's address.
-            cpus: CPU cores of a worker, where the cluster has no GPU.
-            say: Called with a line where a worker is lost.
+            cpus: CPU cores of each worker, if the cluster has no GPU.
+            say: Called with a message when a worker is lost.
 
-        Raises InputError where Ray is not installed, the cluster cannot be reached, or it has less than one worker needs.
+        Raises InputError if Ray is not installed, the cluster cannot be reached, or it is too small for one worker.
         """
         if find_spec("ray") is None:
             raise InputError("ray: Ray is not installed; install it with: pip install 'stepmend[cluster]'")
@@ -150,7 +151,7 @@ class Ray:
 
     @property
     def device(self) -> str:
-        """The kind of device that workers' models run on. Raises InputError where no worker starts."""
+        """The kind of device of the workers. Raises InputError if no worker starts."""
         self._wait_for_one()
         hand = next(one for one in self._hands if one.ready is None)
         return self.ray.get(hand.actor.device.remote(), timeout=SILENT)
@@ -162,11 +163,11 @@ class Ray:
         self.close()
 
     def close(self) -> None:
-        """Leave the cluster; workers end with that."""
+        """Disconnect from the cluster, which ends the workers."""
         self.ray.shutdown()
 
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
-        """See ``base.Executor``. Raises InputError where workers are lost again and again with one shard."""
+        """See ``base.Executor``. Raises InputError if several workers are lost with the same shard."""
         name, waiting = name_of(task), deque(_Job(shard) for shard in shards)
         try:
             while waiting or any(hand.job for hand in self._hands):
@@ -185,7 +186,7 @@ class Ray:
         return _Hand(actor, actor.beat.remote(), since=time.monotonic())
 
     def _give(self, name: str, waiting: deque[_Job]) -> None:
-        """Give a shard to every worker that has started and has none."""
+        """Assign a shard to each idle worker."""
         for hand in self._hands:
             if waiting and hand.ready is None and not hand.job:
                 hand.job = waiting.popleft()
@@ -193,13 +194,13 @@ class Ray:
                 hand.moved = time.monotonic()
 
     def _heard(self) -> list[_Hand]:
-        """The workers that have something: records, the end of their shard, or that they have started."""
+        """The workers with news: records, the end of their shard, or that they have started."""
         by = {hand.ready or hand.stream: hand for hand in self._hands if hand.ready or hand.job}
         ready, _ = self.ray.wait(list(by), num_returns=1, timeout=BEAT)
         return [by[one] for one in ready]
 
     def _records(self, hand: _Hand, waiting: deque[_Job]) -> Iterator[Any]:
-        """What a worker has made. Raises what its task raised."""
+        """The records that a worker has sent. Raises what its task raised."""
         try:
             if hand.ready:
                 self.ray.get(hand.ready, timeout=SILENT)
@@ -218,7 +219,7 @@ class Ray:
             yield from hand.job.fresh(found)
 
     def _watch(self, waiting: deque[_Job]) -> None:
-        """Ask every busy worker whether it lives; take those for lost that do not answer, or make nothing."""
+        """Poll every busy worker; those that do not answer, or produce nothing, are lost."""
         now = time.monotonic()
         for hand in self._hands:
             if not hand.job:
@@ -244,7 +245,7 @@ class Ray:
         return any(hand.ready is None for hand in self._hands)
 
     def _wait_for_one(self) -> None:
-        """Until a worker has started."""
+        """Wait until a worker has started."""
         self.ray.wait([hand.ready for hand in self._hands if hand.ready] or [self.ray.put(0)], num_returns=1, timeout=START)
         for hand in self._hands:
             if hand.ready and self.ray.wait([hand.ready], timeout=0)[0]:
@@ -253,7 +254,7 @@ class Ray:
             raise InputError(f"ray: no worker has started within {START:g} s; see 'ray status' on the cluster")
 
     def _lost(self, hand: _Hand, waiting: deque[_Job], why: str) -> None:
-        """Put a worker's shard first in the queue, and ask for another worker. Raises InputError where that has happened too often."""
+        """Put a lost worker's shard at the front of the queue, and request another worker. Raises InputError if this happens too often."""
         job = hand.job
         self._replace(hand)
         if job is None:
