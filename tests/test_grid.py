@@ -46,12 +46,20 @@ def test_cells_are_all_combinations_in_order_and_their_folders_differ(tmp_path):
         ("models: [builtin:qwen2]\nschemes: [rtn-w9a16]\nbenchmarks: [story]", "w9a16"),
         ("models: [builtin:qwen2, builtin:qwen2]\nschemes: [w4a16]\nbenchmarks: [story]", "comes twice"),
         ("models: [builtin:qwen2]\nschemes: [w4a16]\nbenchmarks: [story]\nrecipe: {restore: {stpes: 3}}", "stpes"),
+        ("models: [builtin:qwen2]\nschemes: [w4a16]\nbenchmarks: [story]\nrecipe: {model: x}", "recipe: model differs between runs"),
+        ("models: [builtin:qwen2]\nschemes: [w4a16]\nbenchmarks: [story]\nseeds: [-1]", "seed"),
         ("just words", "mapping"),
     ],
 )
 def test_a_grid_that_will_not_do_is_one_line_before_any_work(tmp_path, text, says):
     with pytest.raises(InputError, match=says):
         grids.cells(read(tmp_path, text))
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(tmp_path):
+    grid = read(tmp_path, "models: [builtin:qwen2]\nschemes: [w4a16]\nbenchmarks: [story]\n")
+    with pytest.raises(InputError, match=r"--out .*grid.yaml is not a folder"):
+        grids.run(grid, tmp_path / "grid.yaml", lambda recipe, folder: pytest.fail("was run"))
 
 
 def test_a_failed_cell_is_told_and_the_others_go_on_and_the_same_command_continues(tmp_path):

@@ -73,6 +73,8 @@ def cells(grid: Grid) -> list[Cell]:
     """The runs of a grid, in order. Raises InputError if a recipe is invalid; no model is loaded."""
     from stepmend.quantize import schemes
 
+    if crossed := [key for key in (*Benchmark.model_fields, "model", "schemes", "quantized", "seed") if key in grid.recipe]:
+        raise InputError(f"grid: recipe: {crossed[0]} differs between runs; set it by models, schemes, benchmarks or seeds")
     for scheme in grid.schemes:
         schemes.parse(scheme)
     found = []
@@ -106,6 +108,8 @@ def run(grid: Grid, out: Path, one: Callable[[Recipe, Path], Any], say: Callable
         A row for every scheme of every cell: see ``rows``.
     """
     found, failed = cells(grid), dict[str, str]()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"grid: --out {out} is not a folder")
     for number, cell in enumerate(found, 1):
         say(f"[{number}/{len(found)}] {cell.name}")
         start = time.monotonic()
