@@ -4,6 +4,7 @@ Workers may die, hang or lose their machine. If a worker is lost, another one ru
 are not returned twice. All nodes must see the checkpoints under the same paths.
 """
 
+import os
 import socket
 import time
 from collections import deque
@@ -134,6 +135,7 @@ class Ray:
             raise InputError("ray: Ray is not installed; install it with: pip install 'stepmend[cluster]'")
         ray: Any = import_module("ray")
         self.ray, self.say = ray, say
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers by default
         try:
             _reach(address)
             here = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}  # else a busy machine starves the workers
