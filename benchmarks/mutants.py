@@ -223,10 +223,11 @@ def write(sample: Sequence[Mutant], done: dict[str, dict[str, Any]], seed: int) 
     reasons: dict[str, str] = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
     lines = [
         "# Mutants", "",
-        f"`python benchmarks/mutants.py` wrote this page. Mutants drawn by seed {seed}: a comparison, `and` or `or`, `+` or `-` swapped, a "
-        "number one more or one less, `not` or a returned value left out. Each ran against the test files of its part that import its "
-        "module, in a process of its own; tests of time and simulations were left out. One that no test ends is alive, one beyond the "
-        "time limit is killed. Other tests may kill some of those that are alive here: the share is an upper bound.", "",
+        "`python benchmarks/mutants.py` wrote this page. A mutant is one small change of the code: another comparison, `and` for `or`, `+` "
+        "for `-`, a constant one more or one less, a missing `not` or return value. The mutants were sampled with seed "
+        f"{seed}. Each one was tested in a separate process, with the test files of its part that import the mutated module, except time "
+        "tests and simulations. A mutant is alive if no test fails; one that reaches the time limit counts as killed. Other tests may kill "
+        "mutants that are alive here, so the share is an upper bound.", "",
         "| part | drawn | run | killed | by the time limit | alive | alive, 95 % |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for part in PARTS:

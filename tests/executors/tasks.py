@@ -25,6 +25,16 @@ class Numbers(BaseModel):
     marker: str = ""
 
 
+class Broken:
+    """A worker that cannot start."""
+
+    def __init__(self, threads: int) -> None:
+        raise ModuleNotFoundError("No module named 'stepmend'")
+
+    def beat(self) -> int:
+        return 0
+
+
 class Number(Record):
     number: int
     process: int

@@ -21,7 +21,7 @@ from stepmend.models.reasoner import CHECKPOINTS
 from stepmend.records import InputError
 from tests.command import stepmend
 from tests.conftest import RUN
-from tests.executors.tasks import Number, Numbers, count, where
+from tests.executors.tasks import Broken, Number, Numbers, count, where
 
 pytest.importorskip("ray")
 FOLDER = str(CHECKPOINTS / "qwen2")
@@ -112,7 +112,7 @@ def test_the_shard_of_a_lost_worker_is_done_again_and_nothing_comes_twice(cluste
         Numbers(numbers=(20,)),
     ]
     assert numbers_of(cluster.map(count, shards)) == [0, 1, 2, 3, 4, 5, 10, 11, 20]
-    assert said == [f"  ray: a worker was lost ({why}); its shard is done again"]
+    assert said == [f"  ray: a worker was lost ({why}); its shard runs again"]
 
 
 def test_a_shard_that_no_worker_survives_ends_the_run_with_one_line(cluster):
@@ -135,6 +135,21 @@ def test_work_that_is_left_halfway_does_not_disturb_what_follows(cluster):
     assert next(first).number == 0
     first.close()
     assert numbers_of(cluster.map(count, [Numbers(numbers=(7,))])) == [7]
+
+
+def test_workers_that_cannot_start_end_the_run_with_one_line(cluster, said, monkeypatch):
+    said.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "Worker", Broken)
+        for hand in list(cluster._hands):
+            cluster._replace(hand)
+        with pytest.raises(InputError, match=r"3 workers did not start \(ActorDiedError\); is stepmend installed on every node"):
+            list(cluster.map(count, [Numbers(numbers=(1,))]))
+        with pytest.raises(InputError, match="workers did not start"):
+            _ = cluster.device
+    for hand in list(cluster._hands):
+        cluster._replace(hand)
+    assert numbers_of(cluster.map(count, [Numbers(numbers=(5,))])) == [5]
 
 
 def test_a_cluster_that_cannot_be_reached_or_is_too_small_is_refused(cluster, tmp_path):

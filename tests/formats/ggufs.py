@@ -12,6 +12,9 @@ import torch
 
 from benchmarks import gguf_writer
 
+IDS = tuple(range(20, 60))
+"""Token ids that two models read."""
+
 BLOCKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Types of blocks that are read."""
 
@@ -86,3 +89,14 @@ def dequantized(file: Path) -> dict[str, torch.Tensor]:
     shapes = {tensor.name: [int(size) for size in reversed(tensor.shape)] for tensor in found}
     values = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy() for tensor in found}
     return {name: torch.from_numpy(value).view(shapes[name]) for name, value in values.items()}
+
+
+def kinds_of(kind: str) -> dict[str, str] | str:
+    return {"ffn_down": kind, "blk": "Q4_0"} if kind.endswith("_K") else kind
+
+
+def patched(file: Path, out: Path, change) -> Path:
+    """A copy of a file with other bytes."""
+    data = bytearray(file.read_bytes())
+    out.write_bytes(bytes(change(data) or data))
+    return out

@@ -84,7 +84,7 @@ def say(screen: "Console", text: str) -> None:
 
 
 def show_table(screen: "Console", table: "Table") -> None:
-    """Print a table if it fits; else print its rows below each other, one value per line, so that no column is squeezed."""
+    """Print a table. If it is too wide, print each row as a list with one value per line."""
     from rich.measure import Measurement
     from rich.padding import Padding
     from rich.text import Text

@@ -93,7 +93,7 @@ def ask(shard: Texts, open_engine: Open) -> Iterator[Batched]:
 
 @dataclass(frozen=True)
 class Spread:
-    """An engine whose shards an executor runs. ``written`` is called with token counts as completions arrive."""
+    """An engine that runs its work on an executor. ``written`` is called with the token count of each completion."""
 
     executor: Executor
     spec: Spec

@@ -29,11 +29,11 @@ class Executor(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many shards are done at the same time."""
+        """How many shards run at the same time."""
         ...
 
     def map(self, task: Task[S, R], shards: Sequence[S]) -> Iterator[R]:
-        """The records that the task makes from the shards, as they arrive. Raises what the task raises; earlier records remain valid."""
+        """Run the task on all shards; yields records as they arrive. Raises the task's exceptions; records yielded before remain valid."""
         ...
 
 

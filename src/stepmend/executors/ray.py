@@ -149,7 +149,7 @@ class Ray:
         if not self.workers:
             self.close()
             raise InputError(f"ray: a worker takes {cpus} CPU cores, and the cluster has {int(total.get('CPU', 0))}")
-        self._hands = [self._hand() for _ in range(self.workers)]
+        self._hands, self._unstarted = [self._hand() for _ in range(self.workers)], 0
 
     @property
     def device(self) -> str:
@@ -173,6 +173,7 @@ class Ray:
         name, waiting = name_of(task), deque(_Job(shard) for shard in shards)
         try:
             while waiting or any(hand.job for hand in self._hands):
+                self._wait_for_one()
                 self._give(name, waiting)
                 for hand in self._heard():
                     yield from self._records(hand, waiting)
@@ -206,7 +207,7 @@ class Ray:
         try:
             if hand.ready:
                 self.ray.get(hand.ready, timeout=SILENT)
-                hand.ready = None
+                hand.ready, self._unstarted = None, 0
                 return
             assert hand.job
             found = self.ray.get(next(hand.stream), timeout=SILENT)
@@ -225,8 +226,6 @@ class Ray:
         now = time.monotonic()
         for hand in self._hands:
             if not hand.job:
-                if hand.ready and not self._started() and now - hand.since > START:
-                    raise InputError(f"ray: no worker has started within {START:g} s; see 'ray status' on the cluster")
                 continue
             if hand.asked is None:
                 if now - hand.since >= BEAT:
@@ -247,25 +246,28 @@ class Ray:
         return any(hand.ready is None for hand in self._hands)
 
     def _wait_for_one(self) -> None:
-        """Wait until a worker has started."""
-        self.ray.wait([hand.ready for hand in self._hands if hand.ready] or [self.ray.put(0)], num_returns=1, timeout=START)
-        for hand in self._hands:
-            if hand.ready and self.ray.wait([hand.ready], timeout=0)[0]:
-                hand.ready = None
-        if not self._started():
-            raise InputError(f"ray: no worker has started within {START:g} s; see 'ray status' on the cluster")
+        """Wait until a worker has started. Raises InputError if none does."""
+        until = time.monotonic() + START
+        while not self._started():
+            if time.monotonic() > until:
+                raise InputError(f"ray: no worker has started within {START:g} s; see 'ray status' on the cluster")
+            for hand in self._heard():
+                list(self._records(hand, deque()))
 
     def _lost(self, hand: _Hand, waiting: deque[_Job], why: str) -> None:
         """Put a lost worker's shard at the front of the queue, and request another worker. Raises InputError if this happens too often."""
         job = hand.job
         self._replace(hand)
         if job is None:
-            self.say(f"  ray: a worker did not start ({why}); another one is asked for")
+            self._unstarted += 1
+            if self._unstarted >= TRIES and not self._started():
+                raise InputError(f"ray: {self._unstarted} workers did not start ({why}); is stepmend installed on every node?")
+            self.say(f"  ray: a worker did not start ({why}); another one is requested")
             return
         job.lost += 1
         if job.lost >= TRIES:
             raise InputError(f"ray: {job.lost} workers were lost with the same shard ({why}); if memory is short, lower measure.batch_size")
-        self.say(f"  ray: a worker was lost ({why}); its shard is done again")
+        self.say(f"  ray: a worker was lost ({why}); its shard runs again")
         waiting.appendleft(job)
 
     def _replace(self, hand: _Hand) -> None:

@@ -37,7 +37,7 @@ class Locator:
 
     Attributes:
         full: Full precision; None if only locators that need no model are used.
-        arrive: For many (problem, whole solution, whether it is finished): whether each ends at the correct answer.
+        arrive: Takes triples (problem, whole solution, whether it is finished), and returns for each whether the answer is correct.
         completer: The model that continues traces for rescue; full precision if it is None.
         rates: How reliable each locator is.
         known: Completions of an earlier, interrupted call, by key.

@@ -1,4 +1,4 @@
-"""Running locators on labelled solutions: models are loaded, results are saved as they arrive, and a killed call resumes."""
+"""Runs locators on labelled solutions. Results are saved immediately, so the same call resumes after it was killed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
