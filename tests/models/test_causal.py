@@ -1,4 +1,4 @@
-"""Models that look at what follows are refused before work, and no others; numbers that layers have of their own."""
+"""Models that are not causal are refused before work, and no others; configuration values that differ by layer."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def meta(family: str) -> object:
 
 @pytest.mark.parametrize("family", [*ENCODERS, *BOTH_WAYS])
 def test_what_reads_both_ways_is_refused_with_and_without_numbers(family):
-    with pytest.raises(InputError, match=r"^model: [\w-]+ (is an encoder here|does not read from left to right|attends to what follows)"):
+    with pytest.raises(InputError, match=r"^model: [\w-]+ (is an encoder here|is not causal|attends to later tokens)"):
         causal.refuse(meta(family))
-    with pytest.raises(InputError, match=r"^model: [\w-]+ does not read from left to right"):
+    with pytest.raises(InputError, match=r"^model: [\w-]+ is not causal"):
         causal.check(family_models.build(family, 300).eval())
 
 

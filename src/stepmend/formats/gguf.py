@@ -2,10 +2,10 @@
 
 Tensors have the names that transformers has for them, by transformers' own map, and their rows are in the model's order: files of the
 architecture ``llama`` hold the rows of queries and keys in another one. A layer's blocks are two tensors here, ``NAME.scale``, float16, a
-scale d of every block, and ``NAME.codes``; ``gguf_blocks`` says if they are in the file. What has no codes to restore (embeddings,
+scale d of every block, and ``NAME.codes``; ``gguf_blocks`` knows their offsets in the file. What has no codes to restore (embeddings,
 the head) is given dequantized and never written.
 
-Restored are d and, except K-quants, the codes. What else a block holds (minima, factors of groups) keeps its bytes.
+Restored are d and, except in K-quants, the codes. What else a block holds (minima, factors of groups) keeps its bytes.
 """
 
 import shutil

@@ -171,7 +171,7 @@ def asking(
 ) -> Iterator[Locate]:  # fmt: skip
     """The locator to measure: equations, or the quorum of these judges, whose answers are kept in a file.
 
-    ``shown`` says show judges the correct answer, if it is known, as in a run; an answer has ``timeout`` seconds.
+    If ``shown``, judges see the correct answer, if it is known, as in a run. An answer may take ``timeout`` seconds.
     Raises InputError as the judges do.
     """
     if not specs:

@@ -324,9 +324,8 @@ def kind_of(config: Any) -> Any:
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         found: Any = auto._model_mapping.get(type(config), ())  # pyright: ignore[reportAttributeAccessIssue]
         kinds += found if isinstance(found, tuple) else (found,)
-    named = [
-        kind for kind in kinds if kind.__name__ in (config.architectures or [])
-    ]  # some types have a text model of another configuration
+    # The text model of some types has another configuration.
+    named = [kind for kind in kinds if kind.__name__ in (config.architectures or [])]
     if kinds:
         return (named or kinds)[0]
     raise InputError(f"model: {config.model_type} is not a causal language model")
